@@ -1,0 +1,73 @@
+"""Settings. The environment is read here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DeviceMode = Literal["auto", "cpu", "cuda", "enable_model_cpu_offload", "enable_sequential_cpu_offload"]
+ComputeDtype = Literal["auto", "fp32", "bf16", "fp16"]
+DEFAULT_MODEL = "sdxl-embedded:latest"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; each is an environment variable `SDXL_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="SDXL_", frozen=True, extra="ignore")
+
+    model: str = Field(DEFAULT_MODEL, description="BentoML tag of the default model.")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Further BentoML tags to load beside it, separated by commas."
+    )
+    device: DeviceMode = Field("auto", description="auto: cuda where there is one, else cpu.")
+    dtype: ComputeDtype = Field(
+        "auto", description="Compute dtype of UNet and text encoders. auto: fp16 on cuda, fp32 on cpu."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's default.")
+    allow_fallback: bool = Field(True, description="Run eager where a compiled part does not fit.")
+    lora_dir: Path | None = Field(None, description="Folder with further LoRA .safetensors files.")
+    lora_cache_mb: int = Field(2048, ge=1, description="Memory for loaded adapters, MiB.")
+    lora_pinned: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Adapters loaded at start and never evicted, separated by commas."
+    )
+    max_batch_rows: int = Field(16, ge=2, le=256, description="Most UNet rows in one forward.")
+    max_batch_pixels: int = Field(
+        16 * 1024 * 1024, ge=4096, description="Most pixels (rows x height x width) in one forward."
+    )
+    max_running: int = Field(16, ge=1, description="Most requests that hold latents at once.")
+    max_queue: int = Field(64, ge=0, description="Most requests that wait.")
+    max_queue_megapixels: float = Field(256.0, gt=0, description="Most megapixels that wait.")
+    max_pixels: int = Field(2048 * 2048, ge=4096, description="Most pixels of one picture.")
+    max_steps: int = Field(150, ge=1, le=200, description="Most denoising steps of one request.")
+    max_images: int = Field(8, ge=1, le=16, description="Most pictures of one call.")
+    prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts, MiB.")
+    vae_tile_pixels: int = Field(
+        1536 * 1536, ge=4096, description="Pictures with more pixels are decoded in tiles."
+    )
+    ageing_s: float = Field(
+        30.0, gt=0, description="A request without slo_ms is treated as if due after this long."
+    )
+    timeout_s: float = Field(600.0, gt=0, description="A call that takes longer is cancelled.")
+    drain_s: float = Field(30.0, ge=0, description="At shutdown, wait this long for running work.")
+    store_dir: Path | None = Field(None, description="Image store; a temporary folder if unset.")
+    store_ttl_s: float = Field(3600.0, gt=0, description="How long an image can be downloaded.")
+    store_max_mb: int = Field(512, ge=1, description="Size of the image store, MiB.")
+    png_level: int = Field(1, ge=0, le=9, description="zlib level of PNG answers.")
+    batch_max_size: int = Field(16, ge=1, description="generate_batch: most items of one batch.")
+    batch_max_latency_ms: int = Field(60_000, ge=1, description="generate_batch: longest wait.")
+    workers: int = Field(1, ge=1, description="Service processes; on GPUs, one for each.")
+
+    @field_validator("models", "lora_pinned", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def model_tags(self) -> tuple[str, ...]:
+        """All models to load, the default one first."""
+        return tuple(dict.fromkeys((self.model, *self.models)))

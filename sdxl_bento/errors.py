@@ -1,0 +1,143 @@
+"""The exceptions this package raises. They know nothing of HTTP: `protocols.http` maps them.
+
+    SDXLError
+    ├── InvalidInput            a field's value is not allowed
+    │   └── AdapterMismatch     a LoRA's tensors don't fit the model
+    ├── NotFound                a named thing does not exist
+    │   ├── ModelNotFound
+    │   ├── AdapterNotFound
+    │   ├── ImageNotFound
+    │   └── RequestNotFound
+    ├── Refused                 turned away at the door; nothing was started
+    │   ├── NotReady
+    │   ├── Overloaded
+    │   └── DeadlineInfeasible
+    ├── RequestCancelled        ended because its caller asked for that, or left
+    ├── RequestFailed           ended by an error of ours
+    │   ├── NumericalError      the latents are no longer finite
+    │   ├── OutOfMemory         one request alone does not fit the device
+    │   └── EngineDead          the engine thread has ended
+    └── ConfigurationError      a setting, a manifest or a model folder is wrong
+        └── ArtifactMismatch    a compiled part was built for something else
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SDXLError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class InvalidInput(SDXLError):
+    """`field` holds `value`; `allowed` says in words what it may hold."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field}: got {_short(value)}, allowed: {allowed}")
+
+
+class AdapterMismatch(InvalidInput):
+    """A LoRA file has tensors that the model has no place for; `keys` names them."""
+
+    def __init__(self, name: str, keys: Sequence[str], reason: str) -> None:
+        self.name = name
+        self.keys = tuple(keys)
+        shown = ", ".join(self.keys[:8]) + (", …" if len(self.keys) > 8 else "")
+        super().__init__("loras", name, f"an adapter that fits the model ({reason}: {shown})")
+
+
+class NotFound(SDXLError):
+    """No `kind` is called `name`; `available` lists those that there are."""
+
+    kind = "thing"
+
+    def __init__(self, name: str, available: Sequence[str] = (), hint: str = "") -> None:
+        self.name = name
+        self.available = tuple(available)
+        known = f"; available: {', '.join(self.available)}" if self.available else ""
+        super().__init__(f"no {self.kind} named {_short(name)}{known}{'; ' + hint if hint else ''}")
+
+
+class ModelNotFound(NotFound):
+    kind = "model"
+
+
+class AdapterNotFound(NotFound):
+    kind = "LoRA"
+
+
+class ImageNotFound(NotFound):
+    kind = "image"
+
+
+class RequestNotFound(NotFound):
+    kind = "request"
+
+
+class Refused(SDXLError):
+    """Turned away before any work was done. `retry_after_s`: seconds until a retry makes sense."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class NotReady(Refused):
+    """The engine is loading, draining or stopped; `state` says which."""
+
+    def __init__(self, state: str, retry_after_s: float = 2.0) -> None:
+        self.state = state
+        super().__init__(f"the engine is {state}, not ready", retry_after_s)
+
+
+class Overloaded(Refused):
+    """The queue is full."""
+
+
+class DeadlineInfeasible(Refused):
+    """The request would end after its deadline. `estimate_s`: when it would end, from now."""
+
+    def __init__(self, slo_s: float, estimate_s: float, retry_after_s: float) -> None:
+        self.slo_s = slo_s
+        self.estimate_s = estimate_s
+        super().__init__(
+            f"slo_ms: {slo_s * 1e3:.0f} ms cannot be met, the estimate is {estimate_s * 1e3:.0f} ms",
+            retry_after_s,
+        )
+
+
+class RequestCancelled(SDXLError):
+    """The request was cancelled."""
+
+
+class RequestFailed(SDXLError):
+    """The request ended by an error that is not its caller's."""
+
+
+class NumericalError(RequestFailed):
+    """The latents or the picture hold NaN or infinity."""
+
+
+class OutOfMemory(RequestFailed):
+    """The device cannot hold this one request, even alone in its batch."""
+
+
+class EngineDead(RequestFailed):
+    """The engine thread has ended, so nothing will run until the process is restarted."""
+
+
+class ConfigurationError(SDXLError):
+    """A setting, a manifest or a model folder is wrong; the message says how to mend it."""
+
+
+class ArtifactMismatch(ConfigurationError):
+    """A compiled part was built for another version, device, dtype or shape."""
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
