@@ -1,0 +1,222 @@
+"""What an exported model says of itself: `manifest.json`, written by `export`, read by backends.
+
+Folder of a model in the BentoML store::
+
+    model.yaml          BentoML's own
+    manifest.json       this module's `Manifest`
+    base/               a pipeline in diffusers' folder layout
+    refiner/            likewise, if the model has a refiner
+    loras/<name>.safetensors
+
+All paths in a manifest are relative to that folder, with forward slashes. All sizes are bytes
+unless a name says otherwise, pictures are in pixels, times in seconds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdxl_bento.errors import ConfigurationError
+
+SCHEMA_VERSION: Final = 1
+FILE_NAME = "manifest.json"
+
+WeightDtype = Literal["fp32", "fp16", "bf16"]
+PredictionType = Literal["epsilon", "v_prediction"]
+Variant = Literal["base", "turbo", "lightning", "lcm"]
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+        raise ValueError("must be a path inside the model folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceInfo(_Part):
+    """Where the weights came from.
+
+    `location` is a hub id, or the name (not the path) of a folder. `sha256` covers every file that
+    was taken, by path and content, so it changes when anything that matters does.
+    """
+
+    kind: Literal["embedded", "folder", "hub"]
+    location: str
+    revision: str | None = None
+    sha256: Sha256
+
+
+class Versions(_Part):
+    """Versions of what wrote the model."""
+
+    sdxl_bento: str
+    python: str
+    torch: str
+    diffusers: str
+    transformers: str
+    bentoml: str
+
+
+class ComponentInfo(_Part):
+    """One component of a pipeline. `sha256` is over its files, by path and content."""
+
+    library: Literal["diffusers", "transformers"]
+    class_name: str
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class PipelineInfo(_Part):
+    """One pipeline: the base model or the refiner.
+
+    `width` and `height` are its native size in pixels, `vae_scale_factor` the pixels of a latent
+    cell's side. `components` is keyed as in `model_index.json` and holds no absent ones.
+    """
+
+    path: RelativePath
+    components: dict[str, ComponentInfo]
+    prediction_type: PredictionType
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    latent_channels: int = Field(gt=0)
+    vae_scale_factor: int = Field(gt=0)
+    requires_aesthetics_score: bool
+    force_zeros_for_empty_prompt: bool
+
+
+class LoraInfo(_Part):
+    """An adapter that comes with the model; a request asks for it by `name`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    path: RelativePath
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class ParityFigure(_Part):
+    """How far the output of one part is from the same part of `against`, in float32.
+
+    `part` is the pipeline and component, as "base/unet". `max_abs_error` is in the units of the
+    output; `psnr_db` takes the range of the reference as its peak, and is None where the two
+    outputs are equal.
+    """
+
+    part: str
+    against: str
+    max_abs_error: float = Field(ge=0)
+    psnr_db: float | None
+
+
+class Size(_Part):
+    """A picture size in pixels."""
+
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+
+
+class BackendInfo(_Part):
+    """One way to run the model, and what it was built for.
+
+    `device` is a device family with its architecture ("any", "cpu", "cuda:9.0"). Empty `sizes` or
+    `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
+    `artifacts` are compiled files by part. `versions` are those a compiled file is bound to.
+    """
+
+    backend: str
+    device: str
+    versions: dict[str, str]
+    sizes: tuple[Size, ...] = ()
+    rows: tuple[int, ...] = ()
+    artifacts: dict[str, RelativePath] = {}
+    parity: tuple[ParityFigure, ...] = ()
+
+
+class SizeLimits(_Part):
+    """Width and height must each be a multiple of `multiple` from `min` to `max`, in pixels."""
+
+    multiple: int = Field(gt=0)
+    min: int = Field(gt=0)
+    max: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SizeLimits:
+        if self.min > self.max or self.min % self.multiple or self.max % self.multiple:
+            raise ValueError("min <= max, and both multiples of `multiple`")
+        return self
+
+    def allows(self, width: int, height: int) -> bool:
+        """Whether a picture of `width` x `height` pixels can be asked for."""
+        return all(
+            self.min <= side <= self.max and side % self.multiple == 0 for side in (width, height)
+        )
+
+
+class Manifest(_Part):
+    """The whole contract between `export` and the service."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    family: Literal["sdxl"] = "sdxl"
+    variant: Variant = "base"
+    source: SourceInfo
+    created: datetime
+    versions: Versions
+    dtype: WeightDtype
+    base: PipelineInfo
+    refiner: PipelineInfo | None = None
+    loras: tuple[LoraInfo, ...] = ()
+    backends: tuple[BackendInfo, ...] = Field(min_length=1)
+    size_limits: SizeLimits
+    bytes: int = Field(ge=0, description="Size of the model folder without this file.")
+    export_seconds: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _unique_loras(self) -> Manifest:
+        names = [lora.name for lora in self.loras]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two LoRAs share a name: {sorted(names)}")
+        if self.created.utcoffset() is None:
+            raise ValueError("`created` needs a time zone")
+        return self
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read the manifest of the model in `folder`.
+
+        Raises `ConfigurationError` if there is none, or if it is not one that this version reads.
+        """
+        path = folder / FILE_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"{path}: cannot be read ({error}); was the model written by `python -m export`?"
+            ) from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
+                for item in error.errors(include_url=False, include_context=False)[:5]
+            )
+            raise ConfigurationError(
+                f"{path}: not a manifest of schema {SCHEMA_VERSION}: {problems}; "
+                f"export the model again with this version of sdxl-bento"
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into `folder`, which must exist."""
+        text = self.model_dump_json(indent=2) + "\n"
+        (folder / FILE_NAME).write_text(text, encoding="utf-8")
