@@ -1,0 +1,131 @@
+"""Noise schedules: which timesteps and sigmas a sampler visits, read from diffusers' schedulers.
+
+Only the *schedule* comes from diffusers (spacing, Karras and exponential sigmas, zero-SNR
+rescale, v-prediction are its configuration). The step itself is `solvers`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.params import SamplerName
+
+Floats = npt.NDArray[np.float64]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+DEFAULT_SAMPLER = "euler"
+
+# Scheduler classes that a model may name, and the sampler they stand for.
+SAMPLER_OF_CLASS: Mapping[str, str] = {
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_a",
+    "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+}
+
+# sampler -> (diffusers class, configuration that makes it that sampler)
+_CLASS_OF_SAMPLER: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "thresholding": False}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "lcm": ("LCMScheduler", {"clip_sample": False, "thresholding": False}),
+    "tcd": ("TCDScheduler", {"clip_sample": False, "thresholding": False}),
+}
+_DPM = {"solver_order": 2, "solver_type": "midpoint", "thresholding": False}
+_PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The nodes of one sampler for one step count.
+
+    Attributes:
+        timesteps: [n], what the UNet is told.
+        sigmas: [n + 1], noise over signal (`sqrt((1 - abar) / abar)`), for the sigma samplers.
+        abar: [T], the cumulative product of alphas of the training schedule.
+        final_abar: abar after the last step, for samplers in discrete time.
+        prediction: `epsilon` or `v_prediction`.
+        init_noise_sigma: scale of the first latents.
+    """
+
+    sampler: str
+    timesteps: Floats
+    sigmas: Floats
+    abar: Floats
+    final_abar: float
+    prediction: str
+    init_noise_sigma: float
+    timestep_scaling: float
+
+
+def build_schedule(sampler: str, config: Mapping[str, object], steps: int) -> Schedule:
+    """The schedule of `sampler` in `steps` steps for a model with scheduler `config`.
+
+    Raises:
+        InvalidInput: an unknown sampler, a step count the sampler does not allow, or a model
+            whose prediction type is not linear in the latents.
+    """
+    scheduler = make_scheduler(sampler, config)
+    if scheduler.config.prediction_type not in _PREDICTIONS:
+        raise InvalidInput("sampler", sampler, f"a model that predicts {' or '.join(_PREDICTIONS)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scheduler.set_timesteps(steps)
+    except (ValueError, IndexError) as error:
+        raise InvalidInput("num_inference_steps", steps, f"{sampler} says: {error}") from error
+    sigmas = getattr(scheduler, "sigmas", None)
+    count = len(scheduler.timesteps)
+    return Schedule(
+        sampler=sampler,
+        timesteps=np.asarray(scheduler.timesteps, dtype=np.float64),
+        sigmas=np.zeros(count + 1) if sigmas is None else np.asarray(sigmas, dtype=np.float64),
+        abar=np.asarray(scheduler.alphas_cumprod, dtype=np.float64),
+        final_abar=float(getattr(scheduler, "final_alpha_cumprod", 1.0)),
+        prediction=scheduler.config.prediction_type,
+        init_noise_sigma=float(scheduler.init_noise_sigma),
+        timestep_scaling=float(scheduler.config.get("timestep_scaling", 10.0)),
+    )
+
+
+def make_scheduler(sampler: str, config: Mapping[str, object]) -> Any:
+    """diffusers' scheduler for `sampler` on a model with scheduler `config`."""
+    import diffusers
+
+    if sampler not in _CLASS_OF_SAMPLER:
+        raise InvalidInput("sampler", sampler, "one of " + ", ".join(SAMPLERS))
+    name, overrides = _CLASS_OF_SAMPLER[sampler]
+    extra = dict(overrides, **(_DPM if name == "DPMSolverMultistepScheduler" else {}))
+    make: Callable[..., Any] = getattr(diffusers, name).from_config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(dict(config), **extra)
+
+
+def default_sampler(config: Mapping[str, object]) -> str:
+    """The sampler that a model's own scheduler config stands for; Euler if we have none like it."""
+    name = SAMPLER_OF_CLASS.get(str(config.get("_class_name")), DEFAULT_SAMPLER)
+    if name == "dpmpp_2m":
+        if config.get("algorithm_type") == "sde-dpmsolver++":
+            name = "dpmpp_2m_sde"
+        if config.get("use_karras_sigmas"):
+            name += "_karras"
+    return name
