@@ -1,0 +1,130 @@
+"""The BentoML model store: find what was exported before, write a model as a whole or not at all.
+
+`bentoml.models.create` copies its files one by one into the store, so a process that is killed
+meanwhile leaves a folder there without `model.yaml`, after which even `bentoml models list` fails.
+Here a model is put together in the store's `tmp` folder and moved into place by one rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import FILE_NAME, Manifest
+
+_PREFIX = "sdxl-export-"
+_NOT_CONTENT = (FILE_NAME, "model.yaml")
+
+
+def store() -> Path:
+    """The model store's folder, `$BENTOML_HOME/models`; made if missing."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    return Path(BentoMLContainer.model_store_dir.get())
+
+
+def check_name(name: str) -> None:
+    """Raise `ExportError` unless BentoML takes `name` for a model."""
+    from bentoml import Tag
+    from bentoml.exceptions import BentoMLException
+
+    try:
+        Tag.from_taglike(name)
+    except (BentoMLException, ValueError) as error:
+        raise ExportError(f"--name {name!r}: {error}") from None
+
+
+def content_bytes(folder: Path) -> int:
+    """Size of a model's own files, without the manifest and BentoML's `model.yaml`."""
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).as_posix() not in _NOT_CONTENT
+    )
+
+
+def find(name: str, sha256: str, dtype: str) -> str | None:
+    """The tag of a whole model with this name and content, the newest first; None if there is none.
+
+    It becomes the `latest` one, so that the name alone leads to what was asked for.
+    """
+    folders = [path for path in (store() / name).glob("*") if (path / "model.yaml").is_file()]
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            manifest = Manifest.load(folder)
+        except ConfigurationError:
+            continue  # of an older schema: export again
+        same = manifest.source.sha256 == sha256 and manifest.dtype == dtype
+        if same and manifest.bytes == content_bytes(folder):
+            _set_latest(folder)
+            return f"{name}:{folder.name}"
+    return None
+
+
+@contextmanager
+def staging() -> Iterator[Path]:
+    """A temporary folder on the store's own file system; removed at the end, whatever happens.
+
+    What a killed export has left is removed by the next one: a lock that only a living process
+    holds tells the two apart.
+    """
+    parent = store().parent / "tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / ".sdxl-export-lock").open("w") as door:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        for leftover in parent.glob(f"{_PREFIX}*"):
+            _remove_if_abandoned(leftover)
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = (folder / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    try:
+        with (folder / "lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # another export is at work in it
+    except FileNotFoundError:
+        pass  # killed before it had made its lock
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit(folder: Path, name: str, labels: Mapping[str, str], metadata: Mapping[str, Any]) -> str:
+    """Move the finished model in `folder` into the store as its newest version; returns the tag."""
+    from bentoml._internal.models.model import Model, ModelContext
+
+    model = Model.create(
+        name, module="", api_version="v1", signatures={}, labels=dict(labels),
+        metadata=dict(metadata), context=ModelContext(framework_name="", framework_versions={}),
+    )  # fmt: skip
+    model.flush()  # type: ignore[no-untyped-call]
+    shutil.copyfile(model.path_of("model.yaml"), folder / "model.yaml")
+    version = model.tag.version
+    if version is None:
+        raise ExportError("BentoML made no version")
+    target = store() / name / version
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    folder.rename(target)
+    _set_latest(target)
+    return f"{name}:{version}"
+
+
+def _set_latest(model: Path) -> None:
+    latest = model.parent / "latest"
+    draft = model.parent / f".latest-{model.name}"
+    draft.write_text(model.name)
+    draft.replace(latest)

@@ -1,0 +1,222 @@
+"""One export from its options to a tag: read, stage, verify, commit."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from export import bento, sources, verify, weights, writer
+from export.errors import ExportError
+from export.inspection import Pipeline, read_pipeline, slug
+from export.progress import Progress
+from export.sources import Source
+from sdxl_bento import __version__
+from sdxl_bento.manifest import (
+    BackendInfo,
+    Manifest,
+    ParityFigure,
+    PipelineInfo,
+    SizeLimits,
+    SourceInfo,
+    Versions,
+    WeightDtype,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export. `dtype` None keeps that of the source; `name` None is made from it."""
+
+    source: str
+    refiner: str | None = None
+    loras: tuple[Path, ...] = ()
+    name: str | None = None
+    dtype: WeightDtype | None = None
+    revision: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """`created` is False where the store held the same model already."""
+
+    tag: str
+    created: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    name: str
+    source: Source
+    base: Pipeline
+    refiner: Pipeline | None
+    loras: dict[str, Path]
+    sha256: str
+    dtype: WeightDtype
+
+    @property
+    def pipelines(self) -> list[Pipeline]:
+        return [self.base] + ([self.refiner] if self.refiner else [])
+
+    def files(self) -> dict[str, Path]:
+        """Every file to take, by its path in the model folder."""
+        found = {f"loras/{name}.safetensors": path for name, path in self.loras.items()}
+        for pipeline in self.pipelines:
+            found |= {f"{pipeline.role}/{name}": path for name, path in pipeline.files().items()}
+        return found
+
+
+def run(options: Options, progress: Progress | None = None) -> Result:
+    """Export a model into the BentoML store, unless the store holds the same one.
+
+    Raises `ExportError`; whatever is raised, the store is as it was.
+    """
+    started = time.perf_counter()
+    progress = progress or Progress()
+    plan = _plan(options, progress)
+    if not options.force and (tag := bento.find(plan.name, plan.sha256, plan.dtype)):
+        return Result(tag, created=False)
+    with bento.staging() as scratch:
+        folder = scratch / "model"
+        folder.mkdir()
+        manifest = _stage(plan, options.dtype, folder, progress, started)
+        with progress.stage("Move it into the model store"):
+            manifest.save(folder)
+            tag = bento.commit(folder, plan.name, {"family": manifest.family}, _metadata(manifest))
+    return Result(tag, created=True)
+
+
+def _plan(options: Options, progress: Progress) -> _Plan:
+    """Find and check everything; nothing is written yet."""
+    with progress.stage(f"Read and check {options.source}"):
+        source, refiner, loras = _sources(options)
+        name = options.name or _default_name(options.source, source)
+        bento.check_name(name)
+        base = read_pipeline(source.folder, "base", options.dtype)
+        second = read_pipeline(refiner.folder, "refiner", options.dtype) if refiner else None
+        _check_pair(base, second)
+        plan = _Plan(
+            name=name,
+            source=source,
+            base=base,
+            refiner=second,
+            loras=writer.check_loras(loras),
+            sha256="",
+            dtype=options.dtype or base.dtype,
+        )
+        # The flags are in model_index.json, which is rewritten and so not among the files.
+        digests = {path: weights.digest(file) for path, file in plan.files().items()}
+        digests |= {
+            f"{part.role}/flags": str(sorted(part.flags.items())) for part in plan.pipelines
+        }
+        return _Plan(**{**plan.__dict__, "sha256": weights.combined_digest(digests)})
+
+
+def _sources(options: Options) -> tuple[Source, Source | None, list[Path]]:
+    if options.source == sources.EMBEDDED:
+        base, refiner, loras = sources.embedded()
+        return base, refiner, [*loras, *options.loras]
+    base = sources.resolve(options.source, options.revision, options.dtype)
+    refiner_source = (
+        sources.resolve(options.refiner, dtype=options.dtype) if options.refiner else None
+    )
+    return base, refiner_source, list(options.loras)
+
+
+def _default_name(text: str, source: Source) -> str:
+    if source.kind == "embedded":
+        return "sdxl-embedded"
+    return slug(source.location.rpartition("/")[2] or text)
+
+
+def _check_pair(base: Pipeline, refiner: Pipeline | None) -> None:
+    """The refiner goes on with the base's latents, so both must mean the same by them."""
+    if refiner is None:
+        return
+    ours, theirs = base.geometry, refiner.geometry
+    for name in ("latent_channels", "vae_scale_factor"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ExportError(
+                f"base and refiner differ in {name}: {getattr(ours, name)} and "
+                f"{getattr(theirs, name)}; they must share one latent space"
+            )
+
+
+def _stage(
+    plan: _Plan, dtype: WeightDtype | None, folder: Path, progress: Progress, started: float
+) -> Manifest:
+    """Write the model into `folder` and verify it."""
+    growth = 2.0 if plan.dtype == "fp32" and plan.base.dtype != "fp32" else 1.0
+    writer.check_space(folder, plan.files().values(), growth)
+    infos: dict[str, PipelineInfo] = {}
+    figures: list[ParityFigure] = []
+    for pipeline in plan.pipelines:
+        with progress.stage(f"Write the {pipeline.role} model in {plan.dtype}"):
+            written = writer.write_pipeline(pipeline, folder, dtype)
+            infos[pipeline.role] = written.info
+        with progress.stage(f"Verify the {pipeline.role} model"):
+            figures += verify.verify_pipeline(
+                pipeline, folder / pipeline.role, written.converted, folder.parent
+            )
+    loras = writer.write_loras(plan.loras, folder)
+    return Manifest(
+        name=plan.name,
+        source=SourceInfo(
+            kind=plan.source.kind,
+            location=plan.source.location,
+            revision=plan.source.revision,
+            sha256=plan.sha256,
+        ),
+        created=datetime.now(UTC),
+        versions=_versions(),
+        dtype=plan.dtype,
+        base=infos["base"],
+        refiner=infos.get("refiner"),
+        loras=loras,
+        backends=(_eager(tuple(figures)),),
+        size_limits=_limits(plan.base),
+        bytes=bento.content_bytes(folder),
+        export_seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def _versions() -> Versions:
+    return Versions(
+        sdxl_bento=__version__,
+        python=platform.python_version(),
+        torch=version("torch"),
+        diffusers=version("diffusers"),
+        transformers=version("transformers"),
+        bentoml=version("bentoml"),
+    )
+
+
+def _eager(parity: tuple[ParityFigure, ...]) -> BackendInfo:
+    """The backend that every model has: diffusers' own modules, any device, any size."""
+    versions = {name: version(name) for name in ("torch", "diffusers")}
+    return BackendInfo(backend="eager", device="any", versions=versions, parity=parity)
+
+
+def _limits(base: Pipeline) -> SizeLimits:
+    """From a quarter of the native side to twice it, in steps at which the UNet has whole cells."""
+    step, side = base.geometry.multiple, base.geometry.width
+    return SizeLimits(multiple=step, min=max(step, side // 4 // step * step), max=2 * side)
+
+
+def _metadata(manifest: Manifest) -> dict[str, object]:
+    """What `bentoml models get` shows; the manifest says more. BentoML takes no None here."""
+    return {
+        "family": manifest.family,
+        "variant": manifest.variant,
+        "dtype": manifest.dtype,
+        "source": f"{manifest.source.kind}:{manifest.source.location}",
+        "sha256": manifest.source.sha256,
+        "refiner": manifest.refiner is not None,
+        "loras": [lora.name for lora in manifest.loras],
+        "backends": [backend.backend for backend in manifest.backends],
+        "manifest_schema": manifest.schema_version,
+    }

@@ -1,0 +1,157 @@
+"""Weight files: which of a folder's files hold a component, what is in them, copying them.
+
+Only safetensors is read. Variants (`model.fp16.safetensors`) and shards are recognised as
+diffusers and transformers write them, and get their plain names in the copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal, cast
+
+from safetensors import SafetensorError, safe_open
+
+from export.errors import SourceError, UnsafeSourceError
+from sdxl_bento.manifest import WeightDtype
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+VARIANTS: Mapping[WeightDtype, str] = {"fp16": "fp16", "bf16": "bf16"}
+_DTYPES: Mapping[str, WeightDtype] = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
+_INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
+
+
+def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: object) -> str:
+    """The name of the weight file, or of the index of shards, to take from `names`.
+
+    With `dtype`, the variant of that dtype comes first, then the plain file. Without, the fp16
+    variant wins where there are both: it is half the download, and what SDXL is served in.
+    Raises `SourceError` if there is none, `UnsafeSourceError` if there are only pickles.
+    """
+    variant = VARIANTS.get(dtype) if dtype else "fp16"
+    plain = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
+    wanted = list(plain)
+    if variant:
+        wanted = [
+            f"{stem}.{variant}.safetensors",
+            f"{stem}.safetensors.index.{variant}.json",
+            *plain,
+        ]
+    elif f"{stem}.fp16.safetensors" in names:
+        wanted.append(f"{stem}.fp16.safetensors")
+    for name in wanted:
+        if name in names:
+            return name
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if pickles:
+        raise UnsafeSourceError(
+            where,
+            f"pickled weights only ({', '.join(pickles[:3])}), which can run code when loaded",
+            f"{stem}.safetensors; convert them on a machine you can throw away",
+        )
+    raise SourceError(where, "no weights", f"{stem}.safetensors, or its shards with an index")
+
+
+def shards(index: Path) -> tuple[dict[str, object], list[str]]:
+    """The content of an index file and the names of its shards, which lie beside it."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(index, f"no readable index ({error!r})", "JSON with weight_map") from None
+    if not names:
+        raise SourceError(index, "an index of no shards", "a weight_map that names them")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise UnsafeSourceError(index, f"a shard at {name!r}", "shards beside their index")
+        if not name.endswith(".safetensors"):
+            raise UnsafeSourceError(index, f"a shard {name!r}", "safetensors shards")
+    return content, names
+
+
+def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:
+    """Dtype of most numbers in a safetensors file, and the names of its tensors.
+
+    Raises `SourceError` if the file is cut short, is none, or holds a dtype that SDXL never has.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = tuple(file.keys())
+            numbers: Counter[str] = Counter()
+            for name in names:
+                tensor = file.get_slice(name)
+                count = 1
+                for side in tensor.get_shape():
+                    count *= side
+                numbers[tensor.get_dtype()] += count
+    except (SafetensorError, OSError) as error:
+        raise SourceError(
+            path, f"a broken safetensors file ({error})", "the whole file; copy or fetch it again"
+        ) from None
+    unknown = sorted(set(numbers) - set(_DTYPES) - _INTEGERS)
+    floats = [(count, name) for name, count in numbers.items() if name in _DTYPES]
+    if unknown or not floats:
+        raise SourceError(
+            path, f"tensors of {', '.join(unknown) or 'no float dtype'}", "F16, BF16 or F32"
+        )
+    return _DTYPES[max(floats)[1]], names
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content, through any symlink, never its permissions."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def convert(source: Path, target: Path, dtype: WeightDtype) -> None:
+    """Write `source` with its floating tensors in `dtype`; integers stay as they are.
+
+    Raises `SourceError` where a finite number becomes infinite.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    tensors: dict[str, torch.Tensor] = {}
+    with safe_open(source, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (no mapping)
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point():
+                cast_tensor = tensor.to(kind)
+                if not torch.isfinite(cast_tensor).all() and torch.isfinite(tensor).all():
+                    raise SourceError(
+                        source, f"{name} leaves the range of {dtype}", "--dtype bf16 or fp32"
+                    )
+                tensor = cast_tensor
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combined_digest(files: Mapping[str, str]) -> str:
+    """One SHA-256 for a set of files, given their digests by relative path."""
+    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def as_dtype(name: str) -> WeightDtype:
+    """`name` as a dtype, for callers that have checked it."""
+    return cast(Literal["fp32", "fp16", "bf16"], name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give one file a second name, or copy it where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        copy(source, target)
