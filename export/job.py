@@ -163,6 +163,7 @@ def _stage(
                 pipeline, folder / pipeline.role, written.converted, folder.parent
             )
     loras = writer.write_loras(plan.loras, folder)
+    weights.share_equal(folder)
     return Manifest(
         name=plan.name,
         source=SourceInfo(

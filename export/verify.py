@@ -147,7 +147,7 @@ def _load(component: Component, folder: Path) -> Any:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # the export has its own
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # export has its own
         loaders = {
             "CLIPTextModel": CLIPTextModel,
             "CLIPTextModelWithProjection": CLIPTextModelWithProjection,

@@ -149,9 +149,27 @@ def as_dtype(name: str) -> WeightDtype:
     return cast(Literal["fp32", "fp16", "bf16"], name)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give one file a second name, or copy it where the file system has no hard links."""
+def share_equal(folder: Path) -> None:
+    """Let equal weight files below `folder` be one file with two names.
+
+    SDXL's refiner comes with the base model's VAE and second text encoder, 1.6 GB in fp16. Where
+    the file system has no hard links, the copies stay.
+    """
+    by_size: dict[int, list[Path]] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    for paths in by_size.values():
+        first: dict[str, Path] = {}
+        for path in paths if len(paths) > 1 else []:
+            original = first.setdefault(digest(path), path)
+            if original != path:
+                _link(original, path)
+
+
+def _link(original: Path, path: Path) -> None:
+    draft = path.with_name(f".{path.name}")
     try:
-        os.link(source, target)
+        os.link(original, draft)
     except OSError:
-        copy(source, target)
+        return
+    draft.replace(path)

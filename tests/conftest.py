@@ -1,0 +1,35 @@
+"""Fixtures that more than one kind of test uses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME for this run of the tests, so that nobody's own store is touched.
+
+    It is set before `bentoml` is imported by any test, and children inherit it.
+    """
+    home = tmp_path_factory.mktemp("bentoml")
+    os.environ["BENTOML_HOME"] = str(home)
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    return home
+
+
+@pytest.fixture(scope="session")
+def embedded_tag(model_store: Path) -> str:
+    """Tag of the embedded model, exported once into `model_store` by the real command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "export", "embedded"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
