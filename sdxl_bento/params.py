@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT_CHARS = 8_000
@@ -21,7 +21,19 @@ SamplerName = Literal[
     "tcd",
 ]
 OutputFormat = Literal["png", "webp", "jpeg"]
-Size = tuple[Annotated[int, Field(ge=0, le=8192)], Annotated[int, Field(ge=0, le=8192)]]
+_Pixels = Annotated[int, Field(ge=0, le=8192)]
+# The schema is written out because OpenAPI 3.0 and BentoML's clients don't know `prefixItems`.
+Size = Annotated[
+    tuple[_Pixels, _Pixels],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": 8192},
+            "minItems": 2,
+            "maxItems": 2,
+        }
+    ),
+]
 
 
 class LoraRef(BaseModel):
