@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-DeviceMode = Literal["auto", "cpu", "cuda", "enable_model_cpu_offload", "enable_sequential_cpu_offload"]
+from sdxl_bento.errors import ConfigurationError
+
+DeviceMode = Literal[
+    "auto", "cpu", "cuda", "enable_model_cpu_offload", "enable_sequential_cpu_offload"
+]
 ComputeDtype = Literal["auto", "fp32", "bf16", "fp16"]
 DEFAULT_MODEL = "sdxl-embedded:latest"
 
@@ -24,7 +28,8 @@ class Settings(BaseSettings):
     )
     device: DeviceMode = Field("auto", description="auto: cuda where there is one, else cpu.")
     dtype: ComputeDtype = Field(
-        "auto", description="Compute dtype of UNet and text encoders. auto: fp16 on cuda, fp32 on cpu."
+        "auto",
+        description="Compute dtype of UNet and text encoders. auto: fp16 on cuda, fp32 on cpu.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's default.")
     allow_fallback: bool = Field(True, description="Run eager where a compiled part does not fit.")
@@ -71,3 +76,16 @@ class Settings(BaseSettings):
     def model_tags(self) -> tuple[str, ...]:
         """All models to load, the default one first."""
         return tuple(dict.fromkeys((self.model, *self.models)))
+
+
+def load_settings() -> Settings:
+    """The settings of the environment. Raises ConfigurationError that says what is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"SDXL_{'_'.join(map(str, detail['loc'])).upper()} is {detail['input']!r}: "
+            f"{detail['msg']}"
+            for detail in error.errors(include_url=False)
+        )
+        raise ConfigurationError(f"a setting is wrong: {wrong}") from None
