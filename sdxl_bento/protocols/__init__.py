@@ -1,0 +1,1 @@
+"""Adapters from the wire to `generation.Generator`: they translate, and hold no logic."""

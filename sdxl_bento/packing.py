@@ -1,0 +1,65 @@
+"""The models in BentoML's store: which this service needs, which a built bento brings along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import bentoml
+from bentoml.exceptions import NotFound
+from bentoml.models import BentoModel
+
+from sdxl_bento.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from sdxl_bento.config import Settings
+
+
+class RequiredModel(BentoModel):  # type: ignore[misc]  # untyped upstream
+    """A model that has to be in the local store. `bentoml build` packs it.
+
+    BentoML's own class would look for a missing one in its cloud, and say that it failed to.
+    """
+
+    def resolve(self, *args: Any, **kwargs: Any) -> bentoml.Model:
+        """The stored model. Raises NotFound with the command that makes it."""
+        self._check()
+        stored: bentoml.Model = super().resolve(*args, **kwargs)
+        return stored
+
+    def to_info(self, *args: Any, **kwargs: Any) -> Any:
+        """What a bento notes of the model. Raises NotFound as `resolve` does."""
+        self._check()
+        return super().to_info(*args, **kwargs)
+
+    def _check(self) -> None:
+        if self.stored is None:
+            raise NotFound(missing_model(str(self.tag)))
+
+
+def missing_model(tag: str) -> str:
+    """One paragraph: what is missing, what there is, and how to get it."""
+    name = tag.partition(":")[0]
+    source = "embedded" if name == DEFAULT_MODEL.partition(":")[0] else "<folder or hub id>"
+    command = f"python -m export {source}" + ("" if source == "embedded" else f" --name {name}")
+    there = sorted(str(model.tag) for model in bentoml.models.list())
+    known = f"It holds {', '.join(there)}." if there else "It is empty."
+    return (
+        f"there is no model {tag} in BentoML's model store. {known} "
+        f"Make the model with `{command}`, or name another in SDXL_MODEL."
+    )
+
+
+def with_packed_models(settings: Settings, bento: bentoml.Bento | None) -> Settings:
+    """A built bento serves the models that it was built with, unless the environment names some."""
+    if bento is None or {"model", "models"} & settings.model_fields_set:
+        return settings
+    tags = [str(info.tag) for info in bento.info.all_models]
+    if not tags:
+        return settings
+    return settings.model_copy(update={"model": tags[0], "models": tuple(tags[1:])})
+
+
+def require_models(settings: Settings) -> None:
+    """Raises NotFound unless every model of the settings is in the store."""
+    for tag in settings.model_tags:
+        RequiredModel(tag)._check()

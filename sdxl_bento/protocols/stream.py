@@ -1,0 +1,88 @@
+"""POST /generate/stream: a call's progress as server-sent events.
+
+`queued` and `step` carry the picture's index and how far it is, `preview` a small JPEG, `done` what
+/generate answers as JSON, `error` what it answers when it fails. One `done` or `error` comes last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response, StreamingResponse
+
+from sdxl_bento.errors import SDXLError
+from sdxl_bento.images import encode
+from sdxl_bento.protocols.bodies import Call
+from sdxl_bento.protocols.http import error_body, error_response, status_of
+from sdxl_bento.protocols.native import Answer, NativeAPI, answer_json, logged
+
+if TYPE_CHECKING:
+    from sdxl_bento.generation import Progress
+
+KEEP_ALIVE_S = 10.0
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+async def stream(api: NativeAPI, call: Call) -> Response:
+    """The answer to /generate/stream. What can be refused at once still gets a status."""
+    try:
+        call.params()
+    except SDXLError as error:
+        return error_response(error, call.request_id)
+    headers = {**_HEADERS, "X-Request-Id": call.request_id}
+    return StreamingResponse(_events(api, call), headers=headers, media_type="text/event-stream")
+
+
+async def _events(api: NativeAPI, call: Call) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    progress: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+    def on_progress(step: Progress) -> None:  # may come from the engine's thread
+        loop.call_soon_threadsafe(progress.put_nowait, step)
+
+    task = asyncio.create_task(api.run(call, api.text_to_image(call, on_progress)))
+    task.add_done_callback(lambda _: progress.put_nowait(None))
+    try:
+        while True:
+            try:
+                step = await asyncio.wait_for(progress.get(), KEEP_ALIVE_S)
+            except TimeoutError:
+                yield b": still here\n\n"  # proxies close silent connections
+                continue
+            if step is None:
+                break
+            for event in await _progress_events(step):
+                yield event
+        yield _last_event(task, call)
+    finally:
+        if not task.done():
+            task.cancel()
+
+
+def _last_event(task: asyncio.Task[Answer], call: Call) -> bytes:
+    error = task.exception()
+    if error is None:
+        return _event("done", answer_json(task.result()))
+    if not isinstance(error, Exception):
+        raise error
+    body = error_body(logged(error, call), call.request_id)
+    return _event("error", {"error": body["error"] | {"status": int(status_of(error))}})
+
+
+async def _progress_events(step: Progress) -> list[bytes]:
+    about = {"request_id": step.request_id, "index": step.index, "stage": step.stage}
+    if step.preview is not None:
+        jpeg = await asyncio.to_thread(encode, step.preview, "jpeg", quality=80)
+        picture = base64.b64encode(jpeg).decode("ascii")
+        return [_event("preview", about | {"step": step.step, "jpeg": picture})]
+    if step.stage == "queued":
+        return [_event("queued", about | {"position": step.position})]
+    return [_event("step", about | {"step": step.step, "steps": step.steps})]
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

@@ -1,0 +1,120 @@
+"""Untrusted fields → `GenerateParams`, with errors that name field, value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.params import GenerateParams
+
+
+def parse_params(fields: object) -> GenerateParams:
+    """Validate decoded JSON. Raises InvalidInput for the first field that is wrong."""
+    if not isinstance(fields, Mapping):
+        raise InvalidInput("body", fields, 'a JSON object, such as {"prompt": "a red circle"}')
+    try:
+        return GenerateParams.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error.errors(include_url=False)[0], fields) from None
+
+
+def _invalid(detail: ErrorDetails, fields: Mapping[str, Any]) -> InvalidInput:
+    path = detail["loc"]
+    field = ".".join(str(part) for part in path) or "body"
+    if detail["type"] == "extra_forbidden":
+        return InvalidInput(field, detail["input"], _known_fields(*path))
+    if detail["type"] == "missing":
+        return InvalidInput(field, None, f"{_allowed(*path) or 'a value'}; it is required")
+    if not path:
+        return InvalidInput(*_about_several(detail["msg"], fields))
+    return InvalidInput(field, detail["input"], _allowed(*path) or detail["msg"])
+
+
+def _about_several(message: str, fields: Mapping[str, Any]) -> tuple[str, object, str]:
+    """A check across fields: the first field that its message names is the one to show."""
+    text = message.removeprefix("Value error, ")
+    field = next((word for word in text.replace(",", " ").split() if word in fields), "body")
+    return field, fields.get(field), text
+
+
+def _known_fields(*path: str | int) -> str:
+    """The names beside the unknown one at `path`, the one that was perhaps meant first."""
+    known = list(_schema_at(*path[:-1]).get("properties", {}))
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    hint = f"{close[0]} (the nearest), or " if close else ""
+    return f"{hint}one of the fields {', '.join(known)}"
+
+
+def _allowed(*path: str | int) -> str:
+    return _words(_schema_at(*path))
+
+
+def _schema_at(*path: str | int) -> Mapping[str, Any]:
+    """The JSON schema of the field at `path`, such as `("loras", 0, "scale")`."""
+    schema: Mapping[str, Any] = _schema()
+    for part in path:
+        schema = _plain(schema)
+        if isinstance(part, str):
+            schema = schema.get("properties", {}).get(part, {})
+        else:
+            schema = schema.get("items", {})
+    return _plain(schema) if "$ref" in schema else schema
+
+
+def _plain(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema itself: the first branch of an `anyOf`, the target of a `$ref`."""
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    if "$ref" in schema:
+        target: Mapping[str, Any] = _schema()["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+        return target
+    return schema
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return GenerateParams.model_json_schema()
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words: `an integer from 1 to 200, or null`."""
+    if "anyOf" in schema:
+        return ", or ".join(filter(None, (_words(each) for each in schema["anyOf"])))
+    if "$ref" in schema:
+        return _words(_plain(schema))
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        return f"{'an integer' if kind == 'integer' else 'a number'}{_range(schema)}"
+    if kind == "string":
+        longest = schema.get("maxLength")
+        return f"text of at most {longest} characters" if longest else "text"
+    if kind == "array":
+        return _array_words(schema)
+    if kind == "object":
+        return f"an object with {', '.join(schema.get('properties', {}))}"
+    return {"boolean": "true or false", "null": "null"}.get(str(kind), "")
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    if low is None and high is None:
+        return ""
+    above = "over" if "exclusiveMinimum" in schema else "from"
+    under = "under" if "exclusiveMaximum" in schema else "to"
+    return f" {above} {low}" + (f" {under} {high}" if high is not None else "")
+
+
+def _array_words(schema: Mapping[str, Any]) -> str:
+    item = _words(schema.get("items", {}))
+    most, least = schema.get("maxItems"), schema.get("minItems")
+    count = f"{most}" if most is not None and most == least else f"at most {most}"
+    return f"a list of {count if most is not None else 'any number of'} items, each {item}"

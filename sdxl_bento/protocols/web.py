@@ -1,0 +1,139 @@
+"""The routes that are not calls of the model: the page, the lists, stored pictures, the API page.
+
+BentoML routes only POST to a service's methods, so these are a Starlette app beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sdxl_bento.errors import SDXLError
+from sdxl_bento.protocols.http import error_response
+from sdxl_bento.protocols.native import NativeAPI
+from sdxl_bento.ui import api_page, front_page
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+# What a browser may do with a picture or page of ours.
+_SAFE = {"X-Content-Type-Options": "nosniff"}
+
+
+def web_app() -> Starlette:
+    """The app. Its `state.native` has to be set before the first request."""
+    routes = [
+        Route("/", _front_page, name="page"),
+        Route("/docs", _api_page, name="docs"),
+        Route("/models", _models),
+        Route("/loras", _loras),
+        Route("/samplers", _samplers),
+        Route("/stats", _stats),
+        Route("/images/{image_id}", _image),
+        Route("/download/{image_id}", _download),
+        Route("/cancel/{request_id}", _cancel, methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={SDXLError: _failed})
+
+
+async def _front_page(request: Request) -> Response:
+    return front_page()
+
+
+async def _api_page(request: Request) -> Response:
+    return api_page()
+
+
+async def _models(request: Request) -> Response:
+    return JSONResponse({"models": [asdict(model) for model in _api(request).generator.models()]})
+
+
+async def _loras(request: Request) -> Response:
+    return JSONResponse({"loras": [asdict(lora) for lora in _api(request).generator.loras()]})
+
+
+async def _samplers(request: Request) -> Response:
+    return JSONResponse({"samplers": list(_api(request).generator.samplers())})
+
+
+async def _stats(request: Request) -> Response:
+    generator = _api(request).generator
+    state = {"state": generator.state, "state_reason": generator.state_reason}
+    return JSONResponse({**state, **generator.stats()})
+
+
+async def _image(request: Request) -> Response:
+    return await _stored(request, "inline")
+
+
+async def _download(request: Request) -> Response:
+    return await _stored(request, "attachment")
+
+
+async def _stored(request: Request, disposition: str) -> Response:
+    store = _api(request).store
+    # A file name is taken, too, so that a link can end in .png.
+    image_id = request.path_params["image_id"].partition(".")[0]
+    image = await asyncio.to_thread(store.get, image_id)
+    extension = image.media_type.removeprefix("image/")
+    headers = {
+        **_SAFE,
+        "Content-Disposition": f'{disposition}; filename="{image.image_id}.{extension}"',
+        "Cache-Control": "private, max-age=3600, immutable",
+        "X-Image-Id": image.image_id,
+        "X-Seed": str(image.metadata["params"]["seed"]),
+    }
+    return Response(image.data, headers=headers, media_type=image.media_type)
+
+
+async def _cancel(request: Request) -> Response:
+    request_id = request.path_params["request_id"]
+    _api(request).generator.cancel(request_id)
+    return JSONResponse({"request_id": request_id, "cancelled": True})
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return error_response(error, request.headers.get("x-request-id"))
+
+
+def _api(request: Request) -> NativeAPI:
+    native: NativeAPI = request.app.state.native
+    return native
+
+
+def openapi_paths() -> Mapping[str, Any]:
+    """These routes in OpenAPI's words; BentoML only knows its own."""
+    listed = {
+        "/models": "The loaded models.",
+        "/loras": "The adapters that a request may name.",
+        "/samplers": "The samplers that a request may name.",
+        "/stats": "What the engine does just now.",
+    }
+    paths: dict[str, Any] = {path: {"get": _operation(text)} for path, text in listed.items()}
+    for path, text in (
+        ("/images/{image_id}", "A generated picture, to look at."),
+        ("/download/{image_id}", "A generated picture, to save."),
+    ):
+        paths[path] = {"get": _operation(text, "image_id")}
+    paths["/cancel/{request_id}"] = {"post": _operation("End a running call.", "request_id")}
+    return paths
+
+
+def _operation(text: str, parameter: str | None = None) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "description": text,
+        "tags": ["Service APIs"],
+        "responses": {"200": {"description": "OK"}},
+    }
+    if parameter is not None:
+        schema = {"type": "string"}
+        operation["parameters"] = [
+            {"name": parameter, "in": "path", "required": True, "schema": schema}
+        ]
+    return operation

@@ -1,0 +1,115 @@
+"""The BentoML service: settings → engine → routes. `bentoml serve` starts it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import bentoml
+from bentoml.exceptions import BentoMLConfigException
+from bentoml.validators import ContentType
+
+from sdxl_bento.config import load_settings
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.generation import Generator
+from sdxl_bento.images import Encoder, open_store
+from sdxl_bento.lifecycle import announce, drain_on_signal
+from sdxl_bento.metrics import metrics
+from sdxl_bento.packing import RequiredModel, require_models, with_packed_models
+from sdxl_bento.protocols.bodies import BatchBody, Call, GenerateBody, ImageBody
+from sdxl_bento.protocols.http import ErrorBodies
+from sdxl_bento.protocols.native import NativeAPI
+from sdxl_bento.protocols.stream import stream
+from sdxl_bento.protocols.web import web_app
+
+try:
+    SETTINGS = load_settings()
+except ConfigurationError as error:
+    raise BentoMLConfigException(str(error)) from None
+
+WEB = web_app()
+ImageFile = Annotated[Path, ContentType("image/*")]
+
+
+@bentoml.service(
+    name="sdxl-bento",
+    workers=SETTINGS.workers,
+    # The engine's own admission and timeout come first; BentoML's are the backstop behind them.
+    traffic={
+        "timeout": SETTINGS.timeout_s + 30,
+        "max_concurrency": SETTINGS.workers * (SETTINGS.max_running + SETTINGS.max_queue + 64),
+    },
+)
+@bentoml.asgi_app(WEB, path="/")
+class SDXLService:
+    """Stable Diffusion XL: text to image, image to image, refiner and LoRAs."""
+
+    def __init__(self) -> None:
+        self.settings = with_packed_models(SETTINGS, SDXLService.bento)
+        self.generator = Generator(self.settings)
+        self.store = open_store(self.settings)
+        self.encoder = Encoder(self.settings.png_level)
+        self.native = NativeAPI(self.generator, self.settings, self.store, self.encoder, metrics())
+        WEB.state.native = self.native
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_models() -> None:
+        """Runs once, before any worker: without its models the server does not start."""
+        require_models(with_packed_models(SETTINGS, SDXLService.bento))
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        """Loading happens in the engine's thread, so that the probes can answer meanwhile."""
+        self.generator.start()
+        drain_on_signal(self.generator)
+        if bentoml.server_context.worker_index in (None, 1):
+            self._announcing = asyncio.create_task(announce(self.generator, SDXLService.url))
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        """Wait for running work, then end."""
+        await self.generator.stop()
+        self.encoder.close()
+        self.store.close()
+
+    async def __is_ready__(self) -> bool:
+        return self.generator.state == "ready"
+
+    async def __is_alive__(self) -> bool:
+        return self.generator.state != "dead"
+
+    @bentoml.api(input_spec=GenerateBody)
+    async def generate(self, call: Call) -> ImageFile:
+        """Text to image: the picture itself for one, JSON with base64 for several."""
+        return await self.native.generate(call)
+
+    @bentoml.api(
+        input_spec=BatchBody,
+        batchable=True,
+        max_batch_size=SETTINGS.batch_max_size,
+        max_latency_ms=SETTINGS.batch_max_latency_ms,
+    )
+    async def generate_batch(self, calls: list[Call]) -> list[dict[str, Any]]:
+        """Many calls in one: a list of results, each with its pictures or its error."""
+        return await self.native.generate_batch(calls)
+
+    @bentoml.api(input_spec=GenerateBody, route="/generate/stream")
+    async def generate_stream(self, call: Call) -> ImageFile:
+        """Text to image with progress, as server-sent events."""
+        return await stream(self.native, call)
+
+    @bentoml.api(input_spec=ImageBody)
+    async def img2img(self, call: Call) -> ImageFile:
+        """Image to image with the base model; `strength` is how much of it to redraw."""
+        return await self.native.img2img(call)
+
+    @bentoml.api(input_spec=ImageBody)
+    async def refine(self, call: Call) -> ImageFile:
+        """Let the refiner redraw a picture, or one that this server made (`image_id`)."""
+        return await self.native.refine(call)
+
+
+SDXLService.add_asgi_middleware(ErrorBodies)
+SDXLService.models.extend(RequiredModel(tag) for tag in SETTINGS.model_tags)

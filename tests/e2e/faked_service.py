@@ -1,0 +1,163 @@
+"""The real service over an engine that draws nothing: for what a real one shows too rarely.
+
+`bentoml serve tests.e2e.faked_service:SDXLService`, with these in the environment:
+
+FAKE_LOAD_S   seconds until it is ready (0)
+FAKE_RUN_S    seconds that each call takes (0)
+FAKE_LOAD_ERROR  if set, loading ends with this message
+FAKE_DIE_AFTER   the engine dies with this many calls answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from PIL import Image
+
+import sdxl_bento.generation
+from sdxl_bento.config import Settings
+from sdxl_bento.errors import (
+    AdapterNotFound,
+    EngineDead,
+    InvalidInput,
+    ModelNotFound,
+    NotReady,
+    Overloaded,
+    RequestCancelled,
+    RequestNotFound,
+)
+from sdxl_bento.generation import (
+    GeneratedImage,
+    Generation,
+    LoraSummary,
+    ModelSummary,
+    Progress,
+    Timings,
+)
+from sdxl_bento.params import GenerateParams
+
+
+class FakeGenerator:
+    """Same surface as `sdxl_bento.generation.Generator`; pictures are one colour, by seed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = "new"
+        self.state_reason = ""
+        self.answered = 0
+        self.run_s = float(os.environ.get("FAKE_RUN_S", "0"))
+        self.ended: dict[str, asyncio.Event] = {}
+
+    def start(self) -> None:
+        self.state = "loading"
+        threading.Thread(target=self._load, daemon=True).start()
+
+    def _load(self) -> None:
+        time.sleep(float(os.environ.get("FAKE_LOAD_S", "0")))
+        if reason := os.environ.get("FAKE_LOAD_ERROR"):
+            self.state_reason, self.state = reason, "dead"
+        else:
+            self.state = "ready"
+
+    async def stop(self) -> None:
+        if self.state == "ready":
+            self.state = "draining"
+        deadline = time.monotonic() + self.settings.drain_s
+        while self.ended and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for ended in self.ended.values():
+            ended.set()
+        self.state = "stopped"
+
+    async def generate(
+        self,
+        params: GenerateParams,
+        *,
+        image: Image.Image | None = None,
+        request_id: str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generation:
+        if self.state == "dead":
+            raise EngineDead(f"the engine has ended: {self.state_reason}")
+        if self.state != "ready":
+            raise NotReady(self.state)
+        if params.prompt == "bug":
+            raise RuntimeError("secret detail")
+        if params.prompt == "full":
+            raise Overloaded("the queue is full: 64 requests wait", 3.2)
+        if params.model not in (None, "fake"):
+            raise ModelNotFound(params.model, ["fake"])
+        for lora in params.loras:
+            raise AdapterNotFound(lora.name, ["striped"])
+        if params.width is not None and params.width % 8:
+            raise InvalidInput("width", params.width, "a multiple of 8")
+        request_id = request_id or "made"
+        begin = time.perf_counter()
+        await self._run(request_id, on_progress)
+        size = image.size if image is not None else (params.width or 64, params.height or 64)
+        seed = params.seed if params.seed is not None else 7
+        params = params.model_copy(
+            update={
+                "seed": seed,
+                "width": size[0],
+                "height": size[1],
+                "model": "fake",
+                "sampler": params.sampler or "euler",
+            }
+        )
+        images = tuple(
+            GeneratedImage(Image.new("RGB", size, ((seed + i) % 256, 9, 9)), seed + i, i)
+            for i in range(params.num_images)
+        )
+        self.answered += 1
+        if self.answered == int(os.environ.get("FAKE_DIE_AFTER", "-1")):
+            self.state_reason, self.state = "the device is gone", "dead"
+        total = time.perf_counter() - begin
+        return Generation(request_id, params, images, Timings(0.001, 0.002, total, 0, 0.003, total))
+
+    async def _run(self, request_id: str, on_progress: Callable[[Progress], None] | None) -> None:
+        ended = self.ended[request_id] = asyncio.Event()
+        try:
+            for step in range(4):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), self.run_s / 4 or 0.001)
+                    raise RequestCancelled("the request was cancelled")
+                if on_progress is not None:
+                    on_progress(Progress(request_id, 0, "base", step + 1, 4))
+        finally:
+            del self.ended[request_id]
+
+    async def refine(self, params, *, image, request_id=None, on_progress=None):  # type: ignore[no-untyped-def]
+        return await self.generate(
+            params, image=image, request_id=request_id, on_progress=on_progress
+        )
+
+    def cancel(self, request_id: str) -> None:
+        try:
+            self.ended[request_id].set()
+        except KeyError:
+            raise RequestNotFound(request_id) from None
+
+    def models(self) -> list[ModelSummary]:
+        return [ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu")]
+
+    def loras(self) -> list[LoraSummary]:
+        return [LoraSummary("striped", ("fake",), 1000, False, False)]
+
+    def samplers(self) -> list[str]:
+        return ["euler"]
+
+    def stats(self) -> dict[str, object]:
+        return {"running": len(self.ended), "waiting": 0}
+
+
+sdxl_bento.generation.Generator = FakeGenerator  # type: ignore[attr-defined,misc]
+
+from service import SDXLService  # noqa: E402  it has to see the engine above
+
+__all__ = ["SDXLService"]
