@@ -47,7 +47,8 @@ class SDXLService:
 
     def __init__(self) -> None:
         self.settings = with_packed_models(SETTINGS, SDXLService.bento)
-        self.generator = Generator(self.settings)
+        worker = bentoml.server_context.worker_index or 1
+        self.generator = Generator(self.settings, worker_index=worker - 1)
         self.store = open_store(self.settings)
         self.encoder = Encoder(self.settings.png_level)
         self.native = NativeAPI(self.generator, self.settings, self.store, self.encoder, metrics())
@@ -111,5 +112,6 @@ class SDXLService:
         return await self.native.refine(call)
 
 
+WEB.state.service = SDXLService
 SDXLService.add_asgi_middleware(ErrorBodies)
 SDXLService.models.extend(RequiredModel(tag) for tag in SETTINGS.model_tags)

@@ -69,7 +69,7 @@ class Metrics:
         self._images.labels(protocol).inc(images)
         for name, seconds in asdict(timings).items():
             stage = name.removesuffix("_s")
-            if stage != "total":
+            if stage != "total" and seconds > 0:  # no refiner, no refine stage
                 self._stages.labels(stage).observe(seconds)
 
 

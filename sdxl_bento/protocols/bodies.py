@@ -14,14 +14,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import bentoml
 import pydantic
 import pydantic_core
 from bentoml.exceptions import BentoMLException
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -84,9 +86,11 @@ class GenerateBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
 class ImageBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
     """A picture and how to redraw it: a multipart form, or JSON with the picture in base64."""
 
-    image: Path | None = Field(
-        None, description="PNG, JPEG or WebP: a file of the form, or base64 in JSON."
-    )
+    # The schema is written out: BentoML writes that of a file only where it is not optional.
+    image: Annotated[
+        Path | None,
+        WithJsonSchema({"anyOf": [{"type": "file", "format": "image"}, {"type": "null"}]}),
+    ] = Field(None, description="PNG, JPEG or WebP: a file of the form, or base64 in JSON.")
     image_id: str | None = Field(
         None, description="In its place, a picture of this server: the X-Image-Id it came with."
     )
@@ -146,33 +150,40 @@ async def _read_fields(request: Request) -> object:
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _read_form(request)
-    if kind != "application/json":
+    if kind not in ("application/json", "application/x-www-form-urlencoded"):
         raise UnsupportedBody("Content-Type", kind, "application/json or multipart/form-data")
-    body = await request.body()
+    body = (await request.body()).strip()
+    # `curl -d` calls JSON a form unless it is told otherwise, and no form begins like this.
+    if kind == "application/json" or body.startswith(b"{"):
+        return _read_json(body)
+    return {name: _form_value(value) for name, value in parse_qsl(body.decode("utf-8", "replace"))}
+
+
+def _read_json(body: bytes) -> object:
     try:
         return pydantic_core.from_json(body or b"{}", allow_inf_nan=False)
     except ValueError as error:
-        raise MalformedBody(
-            "body", body[:80].decode("utf-8", "replace"), f"JSON: {error}"
-        ) from None
+        shown = body[:80].decode("utf-8", "replace")
+        raise MalformedBody("body", shown, f"JSON; this is wrong: {error}") from None
 
 
 async def _read_form(request: Request) -> dict[str, object]:
-    """A form's fields; each is JSON where it parses as that, as BentoML's clients send them."""
-    fields: dict[str, object] = {}
     try:
         async with request.form(max_files=1, max_fields=64, max_part_size=MAX_JSON_BYTES) as form:
-            for name, value in form.items():
-                if isinstance(value, UploadFile):
-                    fields[name] = await value.read()
-                    continue
-                try:
-                    fields[name] = pydantic_core.from_json(value)
-                except ValueError:
-                    fields[name] = value
-    except (MultiPartException, KeyError) as error:
-        raise MalformedBody("body", "a form", f"multipart/form-data: {error}") from None
-    return fields
+            return {
+                name: await value.read() if isinstance(value, UploadFile) else _form_value(value)
+                for name, value in form.items()
+            }
+    except (HTTPException, MultiPartException, KeyError) as error:
+        raise MalformedBody("body", "a form", f"multipart/form-data; {error}") from None
+
+
+def _form_value(text: str) -> object:
+    """A form's field is JSON where it parses as that: so BentoML's clients send them."""
+    try:
+        return pydantic_core.from_json(text)
+    except ValueError:
+        return text
 
 
 def _with_headers(fields: object, headers: Mapping[str, str]) -> object:

@@ -61,6 +61,12 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     TimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
     Exception: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
+_FIELDS: Mapping[type[errors.NotFound], str] = {
+    errors.ModelNotFound: "model",
+    errors.AdapterNotFound: "loras",
+    errors.ImageNotFound: "image_id",
+    errors.RequestNotFound: "request_id",
+}
 _TYPES = {
     400: "malformed_body",
     404: "not_found",
@@ -89,7 +95,7 @@ def error_body(error: Exception, request_id: str | None = None) -> dict[str, Any
         body |= {"field": error.field, "value": _shown(error.value), "allowed": error.allowed}
     elif isinstance(error, errors.NotFound):
         allowed = f"one of: {', '.join(error.available)}" if error.available else None
-        body |= {"field": error.kind, "value": _shown(error.name), "allowed": allowed}
+        body |= {"field": _FIELDS.get(type(error)), "value": _shown(error.name), "allowed": allowed}
     elif isinstance(error, errors.Refused):
         body["retry_after_s"] = round(error.retry_after_s, 3)
     return {"error": body | {"request_id": request_id}}

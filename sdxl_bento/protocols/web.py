@@ -6,9 +6,7 @@ BentoML routes only POST to a service's methods, so these are a Starlette app be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,21 +14,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import SDXLError
+from sdxl_bento.protocols import openapi
 from sdxl_bento.protocols.http import error_response
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.ui import api_page, front_page
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 # What a browser may do with a picture or page of ours.
 _SAFE = {"X-Content-Type-Options": "nosniff"}
 
 
 def web_app() -> Starlette:
-    """The app. Its `state.native` has to be set before the first request."""
+    """The app. `state.native` and `state.service`, BentoML's object, have to be set first."""
     routes = [
         Route("/", _front_page, name="page"),
         Route("/docs", _api_page, name="docs"),
+        Route("/docs.json", _openapi),
         Route("/models", _models),
         Route("/loras", _loras),
         Route("/samplers", _samplers),
@@ -48,6 +46,10 @@ async def _front_page(request: Request) -> Response:
 
 async def _api_page(request: Request) -> Response:
     return api_page()
+
+
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(openapi.completed(request.app.state.service.openapi_spec.asdict()))
 
 
 async def _models(request: Request) -> Response:
@@ -105,35 +107,3 @@ async def _failed(request: Request, error: Exception) -> Response:
 def _api(request: Request) -> NativeAPI:
     native: NativeAPI = request.app.state.native
     return native
-
-
-def openapi_paths() -> Mapping[str, Any]:
-    """These routes in OpenAPI's words; BentoML only knows its own."""
-    listed = {
-        "/models": "The loaded models.",
-        "/loras": "The adapters that a request may name.",
-        "/samplers": "The samplers that a request may name.",
-        "/stats": "What the engine does just now.",
-    }
-    paths: dict[str, Any] = {path: {"get": _operation(text)} for path, text in listed.items()}
-    for path, text in (
-        ("/images/{image_id}", "A generated picture, to look at."),
-        ("/download/{image_id}", "A generated picture, to save."),
-    ):
-        paths[path] = {"get": _operation(text, "image_id")}
-    paths["/cancel/{request_id}"] = {"post": _operation("End a running call.", "request_id")}
-    return paths
-
-
-def _operation(text: str, parameter: str | None = None) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "description": text,
-        "tags": ["Service APIs"],
-        "responses": {"200": {"description": "OK"}},
-    }
-    if parameter is not None:
-        schema = {"type": "string"}
-        operation["parameters"] = [
-            {"name": parameter, "in": "path", "required": True, "schema": schema}
-        ]
-    return operation

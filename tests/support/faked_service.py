@@ -1,6 +1,6 @@
 """The real service over an engine that draws nothing: for what a real one shows too rarely.
 
-`bentoml serve tests.e2e.faked_service:SDXLService`, with these in the environment:
+`bentoml serve tests.support.faked_service:SDXLService`, with these in the environment:
 
 FAKE_LOAD_S   seconds until it is ready (0)
 FAKE_RUN_S    seconds that each call takes (0)
