@@ -6,13 +6,30 @@ It owns the engine of this process. Adapters translate to and from `GeneratePara
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sdxl_bento.params import GenerateParams
+from sdxl_bento.engine.async_engine import AsyncEngine, EngineState, StepDone
+from sdxl_bento.engine.core import Engine
+from sdxl_bento.engine.request import Phase, Request, Stage
+from sdxl_bento.errors import (
+    AdapterNotFound,
+    InvalidInput,
+    ModelNotFound,
+    NotReady,
+    RequestNotFound,
+)
+from sdxl_bento.params import GenerateParams, SamplerName
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from sdxl_bento.config import Settings
+    from sdxl_bento.diffusion.plan import Job
+    from sdxl_bento.loading import Loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +101,304 @@ class LoraSummary:
     size_bytes: int
     loaded: bool
     pinned: bool
+
+
+@dataclass
+class _Call:
+    """A call on its way: the engine's requests, one for each picture."""
+
+    request_id: str
+    job: Job
+    requests: list[Request] = field(default_factory=list)
+
+
+class Generator:
+    """Parameters in, pictures out. Light to make: `start` loads the models in a thread."""
+
+    def __init__(self, settings: Settings, worker_index: int = 0) -> None:
+        self._settings = settings
+        self._worker_index = worker_index
+        self._models: Mapping[str, Loaded] = {}
+        self._calls: dict[str, _Call] = {}
+        self._engine = AsyncEngine(self._build)
+
+    @property
+    def state(self) -> str:
+        """`new`, `loading`, `ready`, `draining`, `stopped` or `dead`."""
+        return str(self._engine.state)
+
+    @property
+    def state_reason(self) -> str:
+        """Why the engine is dead; empty otherwise."""
+        return self._engine.reason
+
+    def start(self) -> None:
+        """Begin to load the models; returns at once."""
+        self._engine.start()
+
+    async def stop(self) -> None:
+        """Take no more calls, let the running ones end within `drain_s`, then stop."""
+        await self._engine.stop(self._settings.drain_s)
+
+    async def generate(
+        self,
+        params: GenerateParams,
+        *,
+        image: Image | None = None,
+        request_id: str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generation:
+        """Draw `params.num_images` pictures; from `image` if it is given.
+
+        Cancelling the awaiting task cancels the pictures. `on_progress` is called in the event
+        loop, and brings previews.
+
+        Raises:
+            InvalidInput, NotFound, Refused, RequestCancelled, RequestFailed: see `errors`.
+        """
+        return await self._run(params, image, request_id, on_progress, refine_only=False)
+
+    async def refine(
+        self,
+        params: GenerateParams,
+        *,
+        image: Image,
+        request_id: str | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Generation:
+        """Let the refiner redraw `image` by `params.strength`. Otherwise as `generate`."""
+        return await self._run(params, image, request_id, on_progress, refine_only=True)
+
+    def cancel(self, request_id: str) -> None:
+        """End a call; whoever awaits it gets RequestCancelled.
+
+        Raises:
+            RequestNotFound: no call of that id is at work.
+        """
+        call = self._calls.get(request_id)
+        if call is None:
+            raise RequestNotFound(request_id)
+        for request in call.requests:
+            self._engine.cancel(request.id)
+
+    def models(self) -> list[ModelSummary]:
+        """The loaded models, the default one first."""
+        return [
+            loaded.summary(default=index == 0) for index, loaded in enumerate(self._models.values())
+        ]
+
+    def loras(self) -> list[LoraSummary]:
+        """The adapters of all models, by name."""
+        found: dict[str, LoraSummary] = {}
+        for model in self._models.values():
+            pool = model.served.adapters
+            for name in pool.names():
+                others = found[name].models if name in found else ()
+                found[name] = LoraSummary(
+                    name=name,
+                    models=(*others, model.name),
+                    size_bytes=pool.size_bytes(name),
+                    loaded=pool.is_loaded(name) or (name in found and found[name].loaded),
+                    pinned=pool.is_pinned(name),
+                )
+        return [found[name] for name in sorted(found)]
+
+    def samplers(self) -> list[str]:
+        """Names that `sampler` may take."""
+        return list(SamplerName.__args__)  # type: ignore[attr-defined]  # a Literal's
+
+    def stats(self) -> dict[str, object]:
+        """How busy the engine is: requests are single pictures."""
+        stats: dict[str, object] = {"state": self.state, "waiting": 0, "running": 0}
+        if self._engine.state in (EngineState.READY, EngineState.DRAINING):
+            stats.update(self._engine.counts())
+        return stats
+
+    async def _run(
+        self,
+        params: GenerateParams,
+        image: Image | None,
+        request_id: str | None,
+        on_progress: Callable[[Progress], None] | None,
+        *,
+        refine_only: bool,
+    ) -> Generation:
+        engine = self._engine.engine  # raises unless it is ready
+        call = self._plan(params, image, request_id, refine_only, on_progress is not None)
+        if call.request_id in self._calls:
+            raise InvalidInput("request_id", call.request_id, "an id that is not in use")
+        slo = call.job.params.slo_ms
+        now = engine.clock()
+        for index in range(params.num_images):
+            job = call.job.for_image(index)
+            request = _request(f"{call.request_id}/{index}", job, now, slo)
+            call.requests.append(request)
+        self._calls[call.request_id] = call
+        try:
+            results = await self._gather(call, on_progress)
+        finally:
+            del self._calls[call.request_id]
+        return _generation(call, results)
+
+    async def _gather(
+        self, call: _Call, on_progress: Callable[[Progress], None] | None
+    ) -> list[object]:
+        """Run all pictures of a call; if one fails, so does the call, and the rest is cancelled."""
+        tasks = [
+            asyncio.ensure_future(
+                self._engine.run(request, _reporter(call.request_id, i, request, on_progress))
+            )
+            for i, request in enumerate(call.requests)
+        ]
+        try:
+            if on_progress is not None:
+                await asyncio.sleep(0)  # let them be submitted
+                self._report_positions(call, on_progress)
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    def _report_positions(self, call: _Call, on_progress: Callable[[Progress], None]) -> None:
+        for index, request in enumerate(call.requests):
+            position = self._engine.position(request)
+            on_progress(Progress(call.request_id, index, "queued", 0, _steps(request), position))
+
+    def _plan(
+        self,
+        params: GenerateParams,
+        image: Image | None,
+        request_id: str | None,
+        refine_only: bool,
+        wants_preview: bool,
+    ) -> _Call:
+        """Check the parameters against the model and the settings, and plan the stages."""
+        from sdxl_bento.diffusion.plan import plan, resolve
+
+        loaded = self._model(params.model)
+        for name in (lora.name for lora in params.loras):
+            if name not in loaded.served.adapters.names():
+                raise AdapterNotFound(name, sorted(loaded.served.adapters.names()))
+        if image is not None:
+            params = _size_of(image, params, loaded.facts.manifest.size_limits.multiple)
+        params = resolve(params, loaded.facts, secrets.randbits(32))
+        self._check_bounds(params)
+        job = plan(
+            params,
+            loaded.facts,
+            image=image,
+            refine_only=refine_only,
+            wants_preview=wants_preview,
+        )
+        return _Call(request_id or secrets.token_hex(8), job)
+
+    def _model(self, name: str | None) -> Loaded:
+        if not self._models:
+            raise NotReady(self.state)
+        if name is None:
+            return next(iter(self._models.values()))
+        for loaded in self._models.values():
+            if name in (loaded.name, loaded.served.model.tag):
+                return loaded
+        raise ModelNotFound(name, list(self._models))
+
+    def _check_bounds(self, params: GenerateParams) -> None:
+        """What this server allows, which may be less than `GenerateParams` does."""
+        settings = self._settings
+        assert params.width is not None
+        assert params.height is not None
+        bounds = (
+            ("num_inference_steps", params.num_inference_steps, settings.max_steps),
+            ("num_images", params.num_images, settings.max_images),
+            ("width x height", params.width * params.height, settings.max_pixels),
+        )
+        for name, value, most in bounds:
+            if value > most:
+                raise InvalidInput(name, value, f"at most {most} on this server")
+
+    def _build(self, wake: Callable[[], None]) -> Engine:
+        from sdxl_bento.loading import load
+
+        engine, models = load(self._settings, self._worker_index, wake)
+        self._models = models
+        return engine
+
+
+def _request(request_id: str, job: Job, now: float, slo_ms: float | None) -> Request:
+    params = job.params
+    assert params.model is not None
+    assert params.width is not None
+    assert params.height is not None
+    return Request(
+        id=request_id,
+        model=params.model,
+        height=params.height,
+        width=params.width,
+        phases=job.phases(),
+        payload=job,
+        arrival=now,
+        deadline=None if slo_ms is None else now + slo_ms / 1e3,
+        priority=params.priority,
+    )
+
+
+def _size_of(image: Image, params: GenerateParams, multiple: int) -> GenerateParams:
+    """Image-to-image keeps the picture's size, to the next smaller multiple, unless told."""
+    width = params.width or max(image.width // multiple, 1) * multiple
+    height = params.height or max(image.height // multiple, 1) * multiple
+    return params.model_copy(update={"width": width, "height": height})
+
+
+def _steps(request: Request) -> int:
+    return sum(phase.steps for phase in request.phases if phase.stage.denoises)
+
+
+def _reporter(
+    request_id: str, index: int, request: Request, on_progress: Callable[[Progress], None] | None
+) -> Callable[[StepDone], None] | None:
+    if on_progress is None:
+        return None
+    steps = _steps(request)
+    base = _phase_steps(request.phases, Stage.BASE)
+
+    def report(done: StepDone) -> None:
+        step = {
+            Stage.ENCODE: 0,
+            Stage.IMAGE: 0,
+            Stage.BASE: done.step,
+            Stage.REFINE: base + done.step,
+            Stage.DECODE: steps,
+        }[done.stage]
+        shown: Image | None = done.preview  # type: ignore[assignment]  # the runner's is a picture
+        on_progress(Progress(request_id, index, str(done.stage), step, steps, 0, shown))
+
+    return report
+
+
+def _phase_steps(phases: tuple[Phase, ...], stage: Stage) -> int:
+    return sum(phase.steps for phase in phases if phase.stage is stage)
+
+
+def _generation(call: _Call, results: list[object]) -> Generation:
+    images = tuple(
+        GeneratedImage(image=result, seed=call.job.seed + index, index=index)  # type: ignore[arg-type]
+        for index, result in enumerate(results)
+    )
+    first = min(request.started or request.arrival for request in call.requests)
+    last = max(request.ended or request.arrival for request in call.requests)
+    arrival = call.requests[0].arrival
+
+    def spent(stage: Stage) -> float:
+        return max(request.stage_s.get(stage, 0.0) for request in call.requests)
+
+    timings = Timings(
+        queue_s=first - arrival,
+        encode_s=spent(Stage.ENCODE) + spent(Stage.IMAGE),
+        base_s=spent(Stage.BASE),
+        refine_s=spent(Stage.REFINE),
+        decode_s=spent(Stage.DECODE),
+        total_s=last - arrival,
+    )
+    return Generation(call.request_id, call.job.params, images, timings)

@@ -167,7 +167,7 @@ def _denoise_at_unit_variance(
 
 
 def _euler(schedule: Schedule) -> SolverTable:
-    """Karras et al. 2022, algorithm 2 without churn: x' = x + (x - d) / sigma * (sigma' - sigma)."""
+    """x' = x + (x - d) / sigma * (sigma' - sigma): arXiv 2206.00364, algorithm 2 without churn."""
     sigma, after = schedule.sigmas[:-1], schedule.sigmas[1:]
     ratio = after / sigma
     scale = 1 / np.sqrt(sigma**2 + 1)
@@ -271,7 +271,10 @@ def _lcm(schedule: Schedule) -> SolverTable:
 
 
 def _tcd(schedule: Schedule) -> SolverTable:
-    """Trajectory consistency with eta 0.3 (arXiv 2402.19159, equation 23)."""
+    """Trajectory consistency with eta 0.3 (arXiv 2402.19159, equation 23).
+
+    The scheduler's own default; diffusers' pipelines pass 0 unless told `eta=0.3`.
+    """
     abar, abar_after, inner, following = _discrete(schedule)
     abar_s = schedule.abar[np.floor((1 - TCD_ETA) * following).astype(np.int64)]
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)

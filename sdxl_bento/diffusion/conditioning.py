@@ -1,0 +1,207 @@
+"""From prompts to what the UNet is conditioned on: embeddings, pooled embeddings, time ids."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdxl_bento.backends.base import Mix
+from sdxl_bento.diffusion.lora import LoraPool
+from sdxl_bento.diffusion.model import Model, Pipeline
+from sdxl_bento.diffusion.plan import Job
+from sdxl_bento.engine.request import Stage
+from sdxl_bento.params import GenerateParams
+
+
+@dataclass(frozen=True)
+class Text:
+    """One prompt as the encoders of one pipeline see it: a cache key.
+
+    `prompts` has one entry for each encoder. `adapters` are the text-encoder adapters in it,
+    by content.
+    """
+
+    model: str
+    stage: Stage
+    prompts: tuple[str, ...]
+    mix: Mix
+    adapters: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """embeddings [77, C] and pooled [P], on the device in the UNet's dtype."""
+
+    embeddings: torch.Tensor
+    pooled: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.embeddings.nbytes + self.pooled.nbytes
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The rows of one request in one stage: [rows, 77, C], [rows, P], [rows, 6 or 5]."""
+
+    embeddings: torch.Tensor
+    pooled: torch.Tensor
+    time_ids: torch.Tensor
+
+
+class PromptCache:
+    """Encoded prompts, least recently used first out, bounded by bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._entries: OrderedDict[Text, Encoded] = OrderedDict()
+
+    def get(self, text: Text) -> Encoded | None:
+        entry = self._entries.get(text)
+        if entry is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(text)
+        return entry
+
+    def put(self, text: Text, entry: Encoded) -> None:
+        if text in self._entries or entry.nbytes > self.max_bytes:
+            return
+        self._entries[text] = entry
+        self.nbytes += entry.nbytes
+        while self.nbytes > self.max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self.nbytes -= oldest.nbytes
+
+
+class Conditioner:
+    """Encodes the prompts of one model, several requests at once."""
+
+    def __init__(self, model: Model, adapters: LoraPool, cache: PromptCache) -> None:
+        self._model = model
+        self._adapters = adapters
+        self._cache = cache
+
+    def condition(
+        self, jobs: Sequence[Job], mixes: Sequence[Mix]
+    ) -> list[dict[Stage, Conditioning]]:
+        """The conditioning of every denoising stage of each job, with the adapters of each."""
+        texts = [
+            {stage: self._texts(job, stage, mix) for stage in job.stages}
+            for job, mix in zip(jobs, mixes, strict=True)
+        ]
+        encoded = self._encode_all({t for of in texts for part in of.values() for t in part})
+        return [
+            {
+                stage: self._assemble(job, stage, [encoded[text] for text in part])
+                for stage, part in of.items()
+            }
+            for job, of in zip(jobs, texts, strict=True)
+        ]
+
+    def _texts(self, job: Job, stage: Stage, mix: Mix) -> list[Text]:
+        """The prompts to encode for a job: the positive, and the negative unless it is zeros."""
+        params = job.params
+        prompts = [(params.prompt, params.prompt_2 or params.prompt)]
+        if params.uses_guidance and not self._zero_negative(params, stage):
+            negative = params.negative_prompt or ""
+            prompts.append((negative, params.negative_prompt_2 or negative))
+        mix = mix if stage is Stage.BASE else ()
+        adapters = self._adapters.fingerprint(name for name, _ in mix) if mix else ""
+        encoders = len(self._model.pipeline(stage).text_encoders)
+        return [Text(self._model.name, stage, p[:encoders], mix, adapters) for p in prompts]
+
+    def _zero_negative(self, params: GenerateParams, stage: Stage) -> bool:
+        """SDXL base stands in zeros for a negative prompt that was not given."""
+        info = self._model.pipeline(stage).info
+        return params.negative_prompt is None and info.force_zeros_for_empty_prompt
+
+    def _encode_all(self, wanted: Iterable[Text]) -> dict[Text, Encoded]:
+        found = {text: self._cache.get(text) for text in wanted}
+        done = {text: entry for text, entry in found.items() if entry is not None}
+        for stage in (Stage.BASE, Stage.REFINE):
+            missing = [text for text in found if text not in done and text.stage is stage]
+            if missing:
+                done.update(zip(missing, self._encode(stage, missing), strict=True))
+        for text, entry in done.items():
+            self._cache.put(text, entry)
+        return done
+
+    def _encode(self, stage: Stage, texts: Sequence[Text]) -> list[Encoded]:
+        pipeline = self._model.pipeline(stage)
+        hidden: list[torch.Tensor] = []
+        pooled = torch.empty(0)
+        names = ("text_encoder", "text_encoder_2")[-len(pipeline.text_encoders) :]
+        for i, (tokenizer, encoder) in enumerate(
+            zip(pipeline.tokenizers, pipeline.text_encoders, strict=True)
+        ):
+            ids = _tokenize(tokenizer, [text.prompts[i] for text in texts])
+            with self._adapters.applied(names[i], [text.mix for text in texts]):
+                output = encoder(ids.to(self._model.placement.device), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+            pooled = output[0]  # the last encoder's: the projected, pooled embedding
+        dtype = self._model.placement.dtype
+        embeddings = torch.cat(hidden, dim=-1).to(dtype)
+        return [
+            Encoded(e.clone(), p.clone()) for e, p in zip(embeddings, pooled.to(dtype), strict=True)
+        ]
+
+    def _assemble(self, job: Job, stage: Stage, entries: Sequence[Encoded]) -> Conditioning:
+        """Rows of one request: negative then positive with guidance, else positive alone."""
+        positive = entries[0]
+        rows = [positive]
+        if job.params.uses_guidance:
+            zeros = Encoded(
+                torch.zeros_like(positive.embeddings), torch.zeros_like(positive.pooled)
+            )
+            rows.insert(0, entries[1] if len(entries) > 1 else zeros)
+        ids = time_ids(job.params, self._model.pipeline(stage))
+        return Conditioning(
+            torch.stack([row.embeddings for row in rows]),
+            torch.stack([row.pooled for row in rows]),
+            torch.tensor(ids[-len(rows) :], dtype=positive.pooled.dtype).to(positive.pooled.device),
+        )
+
+
+def time_ids(params: GenerateParams, pipeline: Pipeline) -> list[list[float]]:
+    """SDXL's micro-conditioning, the negative branch's and the positive's (arXiv 2307.01952, 2.2).
+
+    Original size, crop, and target size; for a refiner the aesthetic score in the last's place.
+    """
+    assert params.height is not None
+    assert params.width is not None
+    size = (params.height, params.width)
+    original, target = params.original_size or size, params.target_size or size
+    crop = params.crops_coords_top_left
+    negative_original = params.negative_original_size or original
+    negative_target = params.negative_target_size or target
+    negative_crop = params.negative_crops_coords_top_left
+    if pipeline.info.requires_aesthetics_score:
+        return [
+            [*negative_original, *negative_crop, params.negative_aesthetic_score],
+            [*original, *crop, params.aesthetic_score],
+        ]
+    if params.negative_original_size is None or params.negative_target_size is None:
+        # As diffusers: the negative branch differs only where both its sizes are given.
+        negative_original, negative_crop, negative_target = original, crop, target
+    return [[*negative_original, *negative_crop, *negative_target], [*original, *crop, *target]]
+
+
+def _tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
+    """[n, 77] int64; what is longer is cut off, as CLIP cannot read it."""
+    ids: torch.Tensor = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids

@@ -1,0 +1,184 @@
+"""A model from the store, on its device: tokenizers, encoders, UNets, VAE and what they expect."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdxl_bento.config import ComputeDtype, DeviceMode
+from sdxl_bento.engine.request import Stage
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import Manifest, PipelineInfo
+
+logger = logging.getLogger("bentoml.sdxl_bento.model")
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_OFFLOAD = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
+
+
+@dataclass
+class Pipeline:
+    """The parts of one diffusers pipeline. The refiner has one encoder, the base model two."""
+
+    unet: Any
+    vae: Any
+    tokenizers: list[Any]
+    text_encoders: list[Any]
+    scheduler_config: Mapping[str, object]
+    info: PipelineInfo
+    hooks: Any = field(default=None, repr=False)  # diffusers' pipeline, if it moves the parts
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model computes, and in what precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+    mode: DeviceMode
+
+    @classmethod
+    def choose(cls, mode: DeviceMode, dtype: ComputeDtype, index: int = 0) -> Placement:
+        """Resolve `auto` on this machine.
+
+        Raises:
+            ConfigurationError: the mode needs a CUDA device and there is none.
+        """
+        cuda = torch.cuda.is_available()
+        if mode == "auto":
+            mode = "cuda" if cuda else "cpu"
+        if mode != "cpu" and not cuda:
+            raise ConfigurationError(
+                f"SDXL_DEVICE is {mode}, which needs a CUDA device, and torch finds none; "
+                "set SDXL_DEVICE=cpu, or install a CUDA build of torch"
+            )
+        if mode == "cpu":
+            device = torch.device("cpu")
+        else:
+            device = torch.device("cuda", index % torch.cuda.device_count())
+        default = "fp32" if mode == "cpu" else "fp16"
+        return cls(device, _DTYPES[default if dtype == "auto" else dtype], mode)
+
+
+class Model:
+    """One exported model, loaded. `name` is what requests call it."""
+
+    def __init__(self, name: str, tag: str, folder: Path, placement: Placement) -> None:
+        self.name = name
+        self.tag = tag
+        self.folder = folder
+        self.placement = placement
+        self.manifest = Manifest.load(folder)
+        self.base = _load_pipeline(folder, self.manifest.base, placement)
+        self.refiner: Pipeline | None = None
+        if self.manifest.refiner is not None:
+            self.refiner = _load_pipeline(folder, self.manifest.refiner, placement)
+
+    def pipeline(self, stage: Stage) -> Pipeline:
+        """The refiner's parts for REFINE, else the base model's."""
+        if stage is not Stage.REFINE:
+            return self.base
+        if self.refiner is None:
+            raise ConfigurationError(f"the model {self.name} has no refiner")
+        return self.refiner
+
+    def unscale(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the VAE made them, from those that the UNet works on."""
+        config = self.pipeline(stage).vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        latents = latents / config.scaling_factor
+        if mean is None or std is None:
+            return latents
+        shape = (1, -1, 1, 1)
+        return latents * latents.new_tensor(std).view(shape) + latents.new_tensor(mean).view(shape)
+
+    def rescale(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `unscale`."""
+        config = self.pipeline(stage).vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and std is not None:
+            shape = (1, -1, 1, 1)
+            latents = latents - latents.new_tensor(mean).view(shape)
+            latents = latents / latents.new_tensor(std).view(shape)
+        return latents * config.scaling_factor
+
+    def unload(self) -> None:
+        """Drop the weights."""
+        del self.base
+        self.refiner = None
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _load_pipeline(folder: Path, info: PipelineInfo, placement: Placement) -> Pipeline:
+    import diffusers
+    import transformers
+
+    root = folder / info.path
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    parts: dict[str, Any] = {}
+    for name, component in info.components.items():
+        cls = getattr(libraries[component.library], component.class_name)
+        if name == "scheduler":
+            parts[name] = json.loads((root / name / "scheduler_config.json").read_text())
+        elif name.startswith("tokenizer"):
+            parts[name] = cls.from_pretrained(root / name)
+        else:
+            dtype = _vae_dtype(root, placement) if name == "vae" else placement.dtype
+            key = "torch_dtype" if component.library == "diffusers" else "dtype"
+            parts[name] = cls.from_pretrained(root / name, **{key: dtype}).eval()
+            parts[name].requires_grad_(False)
+    if parts["unet"].config.time_cond_proj_dim is not None:
+        raise ConfigurationError(
+            f"{root}: the UNet takes a guidance embedding (time_cond_proj_dim), which is not "
+            "supported; use the LCM LoRA on a base model instead"
+        )
+    pipeline = Pipeline(
+        unet=parts["unet"],
+        vae=parts["vae"],
+        tokenizers=[parts[n] for n in ("tokenizer", "tokenizer_2") if n in parts],
+        text_encoders=[parts[n] for n in ("text_encoder", "text_encoder_2") if n in parts],
+        scheduler_config=parts["scheduler"],
+        info=info,
+    )
+    _place(pipeline, placement)
+    return pipeline
+
+
+def _vae_dtype(root: Path, placement: Placement) -> torch.dtype:
+    """SDXL's VAE overflows in fp16 unless its weights were mended (`force_upcast` says so)."""
+    config = json.loads((root / "vae" / "config.json").read_text())
+    if placement.dtype is torch.float16 and config.get("force_upcast", True):
+        return torch.float32
+    return placement.dtype
+
+
+def _place(pipeline: Pipeline, placement: Placement) -> None:
+    """Move the parts to the device, or hand them to accelerate's hooks, which move them."""
+    if placement.mode not in _OFFLOAD:
+        for part in (pipeline.unet, pipeline.vae, *pipeline.text_encoders):
+            part.to(placement.device)
+        return
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    encoders = [None] * (2 - len(pipeline.text_encoders)) + pipeline.text_encoders
+    tokenizers = [None] * (2 - len(pipeline.tokenizers)) + pipeline.tokenizers
+    hooks = StableDiffusionXLImg2ImgPipeline(
+        vae=pipeline.vae,
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=pipeline.unet,
+        scheduler=None,
+        add_watermarker=False,
+    )
+    getattr(hooks, placement.mode)(device=placement.device)
+    pipeline.hooks = hooks
+    logger.info("%s on %s", placement.mode, placement.device)

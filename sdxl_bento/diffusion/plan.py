@@ -1,0 +1,173 @@
+"""From what a caller asked for to the stages that draw it, or a refusal that names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sdxl_bento.backends.base import Mix
+from sdxl_bento.diffusion.schedules import default_sampler
+from sdxl_bento.diffusion.solvers import SolverTable, build_table
+from sdxl_bento.engine.request import Phase, Stage
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.manifest import Manifest
+from sdxl_bento.params import GenerateParams
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What planning needs to know of a model, without its weights."""
+
+    name: str
+    manifest: Manifest
+    base_scheduler: Mapping[str, object]
+    refiner_scheduler: Mapping[str, object] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw: the payload that travels in an engine `Request`.
+
+    `params` has every default filled in, its seed is this picture's. `tables` holds the solver
+    of each denoising stage. `image` is what image-to-image starts from.
+    """
+
+    params: GenerateParams
+    tables: Mapping[Stage, SolverTable]
+    mix: Mix
+    image: Image | None = None
+    wants_preview: bool = False
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The denoising stages, in order."""
+        return tuple(self.tables)
+
+    @property
+    def last_stage(self) -> Stage:
+        """The stage whose pipeline decodes."""
+        return self.stages[-1]
+
+    @property
+    def rows(self) -> int:
+        return 2 if self.params.uses_guidance else 1
+
+    @property
+    def seed(self) -> int:
+        assert self.params.seed is not None
+        return self.params.seed
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The job as units of work for the engine."""
+        given = [Phase(Stage.IMAGE, 1, 1)] if self.image is not None else []
+        steps = [Phase(stage, len(table), self.rows) for stage, table in self.tables.items()]
+        return (Phase(Stage.ENCODE, 1, self.rows), *given, *steps, Phase(Stage.DECODE, 1, 1))
+
+    def for_image(self, index: int) -> Job:
+        """The job of image `index` of the call: the next seed."""
+        params = self.params.model_copy(update={"seed": self.seed + index, "num_images": 1})
+        return replace(self, params=params)
+
+
+def resolve(params: GenerateParams, facts: ModelFacts, seed: int) -> GenerateParams:
+    """Fill in the model's defaults. `seed` is taken if the caller gave none.
+
+    Raises:
+        InvalidInput: a size that the model does not draw.
+    """
+    manifest = facts.manifest
+    width = params.width or manifest.base.width
+    height = params.height or manifest.base.height
+    limits = manifest.size_limits
+    for field, value in (("width", width), ("height", height)):
+        if value % limits.multiple or not limits.min <= value <= limits.max:
+            raise InvalidInput(
+                field,
+                value,
+                f"a multiple of {limits.multiple} from {limits.min} to {limits.max} "
+                f"for the model {facts.name}",
+            )
+    return params.model_copy(
+        update={
+            "model": facts.name,
+            "width": width,
+            "height": height,
+            "sampler": params.sampler or default_sampler(facts.base_scheduler),
+            "seed": seed if params.seed is None else params.seed,
+        }
+    )
+
+
+def plan(
+    params: GenerateParams,
+    facts: ModelFacts,
+    *,
+    image: Image | None = None,
+    refine_only: bool = False,
+    wants_preview: bool = False,
+) -> Job:
+    """The job for resolved `params`.
+
+    Text-to-image by default; image-to-image on the base model with `image`; the refiner redraws
+    `image` with `refine_only`. Timestep arithmetic follows diffusers' pipelines
+    (`denoising_end`, `denoising_start`, `strength`), so that the same request is the same image.
+
+    Raises:
+        InvalidInput: no refiner, an empty stage, or a sampler that cannot do it.
+    """
+    assert params.sampler is not None
+    steps = params.num_inference_steps
+    begin = _begin(params) if image is not None else 0
+    tables: dict[Stage, SolverTable] = {}
+    if refine_only:
+        table = build_table(params.sampler, _refiner_config(facts), steps)
+        tables[Stage.REFINE] = table.part(begin, steps)
+    else:
+        table = build_table(params.sampler, facts.base_scheduler, steps)
+        if params.refiner:
+            tables = _share_out(params, facts, table, begin)
+        else:
+            tables[Stage.BASE] = table.part(begin, len(table))
+    mix = tuple(sorted((lora.name, lora.scale) for lora in params.loras if lora.scale))
+    return Job(params, tables, mix, image, wants_preview)
+
+
+def _share_out(
+    params: GenerateParams, facts: ModelFacts, base: SolverTable, begin: int
+) -> dict[Stage, SolverTable]:
+    """Ensemble of experts: the base model above the cut of the noise, the refiner below it."""
+    refiner = build_table(base.sampler, _refiner_config(facts), params.num_inference_steps)
+    train_steps = int(str(facts.base_scheduler.get("num_train_timesteps", 1000)))
+    cut = round(train_steps - params.high_noise_frac * train_steps)
+    end = int((base.timesteps >= cut).sum())
+    resume = len(refiner) - int((refiner.timesteps < cut).sum())
+    if end <= begin or resume >= len(refiner):
+        raise InvalidInput(
+            "high_noise_frac",
+            params.high_noise_frac,
+            f"a share that leaves steps to both models ({end - begin} of "
+            f"{params.num_inference_steps} would go to the base model, "
+            f"{len(refiner) - resume} to the refiner)",
+        )
+    return {Stage.BASE: base.part(begin, end), Stage.REFINE: refiner.part(resume, len(refiner))}
+
+
+def _begin(params: GenerateParams) -> int:
+    """First step of an image-to-image run: `strength` of the steps remain."""
+    steps = params.num_inference_steps
+    remaining = min(int(steps * params.strength), steps)
+    if remaining < 1:
+        raise InvalidInput(
+            "strength", params.strength, f"at least {1 / steps:.3g}, so that one step remains"
+        )
+    return steps - remaining
+
+
+def _refiner_config(facts: ModelFacts) -> Mapping[str, object]:
+    if facts.refiner_scheduler is None:
+        raise InvalidInput("refiner", True, f"false: the model {facts.name} has no refiner")
+    return facts.refiner_scheduler

@@ -1,0 +1,93 @@
+"""The tensors of one request: its latents, history, noise source and solver tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from sdxl_bento.diffusion.conditioning import Conditioning
+from sdxl_bento.diffusion.model import Model
+from sdxl_bento.diffusion.plan import Job
+from sdxl_bento.engine.request import Stage
+
+
+class LatentState:
+    """Everything that one picture needs on the device between its steps.
+
+    Noise is drawn on the CPU in float32 from the request's own generator, in the order in which
+    diffusers' pipelines draw it, so neither its batch nor its device changes the picture.
+
+    Attributes:
+        latents: [1, 4, h, w] float32.
+        previous: [1, 4, h, w] float32, the last denoised estimate.
+        tables: per stage, [n, 8] float32 on the device: six coefficients, input scale, timestep.
+    """
+
+    def __init__(self, job: Job, model: Model, conditioning: Mapping[Stage, Conditioning]) -> None:
+        assert job.params.height is not None
+        assert job.params.width is not None
+        self.job = job
+        self.conditioning = conditioning
+        self._device = model.placement.device
+        self._generator = torch.Generator().manual_seed(job.seed)
+        self._fresh: torch.Tensor | None = None
+        info = model.pipeline(job.stages[0]).info
+        factor = info.vae_scale_factor
+        height, width = job.params.height // factor, job.params.width // factor
+        self.shape = (1, info.latent_channels, height, width)
+        self.tables = {stage: self._upload(stage) for stage in job.stages}
+        self.draws = {stage: table.draws.tolist() for stage, table in job.tables.items()}
+        self.guidance = torch.tensor(
+            [job.params.guidance_scale if job.rows == 2 else 1.0], dtype=torch.float32
+        ).to(self._device, non_blocking=True)
+        self.zero = torch.zeros(self.shape, device=self._device)
+        self.previous = self.zero
+        self.latents = self.zero
+        if job.image is None:
+            scale = job.tables[job.stages[0]].init_noise_sigma
+            self.latents = (self._draw() * scale).to(self._device)
+
+    def start_from(
+        self,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        rescale: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Image-to-image: sample the VAE's posterior and noise it to the first step's level.
+
+        Args:
+            mean, std: [1, 4, h, w], of the posterior.
+            rescale: from the VAE's latents to the UNet's.
+        """
+        keep, noise = self.job.tables[self.job.stages[0]].start[0]
+        sample = rescale(mean.float() + std.float() * self._draw().to(self._device))
+        self.latents = sample * keep + (self._draw() * noise).to(self._device)
+
+    def noise(self, stage: Stage, step: int) -> torch.Tensor:
+        """Fresh noise for a step, [1, 4, h, w]; the same again until `step_done`."""
+        if not self.draws[stage][step]:
+            return self.zero
+        if self._fresh is None:
+            self._fresh = self._draw().to(self._device, non_blocking=True)
+        return self._fresh
+
+    def step_done(self, latents: torch.Tensor, denoised: torch.Tensor) -> None:
+        """Take over what a forward made of it; only now is the noise used up."""
+        self.latents, self.previous, self._fresh = latents, denoised, None
+
+    def _draw(self) -> torch.Tensor:
+        noise = torch.randn(self.shape, generator=self._generator, dtype=torch.float32)
+        return noise.pin_memory() if self._device.type == "cuda" else noise
+
+    def _upload(self, stage: Stage) -> torch.Tensor:
+        table = self.job.tables[stage]
+        rows = torch.cat(
+            [
+                torch.from_numpy(table.coefficients),
+                torch.from_numpy(table.input_scale.copy())[:, None],
+                torch.from_numpy(table.timesteps.copy())[:, None],
+            ],
+            dim=1,
+        )
+        return rows.float().to(self._device)
