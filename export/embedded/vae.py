@@ -52,6 +52,13 @@ def gradient_loss(difference: Tensor, weight: Tensor) -> Tensor:
     return across + down
 
 
+def sharp_loss(difference: Tensor, weight: Tensor) -> Tensor:
+    """A loss that prefers one clear edge to the mean of several: the power below 1 sees to it."""
+    power = (weight * (difference.abs() + 0.02) ** 0.7).mean()
+    square = (weight * difference.square()).mean()
+    return power + 0.5 * square + 0.5 * gradient_loss(difference, weight)
+
+
 def _crop(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """The same random window of every picture, at a multiple of 8 pixels."""
     tops = torch.randint(0, (pictures.shape[2] - _CROP) // 8 + 1, (1,), generator=generator)

@@ -1,0 +1,98 @@
+"""Puts trained parts together as the folders that ship: half precision, no trace of where built."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+from export.embedded.denoising import build_scheduler
+from export.embedded.text import TextEncoders
+
+# Keys of SDXL's scheduler file that Euler itself ignores but other schedulers read when they take
+# over its configuration. DDIM for one would clip latents at 1 without the first.
+_SCHEDULER_EXTRAS = {
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "sample_max_value": 1.0,
+    "trained_betas": None,
+}
+# Written by the libraries: where and how a part was loaded.
+_TRACES = ("_name_or_path", "is_local", "local_files_only", "backend")
+
+
+def _clean_configs(folder: Path) -> None:
+    """Rewrite every configuration file without traces of the building machine."""
+    for path in folder.rglob("*.json"):
+        if path.name not in {
+            "config.json",
+            "model_index.json",
+            "scheduler_config.json",
+            "tokenizer_config.json",
+        }:
+            continue
+        values = json.loads(path.read_text())
+        for key in _TRACES:
+            values.pop(key, None)
+        if path.name == "scheduler_config.json":
+            values.update(_SCHEDULER_EXTRAS)
+        path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _publish(
+    pipeline: StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline, target: Path
+) -> None:
+    """Save next to ``target`` first and swap then, so that a reader never sees half a folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+        fresh = Path(scratch) / target.name
+        pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+        _clean_configs(fresh)
+        if target.exists():
+            shutil.move(target, Path(scratch) / "old")
+        shutil.move(fresh, target)
+
+
+def publish_base(
+    encoders: TextEncoders, vae: AutoencoderKL, unet: UNet2DConditionModel, target: Path
+) -> None:
+    """Write the text-to-image pipeline."""
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=encoders.first,
+        text_encoder_2=encoders.second,
+        tokenizer=encoders.tokenizers[0],
+        tokenizer_2=encoders.tokenizers[1],
+        unet=unet,
+        scheduler=build_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    _publish(pipeline, target)
+
+
+def publish_refiner(
+    encoders: TextEncoders, vae: AutoencoderKL, unet: UNet2DConditionModel, target: Path
+) -> None:
+    """Write the image-to-image pipeline that finishes what the base leaves."""
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        vae=vae,
+        text_encoder=None,
+        text_encoder_2=encoders.second,
+        tokenizer=None,
+        tokenizer_2=encoders.tokenizers[1],
+        unet=unet,
+        scheduler=build_scheduler(),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    _publish(pipeline, target)
