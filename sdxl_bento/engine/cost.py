@@ -8,63 +8,53 @@ from collections.abc import Iterable, Mapping
 from sdxl_bento.engine.request import BatchKey, Request, Stage
 
 SMOOTHING = 0.2  # weight of the newest observation
-DRIFT = 0.05  # relative change that makes cached estimates stale
+HICCUP = 4.0  # a time longer than this many times the old one is taken for no longer than that
+DRIFT = 0.05  # relative change from which on the estimates in use are made anew
 
 
 class CostTable:
     """Unit times in seconds. Unknown cells are read off the nearest known ones.
 
     Before anything is known an estimate is 0: the engine then admits rather than refuses.
+    Estimates hold for an epoch, so that sums of them can be kept; a new one begins when a
+    cell has drifted from what the epoch took it for.
     """
 
     def __init__(self) -> None:
+        self.epoch = 0
         self._cells: dict[BatchKey, dict[int, float]] = {}
-        self.epoch = 0  # grows when estimates change enough to matter
+        self._estimates: dict[tuple[BatchKey, int], float] = {}  # of this epoch
 
     def observe(self, key: BatchKey, rows: int, seconds: float) -> None:
         """Correct the table by one measured unit."""
         cells = self._cells.setdefault(key, {})
         old = cells.get(rows)
-        if old is None:
+        if not old:
             cells[rows] = seconds
-            self.epoch += 1
+            self._new_epoch()
             return
-        # One hiccup of the machine should not look like a new normal.
-        seen = min(seconds, 4 * old)
-        cells[rows] = new = old + SMOOTHING * (seen - old)
-        if abs(new - old) > DRIFT * old:
-            self.epoch += 1
+        cells[rows] = new = old + SMOOTHING * (min(seconds, HICCUP * old) - old)
+        used = self._estimates.get((key, rows), new)
+        if abs(new - used) > DRIFT * used:
+            self._new_epoch()
 
     def unit(self, key: BatchKey, rows: int) -> float:
         """Seconds of one unit of `rows` rows."""
-        cells = self._cells.get(key)
-        if cells:
-            return cells[rows] if rows in cells else _between(cells, rows)
-        return self._from_other_size(key, rows)
-
-    def per_row(self, key: BatchKey, rows: int, batch: int) -> float:
-        """Seconds that `rows` rows add to a batch of about `batch` rows."""
-        batch = max(batch, rows)
-        return self.unit(key, batch) * rows / batch
+        known = self._estimates.get((key, rows))
+        if known is None:
+            known = self._estimates[key, rows] = self._estimate(key, rows)
+        return known
 
     def remaining(self, request: Request) -> float:
         """Seconds of work that the request has left if it runs without company."""
         if request.launched_all:
             return 0.0
         if request.costs is None or request.costs[0] != self.epoch:
-            now, *later = request.phases[request.phase :]
-            tail = sum(p.steps * self.unit(request.key_of(p), p.rows) for p in later)
-            request.costs = (self.epoch, self.unit(request.key_of(now), now.rows), tail)
+            (key, _, rows), *later = request.left()
+            tail = sum(steps * self.unit(key, rows) for key, steps, rows in later)
+            request.costs = (self.epoch, self.unit(key, rows), tail)
         _, unit, tail = request.costs
         return unit * (request.phases[request.phase].steps - request.step) + tail
-
-    def demand(self, request: Request, batch: int) -> float:
-        """Device seconds that the request still takes up in batches of about `batch` rows."""
-        total = 0.0
-        for index, phase in enumerate(request.phases[request.phase :]):
-            left = phase.steps - (request.step if index == 0 else 0)
-            total += left * self.per_row(request.key_of(phase), phase.rows, batch)
-        return total
 
     def dump(self) -> list[dict[str, object]]:
         """The table as plain data, for a profile kept beside the model."""
@@ -92,7 +82,15 @@ class CostTable:
             )
             cells = self._cells.setdefault(key, {})
             cells[int(str(cell["rows"]))] = float(str(cell["seconds"]))
+        self._new_epoch()
+
+    def _new_epoch(self) -> None:
         self.epoch += 1
+        self._estimates.clear()
+
+    def _estimate(self, key: BatchKey, rows: int) -> float:
+        cells = self._cells.get(key)
+        return _between(cells, rows) if cells else self._from_other_size(key, rows)
 
     def _from_other_size(self, key: BatchKey, rows: int) -> float:
         """Scale by pixels from the nearest size of the same model and stage."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Stage(StrEnum):
@@ -29,8 +30,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
-class BatchKey:
+class BatchKey(NamedTuple):
     """What two rows must have in common to share a forward. Size in pixels."""
 
     model: str
@@ -53,7 +53,8 @@ class Request:
     """One picture on its way. Times are seconds of the engine's clock.
 
     `payload` is the data plane's business. `phase` and `step` count what has been launched,
-    `in_flight` what has been launched and has not yet completed.
+    `in_flight` what has been launched and has not yet completed. A request that ends while a
+    unit of it is in flight keeps counting down; nothing else of that unit reaches it.
     """
 
     id: str
@@ -79,21 +80,21 @@ class Request:
     stage_s: dict[Stage, float] = field(default_factory=dict)
     on_progress: Callable[[Request, Stage, int, object], None] | None = None
     on_end: Callable[[Request], None] | None = None
+    keys: tuple[BatchKey, ...] = field(init=False)  # one for each phase
+    turn: float = 0.0  # when it is due while no deadline binds it; set by the scheduler
     costs: tuple[int, float, float] | None = None  # cache of `cost.CostTable.remaining`
 
-    @property
-    def keys(self) -> list[BatchKey]:
-        return [self.key_of(phase) for phase in self.phases]
+    def __post_init__(self) -> None:
+        self.plan(self.phases, self.payload)
 
-    def key_of(self, phase: Phase) -> BatchKey:
-        sized = phase.stage is not Stage.ENCODE
-        return BatchKey(
-            self.model, phase.stage, self.height if sized else 0, self.width if sized else 0
-        )
+    def plan(self, phases: tuple[Phase, ...], payload: object) -> None:
+        """Set the way it will go. Only before it has started."""
+        self.phases, self.payload, self.costs = phases, payload, None
+        self.keys = tuple(self._key_of(phase) for phase in phases)
 
     @property
     def key(self) -> BatchKey:
-        return self.key_of(self.phases[self.phase])
+        return self.keys[self.phase]
 
     @property
     def rows(self) -> int:
@@ -115,12 +116,25 @@ class Request:
     def has_ended(self) -> bool:
         return self.status in (Status.FINISHED, Status.FAILED, Status.CANCELLED)
 
+    def left(self) -> Iterator[tuple[BatchKey, int, int]]:
+        """What is still to launch: (key, steps, rows) of this phase and the later ones."""
+        done = self.step
+        for index in range(self.phase, len(self.phases)):
+            phase = self.phases[index]
+            yield self.keys[index], phase.steps - done, phase.rows
+            done = 0
+
     def advance(self) -> None:
         """One unit of it was launched."""
         self.in_flight += 1
         self.step += 1
         if self.step == self.phases[self.phase].steps:
             self.phase, self.step, self.costs = self.phase + 1, 0, None
+
+    def _key_of(self, phase: Phase) -> BatchKey:
+        if phase.stage is Stage.ENCODE:  # a prompt has no size
+            return BatchKey(self.model, phase.stage, 0, 0)
+        return BatchKey(self.model, phase.stage, self.height, self.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +144,20 @@ class Unit:
     key: BatchKey
     requests: tuple[Request, ...]
     steps: tuple[int, ...]
+    rows: int = field(init=False)
 
-    @property
-    def rows(self) -> int:
-        return sum(request.rows for request in self.requests)
+    def __post_init__(self) -> None:
+        # Counted now: the requests will have moved on when somebody asks.
+        object.__setattr__(self, "rows", sum(request.rows for request in self.requests))
+
+
+@dataclass(frozen=True, slots=True)
+class Fewer:
+    """Leave to run a request with fewer steps than `asked`, though not under `floor`.
+
+    `plan(n)` gives the phases and the payload for `n` steps, in the caller's way of counting.
+    """
+
+    asked: int
+    floor: int
+    plan: Callable[[int], tuple[tuple[Phase, ...], object]]

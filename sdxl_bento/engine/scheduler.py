@@ -1,23 +1,31 @@
-"""Which rows run next: the batch key whose most urgent request has the least slack.
+"""Which rows run next.
 
-    slack = due - now - work left
+Everyone is due some time, and who is due first goes first. A request with a deadline is due then,
+as long as it can still make it. Any other takes its turn some time after its arrival, in
+proportion to its work: short ones first, and everyone's turn comes, because later arrivals
+are due later.
 
-`due` is the request's deadline. One without a deadline, or that can no longer meet it, is due
-some time after its arrival, in proportion to its work up to `ageing_s`: short ones first, and
-everyone's turn comes, because later arrivals are due later.
+Two rules bend that order:
+
+- Short units (encode, decode) go before steps, because they let a newcomer join the batch and a
+  finished one leave it; but never twice in a row while steps wait.
+- Slack decides: nothing goes before a promised deadline that cannot spare the time. Except for
+  the share of the device that no promise counts on: it is owed to those without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sdxl_bento.engine.cost import CostTable
+from sdxl_bento.engine.ledger import RESERVE, Ledger
 from sdxl_bento.engine.request import BatchKey, Request, Stage, Status, Unit
 
 STRETCH = 4.0  # a request without a deadline may take about this many times its own work
-GRACE = 0.1  # share of the time allowed by which a deadline may be missed before it is given up
+PRIORITY = 0.05  # one step of priority counts as much as this share of `ageing_s`
 MAX_DECODES = 4  # pictures decoded by one unit: more would hold up the steps behind it
+PROMISED_PLACES = 0.25  # share of the running places that only requests with a deadline take
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +47,62 @@ class Scheduler:
         self.waiting: dict[str, Request] = {}
         self.running: dict[str, Request] = {}
         self._learned_rows: dict[BatchKey, int] = {}
-        self._last_was_step = True
+        self._last_was_short = False
+        self._owed = 0.0  # device seconds that those without a promise have a claim to
 
     def add(self, request: Request) -> None:
+        patience = min(self.limits.ageing_s, STRETCH * self.cost.remaining(request))
+        request.turn = request.arrival + patience
         self.waiting[request.id] = request
 
     def remove(self, request: Request) -> None:
         self.waiting.pop(request.id, None)
         self.running.pop(request.id, None)
 
-    def next(self, now: float, ready: Callable[[Request], bool]) -> Unit | None:
-        """The next unit of work, or None when nothing can run."""
+    def next(self, now: float, busy: float, ready: Callable[[Request], bool]) -> Unit | None:
+        """The next unit of work, or None when nothing can run.
+
+        Args:
+            busy: seconds that the device still needs for the units it has been given.
+        """
         self._start_waiting(now)
         able = [r for r in self.running.values() if not r.launched_all and ready(r)]
         if not able:
             return None
         able.sort(key=lambda request: self.urgency(request, now))
-        lead = self._choose(able, now)
-        self._last_was_step = lead.stage.denoises
-        batch = tuple(self._companions(lead, able))
-        return Unit(lead.key, batch, tuple(request.step for request in batch))
+        ledger = self.ledger(now, busy)
+        lead = self._lead(able, ledger, now)
+        batch = tuple(self._batch(lead, able, ledger, now))
+        unit = Unit(lead.key, batch, tuple(request.step for request in batch))
+        self._last_was_short = not lead.stage.denoises
+        self._settle(unit, able, now)
+        return unit
+
+    def promised(self, request: Request, now: float) -> bool:
+        """Whether it has a deadline and can still make it. Who cannot must not drag others."""
+        deadline = request.deadline
+        return deadline is not None and deadline - now >= self.cost.remaining(request)
+
+    def due(self, request: Request, now: float) -> float:
+        """When the request is due: at its deadline if that binds us, else when its turn comes."""
+        if request.deadline is not None and self.promised(request, now):
+            return request.deadline
+        return request.turn
 
     def urgency(self, request: Request, now: float) -> tuple[float, float]:
-        """Sorts the most urgent first: slack in seconds, then arrival."""
-        work = self.cost.remaining(request)
-        bonus = request.priority * self.limits.ageing_s / 20
-        if request.deadline is not None:
-            slack = request.deadline - now - work
-            if slack >= -GRACE * (request.deadline - request.arrival):
-                return slack - bonus, request.arrival
-        patience = min(self.limits.ageing_s, STRETCH * work)
-        return max(request.arrival + patience - now, 0.0) - bonus, request.arrival
+        """Sorts the most urgent first."""
+        bonus = request.priority * PRIORITY * self.limits.ageing_s
+        return self.due(request, now) - bonus, request.arrival
+
+    def ledger(self, now: float, busy: float, *newcomers: Request) -> Ledger:
+        """What is promised, to those who run and wait (and to `newcomers`, if they came in)."""
+        promises = [
+            request
+            for group in (self.running.values(), self.waiting.values())
+            for request in group
+            if self.promised(request, now)
+        ]
+        return Ledger(self.cost, self.row_limit, (*promises, *newcomers), now + busy)
 
     def row_limit(self, key: BatchKey) -> int:
         """Most rows of one unit of `key`: by setting, by pixels, and by what once did not fit."""
@@ -84,6 +117,11 @@ class Scheduler:
         """The unit did not fit the device: remember to stay at half of it."""
         self._learned_rows[unit.key] = max(unit.rows // 2, 1)
 
+    def places(self, promised: bool) -> int:
+        """How many more requests may run now."""
+        kept = 0 if promised else int(self.limits.max_running * PROMISED_PLACES)
+        return max(self.limits.max_running - kept - len(self.running), 0)
+
     def position(self, request: Request, now: float) -> int:
         """Place in the queue, from 1; 0 once it runs."""
         if request.id not in self.waiting:
@@ -92,37 +130,60 @@ class Scheduler:
         return 1 + sum(self.urgency(other, now) < mine for other in self.waiting.values())
 
     def _start_waiting(self, now: float) -> None:
-        while self.waiting and len(self.running) < self.limits.max_running:
-            request = min(self.waiting.values(), key=lambda r: self.urgency(r, now))
+        while self.waiting and self.places(promised=True):
+            group = [
+                r for r in self.waiting.values() if self.places(promised=self.promised(r, now))
+            ]
+            if not group:
+                return
+            request = min(group, key=lambda r: self.urgency(r, now))
             del self.waiting[request.id]
             request.status, request.started = Status.RUNNING, now
             self.running[request.id] = request
 
-    def _choose(self, able: list[Request], now: float) -> Request:
-        """The most urgent step, or the most urgent short unit (encode, decode) in between.
+    def _lead(self, able: list[Request], ledger: Ledger, now: float) -> Request:
+        """Whose unit runs next. `able` is in order of urgency."""
+        steps = [request for request in able if request.stage.denoises]
+        short = [request for request in able if not request.stage.denoises]
+        ranked = steps if steps and self._last_was_short else [*short, *steps]
+        for request in ranked:
+            seconds = self.cost.unit(request.key, request.rows)
+            if seconds <= ledger.spare_before(self.due(request, now)):
+                return request
+            if seconds <= self._owed and not self.promised(request, now):
+                return request
+        return min(ranked, key=lambda request: self.due(request, now))
 
-        Short units let a newcomer join the batch and a finished one leave it, so they go
-        first; but never twice in a row while steps wait, nor where a step cannot spare the time.
-        """
-        step = next((r for r in able if r.stage.denoises), None)
-        short = next((r for r in able if not r.stage.denoises), None)
-        if step is None or short is None:
-            return able[0]
-        if not self._last_was_step:
-            return step
-        spare, _ = self.urgency(step, now)
-        is_behind = self.urgency(short, now) > self.urgency(step, now)
-        hurts = is_behind and 0 <= spare < self.cost.unit(short.key, short.rows)
-        return step if hurts and step.deadline is not None else short
-
-    def _companions(self, lead: Request, able: Iterable[Request]) -> Iterable[Request]:
+    def _batch(
+        self, lead: Request, able: list[Request], ledger: Ledger, now: float
+    ) -> Iterator[Request]:
         """The lead and, in order of urgency, those that fit into its forward."""
         yield lead
         if lead.alone:
             return
-        key, room = lead.key, self.row_limit(lead.key) - lead.rows
+        key, rows, limit = lead.key, lead.rows, self.row_limit(lead.key)
+        seconds = self.cost.unit(key, rows)
+        slowed = 0.0
         for request in able:
-            if request is lead or request.alone or request.rows > room or request.key != key:
+            if request is lead or request.alone or request.key != key:
                 continue
-            room -= request.rows
+            if rows + request.rows > limit:
+                continue
+            longer = self.cost.unit(key, rows + request.rows)
+            if request.id not in ledger.riders:  # a rider's time is in the ledger already
+                slows = slowed + longer - seconds
+                if slows > ledger.spare_before(self.due(request, now)):
+                    continue
+                slowed = slows
+            rows, seconds = rows + request.rows, longer
             yield request
+
+    def _settle(self, unit: Unit, able: list[Request], now: float) -> None:
+        """Keep count of what is owed to those that no deadline protects."""
+        seconds = self.cost.unit(unit.key, unit.rows)
+        if any(not self.promised(request, now) for request in unit.requests):
+            self._owed = max(self._owed - seconds, 0.0)
+        elif all(self.promised(request, now) for request in able):
+            self._owed = 0.0
+        else:
+            self._owed += RESERVE * seconds
