@@ -22,6 +22,8 @@ from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.generation import ModelSummary
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sdxl_bento.config import Settings
 
 logger = logging.getLogger("bentoml.sdxl_bento.loading")
@@ -142,8 +144,8 @@ def _load_one(
     return Loaded(name, facts, served, seconds)
 
 
-def _lora_targets(model: Model) -> dict[str, object]:
-    targets: dict[str, object] = {"unet": model.base.unet}
+def _lora_targets(model: Model) -> dict[str, nn.Module]:
+    targets: dict[str, nn.Module] = {"unet": model.base.unet}
     names = ("text_encoder", "text_encoder_2")[-len(model.base.text_encoders) :]
     targets.update(zip(names, model.base.text_encoders, strict=True))
     return targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,22 +91,15 @@ class Model:
     def unscale(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the VAE made them, from those that the UNet works on."""
         config = self.pipeline(stage).vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        latents = latents / config.scaling_factor
-        if mean is None or std is None:
-            return latents
-        shape = (1, -1, 1, 1)
-        return latents * latents.new_tensor(std).view(shape) + latents.new_tensor(mean).view(shape)
+        latents = latents / float(config.scaling_factor)
+        mean, std = _statistics(config, latents)
+        return latents * std + mean
 
     def rescale(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `unscale`."""
         config = self.pipeline(stage).vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            shape = (1, -1, 1, 1)
-            latents = latents - latents.new_tensor(mean).view(shape)
-            latents = latents / latents.new_tensor(std).view(shape)
-        return latents * config.scaling_factor
+        mean, std = _statistics(config, latents)
+        return (latents - mean) / std * float(config.scaling_factor)
 
     def unload(self) -> None:
         """Drop the weights."""
@@ -114,6 +107,16 @@ class Model:
         self.refiner = None
         if self.placement.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _statistics(
+    config: Any, like: torch.Tensor
+) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Mean and spread of the VAE's latents, where its config gives them; else 0 and 1."""
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return 0.0, 1.0
+    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
 
 
 def _load_pipeline(folder: Path, info: PipelineInfo, placement: Placement) -> Pipeline:
@@ -169,7 +172,8 @@ def _place(pipeline: Pipeline, placement: Placement) -> None:
 
     encoders = [None] * (2 - len(pipeline.text_encoders)) + pipeline.text_encoders
     tokenizers = [None] * (2 - len(pipeline.tokenizers)) + pipeline.tokenizers
-    hooks = StableDiffusionXLImg2ImgPipeline(
+    make: Callable[..., Any] = StableDiffusionXLImg2ImgPipeline
+    hooks = make(
         vae=pipeline.vae,
         text_encoder=encoders[0],
         text_encoder_2=encoders[1],

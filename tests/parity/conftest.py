@@ -1,0 +1,81 @@
+"""One engine and diffusers' own pipelines over the same weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL.Image import Image
+
+from sdxl_bento.config import Settings
+from sdxl_bento.generation import Generator
+from sdxl_bento.loading import folder_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model_folder(embedded_tag: str) -> Path:
+    return folder_of(embedded_tag)
+
+
+async def started(settings: Settings) -> Generator:
+    generator = Generator(settings)
+    generator.start()
+    while generator.state == "loading":  # noqa: ASYNC110  another thread changes it
+        await asyncio.sleep(0.02)
+    assert generator.state == "ready", generator.state_reason
+    return generator
+
+
+@pytest.fixture
+async def generator(embedded_tag: str) -> AsyncIterator[Generator]:
+    generator = await started(Settings(model=embedded_tag))
+    yield generator
+    await generator.stop()
+    assert generator.stats() == {"state": "stopped", "waiting": 0, "running": 0}
+
+
+def largest_difference(a: Image, b: Image) -> int:
+    """Largest difference of two pictures' pixels, of 255."""
+    first, second = (np.asarray(image.convert("RGB"), dtype=np.int16) for image in (a, b))
+    assert first.shape == second.shape
+    return int(np.abs(first - second).max())
+
+
+def psnr(a: Image, b: Image) -> float:
+    """Peak signal-to-noise ratio of two pictures, in dB."""
+    first, second = (np.asarray(image.convert("RGB"), dtype=np.float64) for image in (a, b))
+    mse = float(((first - second) ** 2).mean())
+    return float("inf") if mse == 0 else 10 * float(np.log10(255**2 / mse))
+
+
+@pytest.fixture(scope="module")
+def diffusers_base(model_folder: Path) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return _quiet(StableDiffusionXLPipeline, model_folder / "base")
+
+
+@pytest.fixture(scope="module")
+def diffusers_refiner(model_folder: Path) -> Any:
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    return _quiet(StableDiffusionXLImg2ImgPipeline, model_folder / "refiner")
+
+
+def _quiet(cls: Any, folder: Path) -> Any:
+    pipeline = cls.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
