@@ -36,9 +36,11 @@ def check_name(name: str) -> None:
     from bentoml.exceptions import BentoMLException
 
     try:
-        Tag.from_taglike(name)
+        tag = Tag.from_taglike(name)
     except (BentoMLException, ValueError) as error:
         raise ExportError(f"--name {name!r}: {error}") from None
+    if tag.name != name:  # BentoML lowers capitals and splits off what follows a colon
+        raise ExportError(f"--name {name!r}: lower-case letters, digits, '.', '_' and '-' only")
 
 
 def content_bytes(folder: Path) -> int:

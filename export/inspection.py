@@ -165,11 +165,6 @@ def _check_entry(where: Path, name: str, entry: list[object]) -> None:
 
 
 def _check_role(where: Path, index: Json, role: Role) -> None:
-    class_name = index.get("_class_name")
-    if class_name not in PIPELINE_CLASSES[role]:
-        raise NotSDXLError(
-            where, f"_class_name: {class_name!r}", f"one of {', '.join(PIPELINE_CLASSES[role])}"
-        )
     has_first_encoder = _present(index, "text_encoder")
     if role == "base" and not has_first_encoder and index.get("requires_aesthetics_score"):
         raise NotSDXLError(
@@ -178,11 +173,14 @@ def _check_role(where: Path, index: Json, role: Role) -> None:
         )  # fmt: skip
     if role == "refiner" and has_first_encoder:
         raise NotSDXLError(where, "a base model (it has text_encoder)", "a refiner for --refiner")
+    class_name = index.get("_class_name")
+    if class_name not in PIPELINE_CLASSES[role]:
+        raise NotSDXLError(
+            where, f"_class_name: {class_name!r}", f"one of {', '.join(PIPELINE_CLASSES[role])}"
+        )
     for name in COMPONENTS[role]:
-        if index.get(name) in (None, [None, None]):
-            present = [
-                key for key in COMPONENTS["base"] if index.get(key) not in (None, [None] * 2)
-            ]
+        if not _present(index, name):
+            present = [key for key in COMPONENTS["base"] if _present(index, key)]
             raise SourceError(
                 where, f"no component {name} (there are {', '.join(present)})",
                 f"all of {', '.join(COMPONENTS[role])}",

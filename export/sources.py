@@ -16,7 +16,7 @@ from typing import Literal
 
 from export import weights
 from export.embedded import WEIGHTS
-from export.errors import SourceError, UnsafeSourceError
+from export.errors import ExportError, SourceError, UnsafeSourceError
 from export.inspection import Folder
 from export.layout import KINDS
 from sdxl_bento.manifest import WeightDtype
@@ -80,11 +80,12 @@ def _from_hub(name: str, revision: str | None, dtype: WeightDtype | None) -> Sou
         try:
             info = HfApi(token=token).model_info(name, revision=revision)
             wanted = hub_files((item.rfilename for item in info.siblings or ()), dtype, name)
-            revision = info.sha or revision
         except OfflineModeIsEnabled:
             wanted = _patterns()  # whatever an earlier download has left in the cache
         snapshot = snapshot_download(name, revision=revision, allow_patterns=wanted, token=token)
-    except (OSError, ValueError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # the client's own errors, and those of two HTTP libraries below it
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise SourceError(
             name, f"no such folder here, and the hub says: {reason}",

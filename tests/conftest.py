@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# One thread each: the tests' tensors are tiny, and threads that wait for each other on a busy
+# machine cost them a factor of five. Read by torch when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

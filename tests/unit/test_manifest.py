@@ -1,0 +1,158 @@
+"""The manifest: written and read back whole, and nothing unknown or unsound is let through."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import (
+    BackendInfo,
+    ComponentInfo,
+    LoraInfo,
+    Manifest,
+    ParityFigure,
+    PipelineInfo,
+    Size,
+    SizeLimits,
+    SourceInfo,
+    Versions,
+)
+
+HASH = "0" * 64
+
+
+def manifest(**changes: Any) -> Manifest:
+    component = ComponentInfo(
+        library="diffusers", class_name="UNet2DConditionModel", bytes=7, sha256=HASH
+    )
+    base = PipelineInfo(
+        path="base",
+        components={"unet": component},
+        prediction_type="epsilon",
+        width=128,
+        height=128,
+        latent_channels=4,
+        vae_scale_factor=8,
+        requires_aesthetics_score=False,
+        force_zeros_for_empty_prompt=True,
+    )
+    parity = ParityFigure(part="base/unet", against="source", max_abs_error=1e-4, psnr_db=61.2)
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "source": SourceInfo(kind="hub", location="a/b", revision="main", sha256=HASH),
+        "created": datetime(2026, 1, 2, tzinfo=UTC),
+        "versions": Versions(
+            sdxl_bento="0", python="3", torch="2", diffusers="0", transformers="5", bentoml="1"
+        ),
+        "dtype": "fp16",
+        "base": base,
+        "refiner": base.model_copy(update={"path": "refiner"}),
+        "loras": (
+            LoraInfo(name="striped", path="loras/striped.safetensors", bytes=1, sha256=HASH),
+        ),
+        "backends": (
+            BackendInfo(
+                backend="onnx",
+                device="cpu",
+                versions={"onnxruntime": "1"},
+                sizes=(Size(width=128, height=64),),
+                rows=(1, 2),
+                artifacts={"unet": "onnx/unet.onnx"},
+                parity=(parity,),
+            ),
+        ),
+        "size_limits": SizeLimits(multiple=32, min=32, max=256),
+        "bytes": 12,
+        "export_seconds": 1.5,
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written = manifest()
+    written.save(tmp_path)
+    assert Manifest.load(tmp_path) == written
+
+
+def edit(folder: Path, *keys: Any, value: Any) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    inner = content
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("extra",), 1),
+        (("base", "extra"), 1),
+        (("base", "components", "unet", "extra"), 1),
+        (("schema_version",), 2),
+        (("family",), "sd3"),
+        (("dtype",), "int8"),
+        (("source", "sha256"), "abc"),
+        (("base", "path"), "/etc"),
+        (("base", "path"), "../other"),
+        (("backends", 0, "artifacts", "unet"), "a\\b"),
+        (("loras", 0, "path"), "loras/../../x"),
+        (("loras", 0, "name"), "Bad Name"),
+        (("backends",), []),
+        (("bytes",), -1),
+        (("created",), "2026-01-02T00:00:00"),
+        (("size_limits", "min"), 33),
+        (("size_limits", "max"), 0),
+        (("base", "prediction_type"), "flow"),
+    ],
+)
+def test_refused(tmp_path: Path, keys: tuple[Any, ...], value: Any) -> None:
+    manifest().save(tmp_path)
+    edit(tmp_path, *keys, value=value)
+    with pytest.raises(ConfigurationError, match=r"manifest\.json: not a manifest of schema 1"):
+        Manifest.load(tmp_path)
+
+
+def test_error_names_the_field(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    edit(tmp_path, "base", "width", value="wide")
+    with pytest.raises(ConfigurationError, match=r"base\.width.*export the model again"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[]"])
+def test_not_json(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(data)
+    with pytest.raises(ConfigurationError, match="manifest"):
+        Manifest.load(tmp_path)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="python -m export"):
+        Manifest.load(tmp_path)
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        manifest().name = "other"
+
+
+def test_loras_have_distinct_names() -> None:
+    lora = manifest().loras[0]
+    with pytest.raises(ValidationError, match="share a name"):
+        manifest(loras=(lora, lora))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "allowed"),
+    [(128, 128, True), (32, 256, True), (0, 128, False), (48, 128, False), (128, 288, False)],
+)
+def test_size_limits(width: int, height: int, allowed: bool) -> None:
+    assert SizeLimits(multiple=32, min=32, max=256).allows(width, height) is allowed
