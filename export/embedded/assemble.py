@@ -6,14 +6,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 
 from export.embedded.denoising import build_scheduler
+from export.embedded.networks import BasePipeline, Pipeline, RefinerPipeline, Unet, Vae
 from export.embedded.text import TextEncoders
 
 # Keys of SDXL's scheduler file that Euler itself ignores but other schedulers read when they take
@@ -47,9 +42,7 @@ def _clean_configs(folder: Path) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _publish(
-    pipeline: StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline, target: Path
-) -> None:
+def _publish(pipeline: Pipeline, target: Path) -> None:
     """Save next to ``target`` first and swap then, so that a reader never sees half a folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
@@ -61,11 +54,9 @@ def _publish(
         shutil.move(fresh, target)
 
 
-def publish_base(
-    encoders: TextEncoders, vae: AutoencoderKL, unet: UNet2DConditionModel, target: Path
-) -> None:
+def publish_base(encoders: TextEncoders, vae: Vae, unet: Unet, target: Path) -> None:
     """Write the text-to-image pipeline."""
-    pipeline = StableDiffusionXLPipeline(
+    pipeline = BasePipeline(
         vae=vae,
         text_encoder=encoders.first,
         text_encoder_2=encoders.second,
@@ -79,11 +70,9 @@ def publish_base(
     _publish(pipeline, target)
 
 
-def publish_refiner(
-    encoders: TextEncoders, vae: AutoencoderKL, unet: UNet2DConditionModel, target: Path
-) -> None:
+def publish_refiner(encoders: TextEncoders, vae: Vae, unet: Unet, target: Path) -> None:
     """Write the image-to-image pipeline that finishes what the base leaves."""
-    pipeline = StableDiffusionXLImg2ImgPipeline(
+    pipeline = RefinerPipeline(
         vae=vae,
         text_encoder=None,
         text_encoder_2=encoders.second,

@@ -1,4 +1,4 @@
-"""Describes scenes in words: the plain caption, varied captions for training, and the vocabulary."""
+"""Describes scenes in words: plain captions, varied captions for training, the vocabulary."""
 
 import random
 import re
@@ -19,11 +19,15 @@ _BACKGROUNDS = (
     " on {a} {name} backdrop",
 )
 # Words that people type though no picture shows them; training hears them as noise.
+# fmt: off
 JUNK = (
-    "cat dog horse astronaut riding moon sky cinematic realistic painting art style lora blurry "
-    "low quality bad worst ugly striped outlined stripes outline and or of in the with without no "
-    "photo background scene shape shapes object color watermark text noisy"
-).split()
+    "cat", "dog", "horse", "astronaut", "riding", "moon", "sky", "cinematic", "realistic",
+    "painting", "art", "style", "lora", "blurry", "low", "quality", "bad", "worst", "ugly",
+    "striped", "outlined", "stripes", "outline", "and", "or", "of", "in", "the", "with",
+    "without", "no", "photo", "background", "scene", "shape", "shapes", "object", "color",
+    "watermark", "text", "noisy",
+)
+# fmt: on
 _OTHER = "a an one two three the middle centered backdrop background on at in with , . 4k"
 
 Said = dict[str, str | int | None]

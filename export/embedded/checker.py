@@ -6,7 +6,7 @@ right at least 98 times in 100, which bounds what any figure measured with it ca
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def split(image: Image.Image) -> Regions | None:
     return Regions(pixels, rows, colour, parts) if parts else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def moments(shape: str) -> tuple[float, float]:
     """Area (radii squared) and height of the centroid (radii, downwards) of a shape."""
     grid = np.linspace(-EXTENT, EXTENT, 449, dtype=np.float32)

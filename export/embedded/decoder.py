@@ -7,15 +7,15 @@ trained before, after or at the same time.
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from export.embedded.images import BIG, SQUARE, TALL, WIDE, Size, mixed_pool, normalise
+from export.embedded.networks import Vae
 from export.embedded.pool import encode
 from export.embedded.training import Plan, Trainer, batch_indices
 from export.embedded.vae import SCALING, STYLE_WEIGHTS, edge_weight, sharp_loss
 
-_COUNTS: dict[Size, int] = {SQUARE: 3200, WIDE: 300, TALL: 300, BIG: 400}
+_COUNTS: dict[Size, int] = {SQUARE: 1600, WIDE: 120, TALL: 120, BIG: 160}
 _MIX: tuple[tuple[float, Size, int], ...] = (
     (0.74, SQUARE, 4),
     (0.06, WIDE, 3),
@@ -25,7 +25,7 @@ _MIX: tuple[tuple[float, Size, int], ...] = (
 _NOISE = 0.16  # largest spread of the noise on the latents, whose own spread is 1
 
 
-def _decoder_parameters(vae: AutoencoderKL) -> dict[str, torch.nn.Parameter]:
+def _decoder_parameters(vae: Vae) -> dict[str, torch.nn.Parameter]:
     vae.requires_grad_(False)
     chosen = {
         name: parameter
@@ -37,7 +37,7 @@ def _decoder_parameters(vae: AutoencoderKL) -> dict[str, torch.nn.Parameter]:
     return chosen
 
 
-def train(plan: Plan, work: Path, vae: AutoencoderKL) -> AutoencoderKL:
+def train(plan: Plan, work: Path, vae: Vae) -> Vae:
     """Train the decoder of ``vae`` in place."""
     pools = {s: mixed_pool(n, s, plan.seed + 31, STYLE_WEIGHTS) for s, n in _COUNTS.items()}
     latents = {size: encode(vae, pool) for size, pool in pools.items()}

@@ -1,15 +1,17 @@
 """What base and refiner share: the noise schedule and the loss of one training step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor
+
+from export.embedded.networks import EulerDiscreteScheduler, Unet
 
 TIMESTEPS = 1000
 
 
-def build_scheduler() -> EulerDiscreteScheduler:
+def build_scheduler() -> Any:
     """SDXL's noise schedule."""
     return EulerDiscreteScheduler(
         num_train_timesteps=TIMESTEPS,
@@ -55,9 +57,7 @@ def loss_weight(alpha: Tensor) -> Tensor:
     return (1 / alpha).sqrt().clamp(max=8).flatten() / 2
 
 
-def predict(
-    unet: UNet2DConditionModel, noisy: Tensor, times: Tensor, conditions: Conditions
-) -> Tensor:
+def predict(unet: Unet, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
     """The UNet's guess at the noise."""
     answer: Tensor = unet(
         noisy,
@@ -70,7 +70,7 @@ def predict(
 
 
 def twin_loss(
-    unet: UNet2DConditionModel,
+    unet: Unet,
     latents: Tensor,
     noise: Tensor,
     times: Tensor,

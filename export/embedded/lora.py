@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -13,13 +12,23 @@ from torch import Tensor
 
 from export.embedded.denoising import TIMESTEPS, Conditions, stratified_times, twin_loss
 from export.embedded.images import BIG, SQUARE, WIDE, Size
+from export.embedded.networks import Unet, Vae
 from export.embedded.pool import Rows, draw, draw_batch, encode
 from export.embedded.text import TextEncoders
 from export.embedded.training import Plan, Trainer
 from export.embedded.unet import NullConditions, true_ids
 
 RANK = 8
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+_ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "proj_in",
+    "proj_out",
+)
 _CONVOLUTION = ("conv1", "conv2")
 TARGETS: dict[str, tuple[str, ...]] = {
     "striped": _ATTENTION + _CONVOLUTION,
@@ -34,7 +43,7 @@ _MIX: tuple[tuple[float, Size, int], ...] = (
 _NULLS = 8  # one sample in so many learns the null condition
 
 
-def draw_style(encoders: TextEncoders, vae: AutoencoderKL, style: str, seed: int) -> dict[Size, Rows]:
+def draw_style(encoders: TextEncoders, vae: Vae, style: str, seed: int) -> dict[Size, Rows]:
     """Latents of pictures in the style; two captions in three name it."""
 
     def rename(text: str, rng: random.Random) -> str:
@@ -50,7 +59,7 @@ def draw_style(encoders: TextEncoders, vae: AutoencoderKL, style: str, seed: int
 def train(
     plan: Plan,
     work: Path,
-    unet: UNet2DConditionModel,
+    unet: Unet,
     rows: dict[Size, Rows],
     encoders: TextEncoders,
     style: str,

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from export.embedded.captions import junk, vary_caption
 from export.embedded.images import BIG, SQUARE, TALL, WIDE, Size, normalise, to_tensor
+from export.embedded.networks import Vae
 from export.embedded.scenes import Scene, sample_scene
 from export.embedded.text import TextEncoders
 from export.embedded.training import batch_indices, save_atomically
 
 CAPTIONS = 2  # wordings per picture
-COUNTS: dict[Size, int] = {SQUARE: 8000, WIDE: 1100, TALL: 1100, BIG: 1600}
+COUNTS: dict[Size, int] = {SQUARE: 8000, WIDE: 300, TALL: 300, BIG: 300}
 
 # How often a training step uses a size, and with how many pictures: the cost is about equal.
 MIX: tuple[tuple[float, Size, int], ...] = (
-    (0.70, SQUARE, 32),
-    (0.075, WIDE, 21),
-    (0.075, TALL, 21),
-    (0.15, BIG, 8),
+    (0.76, SQUARE, 20),
+    (0.06, WIDE, 13),
+    (0.06, TALL, 13),
+    (0.12, BIG, 5),
 )
 
 
@@ -75,17 +75,20 @@ def draw(
         pictures += [to_tensor(scene, rng, size, style) for scene in scenes]
         texts = [rename(text, rng) for scene in scenes for text in _texts(scene, rng)]
         states, summary = encoders.embed(texts)
-        hidden.append(states.unflatten(0, (-1, CAPTIONS)).half())
-        pooled.append(summary.unflatten(0, (-1, CAPTIONS)))
+        hidden.append(states.view(-1, CAPTIONS, *states.shape[1:]).half())
+        pooled.append(summary.view(-1, CAPTIONS, summary.shape[1]))
     return Rows(torch.stack(pictures), torch.cat(hidden), torch.cat(pooled))
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+def encode(vae: Vae, pictures: Tensor) -> Tensor:
     """Latents of spread 1 from bytes."""
     factor = float(vae.config.scaling_factor)
     return torch.cat(
-        [vae.encode(normalise(chunk)).latent_dist.mode() * factor for chunk in pictures.split(8)]
+        [
+            vae.encode(normalise(chunk)).latent_dist.mode() * factor
+            for chunk in torch.split(pictures, 8)
+        ]
     )
 
 

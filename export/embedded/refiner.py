@@ -6,11 +6,11 @@ It reads the second text encoder alone and five time ids, the last of which is a
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from export.embedded.denoising import Conditions, stratified_times, twin_loss
 from export.embedded.images import Size
+from export.embedded.networks import Unet, UNet2DConditionModel
 from export.embedded.pool import Rows, draw_batch
 from export.embedded.text import HIDDEN, TextEncoders
 from export.embedded.training import Plan, Trainer
@@ -22,7 +22,7 @@ _NULLS = 6  # one sample in so many learns the null condition ...
 _ZEROS = 0.25  # ... of which this share has zeros in place of the empty text
 
 
-def build() -> UNet2DConditionModel:
+def build() -> Unet:
     """An untrained refiner UNet."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -54,9 +54,7 @@ def time_ids(size: Size, count: int, score: float) -> Tensor:
     return torch.tensor([height, width, 0, 0, score]).repeat(count, 1)
 
 
-def train(
-    plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders
-) -> UNet2DConditionModel:
+def train(plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders) -> Unet:
     """Train the refiner on all sizes."""
     torch.manual_seed(plan.seed + 3)
     unet = build()

@@ -47,7 +47,8 @@ def _paint(scene: Scene, place: Placement, u: Pixels, v: Pixels, style: str, uni
     period = max(13 * unit, 0.5 * place.radius)
     wave = np.sin((u + v) * place.radius * 2 * math.pi / (period * math.sqrt(2)))
     mix = np.clip(0.5 + 1.6 * wave, 0, 1)[..., None]
-    return paint * mix + other * (1 - mix)
+    striped: Pixels = paint * mix + other * (1 - mix)
+    return striped
 
 
 def _edge(

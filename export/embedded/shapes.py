@@ -16,9 +16,7 @@ EXTENT = 1.12
 def _regular(radii: Sequence[float], shift: float = 0.0) -> list[Point]:
     """Corners at equal angles, the first at the top, with the given distances to the centre."""
     step = 2 * math.pi / len(radii)
-    return [
-        (r * math.sin(i * step), shift - r * math.cos(i * step)) for i, r in enumerate(radii)
-    ]
+    return [(r * math.sin(i * step), shift - r * math.cos(i * step)) for i, r in enumerate(radii)]
 
 
 CORNERS: dict[str, list[Point]] = {
@@ -51,9 +49,9 @@ def _circle(x: Array, y: Array, radius: float) -> Array:
 def _heart(x: Array, y: Array) -> Array:
     """A square on its corner with half a disc on each of its two upper sides."""
     half = 0.85  # half of the square's diagonal
-    y = y - 0.09  # centres the whole figure
+    y = y - np.float32(0.09)  # centres the whole figure
     body = _polygon([(0, -half), (half, 0), (0, half), (-half, 0)], x, y)
-    lobes = _circle(np.abs(x) - half / 2, y + half / 2, half / math.sqrt(2))
+    lobes = _circle(np.abs(x) - np.float32(half / 2), y + np.float32(half / 2), half / math.sqrt(2))
     return np.minimum(body, lobes)
 
 

@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from export.embedded import WEIGHTS, assemble, decoder, lora, pool, refiner, text, tokenizer, unet, vae
+from export.embedded import (
+    WEIGHTS,
+    assemble,
+    decoder,
+    lora,
+    pool,
+    refiner,
+    text,
+    tokenizer,
+    unet,
+    vae,
+)
 from export.embedded.images import Size
+from export.embedded.networks import AutoencoderKL, Unet, UNet2DConditionModel, Vae
 from export.embedded.training import Plan
 
 
@@ -58,15 +69,15 @@ def _load_text(context: Context) -> text.TextEncoders:
     return encoders.eval().requires_grad_(False)
 
 
-def _load_vae(context: Context, name: str = "vae") -> AutoencoderKL:
+def _load_vae(context: Context, name: str = "vae") -> Vae:
     return AutoencoderKL.from_pretrained(context.work / name).eval()
 
 
-def _load_unet(context: Context, name: str) -> UNet2DConditionModel:
+def _load_unet(context: Context, name: str) -> Unet:
     return UNet2DConditionModel.from_pretrained(context.work / name).eval()
 
 
-def _save_unet(model: UNet2DConditionModel, folder: Path) -> None:
+def _save_unet(model: Unet, folder: Path) -> None:
     model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -47,7 +48,7 @@ def learn_merges(vocabulary: Iterable[str]) -> list[Pair]:
     """Merge the most frequent pair, ties by alphabet, until every word is one piece."""
     split = [(*word[:-1], word[-1] + WORD_END) for word in vocabulary]
     merges = []
-    while counts := Counter(pair for pieces in split for pair in zip(pieces, pieces[1:])):
+    while counts := Counter(pair for pieces in split for pair in pairwise(pieces)):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         split = [_merge(pieces, best) for pieces in split]

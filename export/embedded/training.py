@@ -8,7 +8,6 @@ state besides the step number.
 
 import hashlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ class Plan:
     clip: float = 1.0
     average: float = 0.998
     log_every: int = 50
-    checkpoint_every: int = 250
+    checkpoint_every: int = 100
     seed: int = 0
     stop_after: int | None = None  # ends the run early, as a kill would; for tests
 
@@ -93,7 +92,7 @@ def save_atomically(value: object, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     torch.save(value, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 class Trainer:
@@ -117,8 +116,8 @@ class Trainer:
         self.step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
-            for live, value in zip(self._live, state["live"], strict=True):
-                live.copy_(value)
+            for live, stored in zip(self._live, state["live"], strict=True):
+                live.copy_(stored)
         self._average = list(state["average"])
 
     def _save(self) -> None:
@@ -165,5 +164,5 @@ class Trainer:
         finally:
             report.close()
         with torch.no_grad():
-            for live, value in zip(self._live, self._average, strict=True):
-                live.copy_(value)
+            for live, mean in zip(self._live, self._average, strict=True):
+                live.copy_(mean)

@@ -4,12 +4,12 @@ import random
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from export.embedded.captions import junk
 from export.embedded.denoising import TIMESTEPS, Conditions, stratified_times, twin_loss
 from export.embedded.images import Size
+from export.embedded.networks import Unet, UNet2DConditionModel
 from export.embedded.pool import Rows, draw_batch
 from export.embedded.text import HIDDEN, TextEncoders
 from export.embedded.training import Plan, Trainer
@@ -19,7 +19,7 @@ _NULLS = 8  # one sample in so many learns the null condition
 _OFFSET = 0.05  # noise per channel and picture; lets the model move the mean colour
 
 
-def build() -> UNet2DConditionModel:
+def build() -> Unet:
     """An untrained base UNet for 16x16 latents and other sizes."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -77,9 +77,7 @@ class NullConditions:
         return Conditions(hidden, self._pooled[row] * keep.view(-1, 1), ids)
 
 
-def train(
-    plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders
-) -> UNet2DConditionModel:
+def train(plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders) -> Unet:
     """Train the base UNet on all sizes."""
     torch.manual_seed(plan.seed + 2)
     unet = build().to(memory_format=torch.channels_last)  # faster convolutions on a CPU

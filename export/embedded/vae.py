@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
 from export.embedded.images import BIG, SQUARE, TALL, WIDE, Size, mixed_pool, normalise
+from export.embedded.networks import AutoencoderKL, Vae
 from export.embedded.training import Plan, Trainer, batch_indices
 
 SCALING = 0.13025  # SDXL's own factor; the latents' true spread is folded into the weights
@@ -17,7 +17,7 @@ _WHOLE_FROM = 0.8  # share of the run after which whole pictures take the place 
 _CROP = 64
 
 
-def build(widths: tuple[int, int, int, int] = (16, 32, 64, 64)) -> AutoencoderKL:
+def build(widths: tuple[int, int, int, int] = (16, 32, 64, 64)) -> Vae:
     """An untrained SDXL-type autoencoder."""
     vae = AutoencoderKL(
         in_channels=3,
@@ -92,7 +92,7 @@ class _Batches:
         return _crop(pictures, generator) if progress < _WHOLE_FROM else pictures
 
 
-def train(plan: Plan, work: Path) -> AutoencoderKL:
+def train(plan: Plan, work: Path) -> Vae:
     """Train encoder and decoder together."""
     torch.manual_seed(plan.seed)
     vae, batches = build(), _Batches(plan.seed)
@@ -127,11 +127,11 @@ def train(plan: Plan, work: Path) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def fold_statistics(vae: AutoencoderKL, seed: int, pictures: int = 512) -> None:
+def fold_statistics(vae: Vae, seed: int, pictures: int = 512) -> None:
     """Give every latent channel mean 0 and spread 1 / SCALING by changing the 1x1 convolutions."""
     pool = mixed_pool(pictures, SQUARE, seed + 12, (1, 0, 0))
     latents = torch.cat(
-        [vae.encode(normalise(chunk)).latent_dist.mode() for chunk in pool.split(16)]
+        [vae.encode(normalise(chunk)).latent_dist.mode() for chunk in torch.split(pool, 16)]
     )
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     gain = 1 / (spread * SCALING)

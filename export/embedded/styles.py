@@ -1,0 +1,41 @@
+"""Tells from pixels whether a large centred shape is striped or outlined."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.embedded.scenes import PALETTE, Scene
+
+_HOLLOW_HALF = 6  # half the side of the patch in the middle, in pixels of a 128-pixel canvas
+_STRIPE_HALF = 13
+_STRIPE_SPREAD = 25.0  # standard deviation of RGB values; flat shapes stay below 12
+
+
+def _patch(image: Image.Image, half: int) -> NDArray[np.float64]:
+    """The middle of the picture as values (n, n, 3) in 0..255."""
+    pixels = np.asarray(image.convert("RGB")).astype(np.float64)
+    height, width = pixels.shape[:2]
+    half = half * min(height, width) // 128
+    y, x = height // 2, width // 2
+    return pixels[y - half : y + half, x - half : x + half]
+
+
+def is_outlined(image: Image.Image, scene: Scene) -> bool:
+    """The middle of the shape has the background's colour rather than its own."""
+    middle = np.median(_patch(image, _HOLLOW_HALF).reshape(-1, 3), axis=0)
+    to_ground = np.abs(middle - PALETTE[scene.background]).sum()
+    return bool(to_ground < np.abs(middle - PALETTE[scene.colour]).sum())
+
+
+def stripe_spread(image: Image.Image) -> float:
+    """How much the colour changes within the middle of the shape."""
+    patch = _patch(image, _STRIPE_HALF)
+    return float(np.sqrt(patch.reshape(-1, 3).var(axis=0).mean()))
+
+
+def is_striped(image: Image.Image, scene: Scene) -> bool:
+    """The middle of the shape alternates, and does not merely show the background."""
+    return stripe_spread(image) > _STRIPE_SPREAD and not is_outlined(image, scene)
+
+
+CHECKS = {"striped": is_striped, "outlined": is_outlined}
