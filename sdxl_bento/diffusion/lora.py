@@ -40,7 +40,7 @@ from sdxl_bento.errors import (
 
 logger = logging.getLogger(__name__)
 
-KEPT_COMPOSITIONS = 4  # of each pool: batches of different keys and targets take turns
+KEPT_COMPOSITIONS = 8  # of each pool: batches of different sizes and targets take turns
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,8 @@ class LoraPool:
         key = target, tuple(rows)
         composition = self._compositions.get(key)
         if composition is None:
+            self._trim_compositions()
             composition = self._compositions[key] = self._compose(target, rows)
-            if len(self._compositions) > KEPT_COMPOSITIONS:
-                self._compositions.popitem(last=False)
         self._compositions.move_to_end(key)
         return composition.active()
 
@@ -251,6 +250,14 @@ class LoraPool:
                 raise RequestFailed(f"not loaded: {', '.join(sorted(absent))}")
             adapters = {name: self._loaded[name].layers.get(target, {}) for name in used}
         return Composition(self._targets[target], adapters, rows)
+
+    def _trim_compositions(self) -> None:
+        """Make room for one more. What they gathered may take as much as the adapters, no more."""
+        held = sum(composition.nbytes for composition in self._compositions.values())
+        while self._compositions and (
+            len(self._compositions) >= KEPT_COMPOSITIONS or held > self._budget
+        ):
+            held -= self._compositions.popitem(last=False)[1].nbytes
 
     def _forget_compositions(self, name: str) -> None:
         for key in list(self._compositions):

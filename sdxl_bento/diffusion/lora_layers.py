@@ -1,14 +1,15 @@
-"""The arithmetic: each row of a batch gets its own adapters' low-rank product added.
+"""The arithmetic: to each row of a batch, what its own adapters add.
 
-A layer computes `y = W x`. Row i of the batch gets `y_i += sum over its adapters of
-scale * (alpha / r) * up (down x_i)`. The adapters of one mix are laid side by side, so that a mix
-is one pair of factors whatever number of adapters it has.
+A layer computes `y = W x`. Row i of the batch gets on top, for each of its adapters,
+`scale * (alpha / r) * up (down x_i)`. The adapters of one mix are laid side by side, so that a
+mix is one pair of factors however many adapters it has. Why it is done by batched products over
+gathered factors: docs/adr/0007-lora-per-row.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,135 +19,169 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdxl_bento.diffusion.lora_files import LowRank, Modules
+from sdxl_bento.errors import RequestFailed
 
 Mix = tuple[tuple[str, float], ...]
-Part = tuple[LowRank, float]
-Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]
+Inputs = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring rows `start` to `stop` with the same adapters in this layer."""
+    """Neighbouring rows, `start` to `stop`, with the same adapters."""
 
     start: int
     stop: int
-    parts: tuple[Part, ...]
+    parts: tuple[tuple[LowRank, float], ...]
 
     @property
     def rank(self) -> int:
         return sum(part.rank for part, _ in self.parts)
 
     def factors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """down [r, in, …] and scaled up [out, r] of the whole mix, in the type of `like`."""
+        """Of the whole mix, as `like`: down [rank, in, …], up [out, rank] with the scales in."""
         down = torch.cat([part.down.to(like) for part, _ in self.parts])
         up = torch.cat([part.up.to(like.device).float() * scale for part, scale in self.parts], 1)
-        return down, up.to(like.dtype)
+        return down, up.to(like)
+
+
+class LayerRows:
+    """A forward hook of one layer. Gathers its factors at the first call and keeps them.
+
+    Only then are the device and dtype known that the layer computes in: under offload, neither is
+    what its weight says.
+    """
+
+    def __init__(self, runs: Sequence[Run], rows: int) -> None:
+        self.runs, self.rows = runs, rows
+        self.start, self.stop = runs[0].start, runs[-1].stop
+        edges = (edge - self.start for run in runs for edge in (run.start, run.stop))
+        # Rows are taken in blocks of one mix, the larger the better.
+        self.block = math.gcd(*edges)
+        self.groups = (self.stop - self.start) // self.block
+        self.factors: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, module: nn.Module, inputs: Inputs, output: torch.Tensor) -> None:
+        if len(output) != self.rows:
+            raise RequestFailed(f"{len(output)} rows in a batch whose adapters are for {self.rows}")
+        # Offload may hand a layer its input on another device.
+        x = inputs[0][self.start : self.stop].to(output)
+        if self.factors is None:
+            self.factors = self.gather(x)
+        self.add(module, x, output[self.start : self.stop])
+
+    def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """down [groups, rank, in, …], up [groups, out, rank].
+
+        Zeros fill up smaller ranks, and all of a group that has no adapter.
+        """
+        rank = max(run.rank for run in self.runs)
+        part, _ = self.runs[0].parts[0]
+        down = x.new_zeros(self.groups, rank, *part.down.shape[1:])
+        up = x.new_zeros(self.groups, part.up.shape[0], rank)
+        for run in self.runs:
+            first, last = ((edge - self.start) // self.block for edge in (run.start, run.stop))
+            down[first:last, : run.rank], up[first:last, :, : run.rank] = run.factors(x)
+        return down, up
+
+    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        return sum(factor.nbytes for factor in self.factors or ())
+
+
+class LinearRows(LayerRows):
+    """x [rows, …, in], y [rows, …, out]."""
+
+    def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        down, up = super().gather(x)
+        return down.mT.contiguous(), up.mT.contiguous()
+
+    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        assert self.factors
+        down, up = self.factors
+        hidden = torch.bmm(x.reshape(self.groups, -1, x.shape[-1]), down)
+        _add_product(y, hidden, up)
+
+
+class ConvRows(LayerRows):
+    """x [rows, in, h, w], y [rows, out, h', w']: a grouped convolution, then a product by pixel."""
+
+    def __init__(self, runs: Sequence[Run], rows: int) -> None:
+        super().__init__(runs, rows)
+        if len(runs) > 1:
+            # Groups lie along the channels, so a block of rows would have to be moved there.
+            self.block, self.groups = 1, self.stop - self.start
+
+    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        assert self.factors
+        assert isinstance(module, nn.Conv2d)
+        down, up = self.factors
+        hidden = F.conv2d(
+            x.reshape(-1, self.groups * x.shape[1], *x.shape[2:]),
+            down.flatten(0, 1),
+            None,
+            module.stride,
+            module.padding,
+            module.dilation,
+            self.groups,
+        )
+        hidden = hidden.view(len(y), down.shape[1], -1)
+        _add_product(y, up.expand(len(y), -1, -1), hidden)
+
+
+def _add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """y += left @ right, one matrix product for each of `left`."""
+    if y.is_contiguous():
+        y.view(len(left), left.shape[1], right.shape[2]).baddbmm_(left, right)
+    else:  # channels_last
+        y += torch.bmm(left, right).view(y.shape)
 
 
 class Composition:
-    """One batch's rows and what they add to each layer; kept as long as the rows stay the same.
-
-    The factors are gathered at a layer's first call, when the device and type that it computes in
-    are known; later steps of the same rows find them ready.
-    """
+    """The adapters of one batch's rows, layer by layer; good for as long as the rows stay."""
 
     def __init__(
         self, modules: Modules, adapters: Mapping[str, Mapping[str, LowRank]], rows: Sequence[Mix]
     ) -> None:
-        """`adapters`: name → layer → factors, for this target."""
-        runs = _runs(rows)
-        block = math.gcd(*(stop - start for start, stop, _ in runs))
-        self._hooks: list[tuple[nn.Module, Hook]] = []
+        """
+        Args:
+            modules: of the target.
+            adapters: name → layer → factors, of those adapters that `rows` name.
+            rows: one mix for each row.
+        """
+        self._layers: list[tuple[nn.Module, LayerRows]] = []
         for layer in sorted({layer for layers in adapters.values() for layer in layers}):
-            touched = []
-            for start, stop, mix in runs:
-                parts = tuple(
-                    (adapters[name][layer], scale) for name, scale in mix if layer in adapters[name]
-                )
-                if parts:
-                    touched.append(Run(start, stop, parts))
             module = modules[layer]
-            hook = _hook(module, touched, len(rows), block)
-            self._hooks.append((module, hook))
+            kind = ConvRows if isinstance(module, nn.Conv2d) else LinearRows
+            self._layers.append((module, kind(_runs(rows, adapters, layer), len(rows))))
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        handles = [module.register_forward_hook(hook) for module, hook in self._hooks]
+        handles = [module.register_forward_hook(hook) for module, hook in self._layers]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors gathered so far."""
+        return sum(hook.nbytes for _, hook in self._layers)
 
-def _runs(rows: Sequence[Mix]) -> list[tuple[int, int, Mix]]:
+
+def _runs(
+    rows: Sequence[Mix], adapters: Mapping[str, Mapping[str, LowRank]], layer: str
+) -> list[Run]:
+    """The runs of rows that have something to add to this layer."""
     runs, start = [], 0
     for mix, same in groupby(rows):
         stop = start + len(list(same))
-        runs.append((start, stop, mix))
+        parts = [(adapters[name].get(layer), scale) for name, scale in mix]
+        present = tuple((part, scale) for part, scale in parts if part is not None)
+        if present:
+            runs.append(Run(start, stop, present))
         start = stop
     return runs
-
-
-def _hook(module: nn.Module, runs: list[Run], rows: int, block: int) -> Hook:
-    if isinstance(module, nn.Conv2d):
-        return ConvRows(module, runs, rows)
-    return LinearRows(runs, rows, block)
-
-
-class LinearRows:
-    """Adds to a linear layer: x [R, …, in], y [R, …, out]."""
-
-    def __init__(self, runs: list[Run], rows: int, block: int) -> None:
-        self._runs, self._rows, self._block = runs, rows, block
-        self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def __call__(
-        self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> None:
-        x = inputs[0].to(output.device)
-        if self._factors is None:
-            self._factors = self._gather(x)
-        down, up = self._factors
-        groups = self._rows // self._block
-        hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), down)
-        output.view(groups, -1, output.shape[-1]).baddbmm_(hidden, up)
-
-    def _gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """down [groups, in, r], up [groups, r, out]; zeros fill a smaller rank and a bare row."""
-        rank = max(run.rank for run in self._runs)
-        first = self._runs[0].parts[0][0]
-        groups = self._rows // self._block
-        down = x.new_zeros(groups, first.down.shape[1], rank)
-        up = x.new_zeros(groups, rank, first.up.shape[0])
-        for run in self._runs:
-            run_down, run_up = run.factors(x)
-            where = slice(run.start // self._block, run.stop // self._block)
-            down[where, :, : run.rank] = run_down.T
-            up[where, : run.rank] = run_up.T
-        return down, up
-
-
-class ConvRows:
-    """Adds to a convolution: x [R, in, h, w], y [R, out, h', w']."""
-
-    def __init__(self, module: nn.Conv2d, runs: list[Run], rows: int) -> None:
-        self._runs, self._rows = runs, rows
-        self._stride, self._padding, self._dilation = (
-            module.stride,
-            module.padding,
-            module.dilation,
-        )
-        self._factors: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __call__(
-        self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> None:
-        x = inputs[0].to(output.device)
-        if not self._factors:
-            self._factors = [run.factors(x) for run in self._runs]
-        for run, (down, up) in zip(self._runs, self._factors, strict=True):
-            hidden = F.conv2d(
-                x[run.start : run.stop], down, None, self._stride, self._padding, self._dilation
-            )
-            output[run.start : run.stop] += F.conv2d(hidden, up[:, :, None, None])
