@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sdxl_bento.engine.async_engine import AsyncEngine, EngineState, StepDone
 from sdxl_bento.engine.core import Engine
-from sdxl_bento.engine.request import Phase, Request, Stage
+from sdxl_bento.engine.request import Fewer, Phase, Request, Stage
 from sdxl_bento.errors import (
     AdapterNotFound,
     InvalidInput,
@@ -23,6 +23,14 @@ from sdxl_bento.errors import (
     RequestNotFound,
 )
 from sdxl_bento.params import GenerateParams, SamplerName
+from sdxl_bento.results import (
+    GeneratedImage,
+    Generation,
+    LoraSummary,
+    ModelSummary,
+    Progress,
+    Timings,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,84 +40,40 @@ if TYPE_CHECKING:
     from sdxl_bento.loading import Loaded
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds spent waiting and in each stage; `total_s` is from arrival to the decoded picture."""
-
-    queue_s: float
-    encode_s: float
-    base_s: float
-    refine_s: float
-    decode_s: float
-    total_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedImage:
-    """One picture, the seed that draws it again, and its place in the call."""
-
-    image: Image
-    seed: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """The answer to one call. `params` has every default filled in (model, size, seed, sampler)."""
-
-    request_id: str
-    params: GenerateParams
-    images: tuple[GeneratedImage, ...]
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One picture of the call has moved: it is queued at `position`, or made `step` of `steps`."""
-
-    request_id: str
-    index: int
-    stage: str
-    step: int
-    steps: int
-    position: int = 0
-    preview: Image | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """What a client may know of a loaded model. Sizes in pixels."""
-
-    name: str
-    tag: str
-    default: bool
-    default_width: int
-    default_height: int
-    size_multiple: int
-    has_refiner: bool
-    dtype: str
-    backend: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSummary:
-    """An adapter that requests may name. `size_bytes` is its file's."""
-
-    name: str
-    models: tuple[str, ...]
-    size_bytes: int
-    loaded: bool
-    pinned: bool
+__all__ = [
+    "GeneratedImage",
+    "Generation",
+    "Generator",
+    "LoraSummary",
+    "ModelSummary",
+    "Progress",
+    "Timings",
+]
 
 
 @dataclass
 class _Call:
-    """A call on its way: the engine's requests, one for each picture."""
+    """A call on its way: the engine's requests, one for each picture.
+
+    `replan` makes the job of the first picture with another number of steps.
+    """
 
     request_id: str
     job: Job
+    replan: Callable[[int], Job]
     requests: list[Request] = field(default_factory=list)
+
+    def fewer(self, index: int) -> Fewer | None:
+        """Leave to take steps off picture `index`, if the caller gave it."""
+        floor = self.job.params.degrade_min_steps
+        if floor is None:
+            return None
+
+        def plan(steps: int) -> tuple[tuple[Phase, ...], object]:
+            job = self.replan(steps).for_image(index)
+            return job.phases(), job
+
+        return Fewer(self.job.params.num_inference_steps, floor, plan)
 
 
 class Generator:
@@ -246,7 +210,9 @@ class Generator:
         """Run all pictures of a call; if one fails, so does the call, and the rest is cancelled."""
         tasks = [
             asyncio.ensure_future(
-                self._engine.run(request, _reporter(call.request_id, i, request, on_progress))
+                self._engine.run(
+                    request, _reporter(call.request_id, i, request, on_progress), call.fewer(i)
+                )
             )
             for i, request in enumerate(call.requests)
         ]
@@ -285,14 +251,18 @@ class Generator:
             params = _size_of(image, params, loaded.facts.manifest.size_limits.multiple)
         params = resolve(params, loaded.facts, secrets.randbits(32))
         self._check_bounds(params)
-        job = plan(
-            params,
-            loaded.facts,
-            image=image,
-            refine_only=refine_only,
-            wants_preview=wants_preview,
-        )
-        return _Call(request_id or secrets.token_hex(8), job)
+
+        def replan(steps: int) -> Job:
+            return plan(
+                params.model_copy(update={"num_inference_steps": steps}),
+                loaded.facts,
+                image=image,
+                refine_only=refine_only,
+                wants_preview=wants_preview,
+            )
+
+        job = replan(params.num_inference_steps)
+        return _Call(request_id or secrets.token_hex(8), job, replan)
 
     def _model(self, name: str | None) -> Loaded:
         if not self._models:
@@ -401,4 +371,11 @@ def _generation(call: _Call, results: list[object]) -> Generation:
         decode_s=spent(Stage.DECODE),
         total_s=last - arrival,
     )
-    return Generation(call.request_id, call.job.params, images, timings)
+    return Generation(call.request_id, _as_drawn(call), images, timings)
+
+
+def _as_drawn(call: _Call) -> GenerateParams:
+    """The parameters with the steps that were made, which may be fewer where that was allowed."""
+    made: list[Job] = [request.payload for request in call.requests]  # type: ignore[misc]
+    steps = min(job.params.num_inference_steps for job in made)
+    return call.job.params.model_copy(update={"num_inference_steps": steps})

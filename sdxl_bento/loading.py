@@ -19,7 +19,7 @@ from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.generation import ModelSummary
+from sdxl_bento.results import ModelSummary
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sdxl_bento.engine.core import Engine
-from sdxl_bento.engine.request import Request, Stage
+from sdxl_bento.engine.request import Fewer, Request, Stage
 from sdxl_bento.errors import EngineDead, NotReady, RequestFailed, RequestNotFound, SDXLError
 
 logger = logging.getLogger("bentoml.sdxl_bento.engine")
@@ -96,8 +96,11 @@ class AsyncEngine:
         self,
         request: Request,
         on_step: Callable[[StepDone], None] | None = None,
+        fewer: Fewer | None = None,
     ) -> object:
         """Submit a request and wait for its result. Cancelling the caller cancels the request.
+
+        `fewer` is leave to take steps off, see `Engine.submit`.
 
         Raises:
             Refused: turned away at the door.
@@ -115,7 +118,7 @@ class AsyncEngine:
 
         request.on_progress, request.on_end = progress, end
         engine = self.engine
-        engine.submit(request)
+        engine.submit(request, fewer)
         self.wake()
         try:
             return await future

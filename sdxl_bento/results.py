@@ -1,0 +1,82 @@
+"""What the facade answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdxl_bento.params import GenerateParams
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent waiting and in each stage; `total_s` is from arrival to the decoded picture."""
+
+    queue_s: float
+    encode_s: float
+    base_s: float
+    refine_s: float
+    decode_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImage:
+    """One picture, the seed that draws it again, and its place in the call."""
+
+    image: Image
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The answer to one call. `params` has every default filled in (model, size, seed, sampler)."""
+
+    request_id: str
+    params: GenerateParams
+    images: tuple[GeneratedImage, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One picture of the call has moved: it is queued at `position`, or made `step` of `steps`."""
+
+    request_id: str
+    index: int
+    stage: str
+    step: int
+    steps: int
+    position: int = 0
+    preview: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What a client may know of a loaded model. Sizes in pixels."""
+
+    name: str
+    tag: str
+    default: bool
+    default_width: int
+    default_height: int
+    size_multiple: int
+    has_refiner: bool
+    dtype: str
+    backend: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSummary:
+    """An adapter that requests may name. `size_bytes` is its file's."""
+
+    name: str
+    models: tuple[str, ...]
+    size_bytes: int
+    loaded: bool
+    pinned: bool
