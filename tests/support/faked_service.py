@@ -45,7 +45,7 @@ from sdxl_bento.params import GenerateParams
 class FakeGenerator:
     """Same surface as `sdxl_bento.generation.Generator`; pictures are one colour, by seed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker_index: int = 0) -> None:
         self.settings = settings
         self.state = "new"
         self.state_reason = ""

@@ -19,6 +19,18 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKED = "tests.support.faked_service:SDXLService"
 
 
+def faked_environment(home: Path, **fake: object) -> dict[str, str]:
+    """For serving FAKED: a BENTOML_HOME at `home` that holds a model which nothing opens."""
+    from bentoml._internal.models import ModelStore
+    from bentoml.models import create
+
+    (home / "models").mkdir(parents=True)
+    with create("stub:1", _model_store=ModelStore(home / "models")):
+        pass
+    variables = {name: str(value) for name, value in fake.items()}
+    return {"BENTOML_HOME": str(home), "SDXL_MODEL": "stub:1", **variables}
+
+
 @dataclass
 class Server:
     """A running server: its address, its process and what it has printed."""
@@ -41,6 +53,8 @@ class Server:
         deadline = time.monotonic() + timeout_s
         while (seen := self.status(path)) != status:
             assert self.process.poll() is None, f"the server has ended:\n{self.output()}"
+            # The supervisor would start the worker again and again.
+            assert "startup failed" not in self.output(), self.output()
             assert time.monotonic() < deadline, f"{path} is {seen}:\n{self.output()}"
             time.sleep(0.1)
 
