@@ -16,7 +16,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export BENTOML_DO_NOT_TRACK ?= True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format export bench clean
+.PHONY: help serve test lint format export build bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -41,6 +41,10 @@ format: $(VENV)/.dev ## rewrite the code the way `make lint` wants it
 
 export: $(VENV)/.runtime ## write the embedded model, or ARGS="<folder or hub id> …", to the store
 	@$(BIN)/python -m export $(or $(ARGS),embedded)
+
+build: $(VENV)/.dev ## pack service and model (SDXL_MODEL) into a bento of this version
+	@$(BIN)/bentoml build --version "$$($(BIN)/python -c 'import sdxl_bento; \
+	  print(sdxl_bento.__version__)')" $(ARGS)
 
 bench: $(VENV)/.dev ## run the benchmarks; ARGS go to them
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -26,6 +26,8 @@ from sdxl_bento.manifest import (
     WeightDtype,
 )
 
+LEAST_SIDE = 64  # pixels; smaller pictures are refused by the API too
+
 
 @dataclass(frozen=True)
 class Options:
@@ -205,7 +207,8 @@ def _eager(parity: tuple[ParityFigure, ...]) -> BackendInfo:
 def _limits(base: Pipeline) -> SizeLimits:
     """From a quarter of the native side to twice it, in steps at which the UNet has whole cells."""
     step, side = base.geometry.multiple, base.geometry.width
-    return SizeLimits(multiple=step, min=max(step, side // 4 // step * step), max=2 * side)
+    least = max(LEAST_SIDE, side // 4)
+    return SizeLimits(multiple=step, min=-(-least // step) * step, max=2 * side // step * step)
 
 
 def _metadata(manifest: Manifest) -> dict[str, object]:
