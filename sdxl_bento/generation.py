@@ -85,6 +85,7 @@ class Generator:
         self._models: Mapping[str, Loaded] = {}
         self._calls: dict[str, _Call] = {}
         self._engine = AsyncEngine(self._build)
+        self._after: Callable[[], None] = lambda: None
 
     @property
     def state(self) -> str:
@@ -103,6 +104,7 @@ class Generator:
     async def stop(self) -> None:
         """Take no more calls, let the running ones end within `drain_s`, then stop."""
         await self._engine.stop(self._settings.drain_s)
+        self._after()
 
     async def generate(
         self,
@@ -195,7 +197,7 @@ class Generator:
         now = engine.clock()
         for index in range(params.num_images):
             job = call.job.for_image(index)
-            request = _request(f"{call.request_id}/{index}", job, now, slo)
+            request = to_request(f"{call.request_id}/{index}", job, now, slo)
             call.requests.append(request)
         self._calls[call.request_id] = call
         try:
@@ -291,12 +293,13 @@ class Generator:
     def _build(self, wake: Callable[[], None]) -> Engine:
         from sdxl_bento.loading import load
 
-        engine, models = load(self._settings, self._worker_index, wake)
+        engine, models, self._after = load(self._settings, self._worker_index, wake)
         self._models = models
         return engine
 
 
-def _request(request_id: str, job: Job, now: float, slo_ms: float | None) -> Request:
+def to_request(request_id: str, job: Job, now: float, slo_ms: float | None) -> Request:
+    """The engine's request for a job that arrives at `now`, in seconds of the engine's clock."""
     params = job.params
     assert params.model is not None
     assert params.width is not None

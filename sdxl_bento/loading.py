@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.results import ModelSummary
+from sdxl_bento.warmup import keep_profiles, warm_up
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,8 +59,10 @@ class Loaded:
 
 def load(
     settings: Settings, worker_index: int, wake: Callable[[], None]
-) -> tuple[Engine, Mapping[str, Loaded]]:
-    """Load every model of the settings and make the engine that runs them.
+) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
+    """Load every model of the settings and make the engine that runs them, warmed up.
+
+    The third is to be called at the end: it keeps what was learned of the costs.
 
     Raises:
         ConfigurationError: a model is missing or unreadable, or the device is not there.
@@ -85,7 +89,9 @@ def load(
             max_pixels=int(settings.max_queue_megapixels * 1e6),
         ),
     )
-    return engine, models
+    seconds = warm_up(engine, models, placement)
+    logger.info("warmed up in %.1f s", seconds)
+    return engine, models, partial(keep_profiles, engine, models, placement)
 
 
 def folder_of(tag: str) -> Path:
