@@ -37,6 +37,9 @@ def _clean_configs(folder: Path) -> None:
         values = json.loads(path.read_text())
         for key in _TRACES:
             values.pop(key, None)
+        if "dtype" in values:
+            # transformers would load half precision unasked, diffusers' own parts would not.
+            values["dtype"] = "float32"
         if path.name == "scheduler_config.json":
             values.update(_SCHEDULER_EXTRAS)
         path.write_text(json.dumps(values, indent=2) + "\n")

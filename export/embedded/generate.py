@@ -18,23 +18,17 @@ _HANDOVER = 0.8  # share of the steps that the base takes when the refiner follo
 
 def _quiet(pipeline: Pipeline) -> Pipeline:
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(torch.float32)
 
 
 def load_base(weights: Path = WEIGHTS) -> Pipeline:
     """The text-to-image pipeline in single precision."""
-    loaded = BasePipeline.from_pretrained(
-        weights / "base", torch_dtype=torch.float32, add_watermarker=False
-    )
-    return _quiet(loaded)
+    return _quiet(BasePipeline.from_pretrained(weights / "base", add_watermarker=False))
 
 
 def load_refiner(weights: Path = WEIGHTS) -> Pipeline:
     """The refiner in single precision."""
-    loaded = RefinerPipeline.from_pretrained(
-        weights / "refiner", torch_dtype=torch.float32, add_watermarker=False
-    )
-    return _quiet(loaded)
+    return _quiet(RefinerPipeline.from_pretrained(weights / "refiner", add_watermarker=False))
 
 
 def _generators(count: int, seed: int) -> list[torch.Generator]:

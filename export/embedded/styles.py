@@ -7,8 +7,8 @@ from PIL import Image
 from export.embedded.scenes import PALETTE, Scene
 
 _HOLLOW_HALF = 6  # half the side of the patch in the middle, in pixels of a 128-pixel canvas
-_STRIPE_HALF = 13
-_STRIPE_SPREAD = 25.0  # standard deviation of RGB values; flat shapes stay below 12
+_STRIPE_HALF = 10
+_STRIPE_SPREAD = 20.0  # standard deviation of RGB values; drawn flat shapes stay below 5
 
 
 def _patch(image: Image.Image, half: int) -> NDArray[np.float64]:
@@ -20,11 +20,15 @@ def _patch(image: Image.Image, half: int) -> NDArray[np.float64]:
     return pixels[y - half : y + half, x - half : x + half]
 
 
+def _own_share(patch: NDArray[np.float64], scene: Scene) -> float:
+    """Share of the pixels that are nearer to the shape's colour than to the background's."""
+    to_colour = np.abs(patch - PALETTE[scene.colour]).sum(-1)
+    return float((to_colour < np.abs(patch - PALETTE[scene.background]).sum(-1)).mean())
+
+
 def is_outlined(image: Image.Image, scene: Scene) -> bool:
     """The middle of the shape has the background's colour rather than its own."""
-    middle = np.median(_patch(image, _HOLLOW_HALF).reshape(-1, 3), axis=0)
-    to_ground = np.abs(middle - PALETTE[scene.background]).sum()
-    return bool(to_ground < np.abs(middle - PALETTE[scene.colour]).sum())
+    return _own_share(_patch(image, _HOLLOW_HALF), scene) < 0.2
 
 
 def stripe_spread(image: Image.Image) -> float:
@@ -34,8 +38,9 @@ def stripe_spread(image: Image.Image) -> float:
 
 
 def is_striped(image: Image.Image, scene: Scene) -> bool:
-    """The middle of the shape alternates, and does not merely show the background."""
-    return stripe_spread(image) > _STRIPE_SPREAD and not is_outlined(image, scene)
+    """The middle of the shape alternates, and much of it still has the shape's colour."""
+    own = _own_share(_patch(image, _STRIPE_HALF), scene)
+    return own > 0.3 and stripe_spread(image) > _STRIPE_SPREAD
 
 
 CHECKS = {"striped": is_striped, "outlined": is_outlined}
