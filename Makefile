@@ -19,7 +19,7 @@ export BENTOML_DO_NOT_TRACK ?= True
 .PHONY: help serve test lint format export build bench clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.runtime ## export the embedded model if need be, then serve on PORT (3000)
 	@if [ -z "$$SDXL_MODEL" ]; then $(BIN)/python -m export embedded --brief; fi
