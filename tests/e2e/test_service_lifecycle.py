@@ -1,0 +1,107 @@
+"""Start and end of the process, mostly over an engine that draws nothing."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from tests.support.server import FAKED, Server, faked_environment, serve
+
+BODY = {"prompt": "a red circle", "seed": 1}
+
+
+def _post(server: Server) -> httpx.Response:
+    return httpx.post(f"{server.url}/generate", json=BODY, timeout=30)
+
+
+def _running(server: Server) -> int:
+    running: int = httpx.get(f"{server.url}/stats").json()["running"]
+    return running
+
+
+def test_probes_while_loading_ready_and_dead(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home", FAKE_LOAD_S=3, FAKE_DIE_AFTER=1)
+    with serve(FAKED, tmp_path / "log", env=env, ready=False) as server:
+        server.wait_for("/livez", 200)
+        assert server.status("/readyz") == 503
+        early = _post(server)
+        assert early.status_code == 503
+        assert early.json()["error"]["type"] == "not_ready"
+        assert int(early.headers["retry-after"]) >= 1
+        assert "Ready at" not in server.output()
+
+        server.wait_for("/readyz", 200)
+        assert _post(server).status_code == 200
+        assert server.output().count("Ready at") == 1
+
+        # That was its last: the process is up, but nothing will run in it again.
+        assert server.status("/readyz") == 503
+        assert server.status("/livez") == 503
+        late = _post(server)
+        assert late.status_code == 503
+        assert late.json()["error"]["type"] == "engine_dead"
+        assert "the device is gone" in late.json()["error"]["message"]
+        assert "the device is gone" in httpx.get(f"{server.url}/stats").text
+
+
+def test_loading_that_fails_is_told(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home", FAKE_LOAD_ERROR="the weights are cut short")
+    with serve(FAKED, tmp_path / "log", env=env, ready=False) as server:
+        server.wait_for("/livez", 503)
+        assert server.status("/readyz") == 503
+        time.sleep(0.2)
+        assert "the engine could not start: the weights are cut short" in server.output()
+
+
+def test_running_calls_are_answered_before_the_end(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home", FAKE_RUN_S=2)
+    with serve(FAKED, tmp_path / "log", env=env) as server, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(_post, server)
+        while not _running(server):
+            time.sleep(0.02)
+        server.terminate()
+        assert call.result().status_code == 200
+        assert server.wait() == 0
+
+
+def test_calls_that_take_too_long_to_end_are_cancelled(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home", FAKE_RUN_S=60, SDXL_DRAIN_S=0.5)
+    with serve(FAKED, tmp_path / "log", env=env) as server, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(_post, server)
+        while not _running(server):
+            time.sleep(0.02)
+        server.terminate()
+        assert call.result().status_code == 409
+        assert server.wait(20) == 0
+
+
+def test_workers_share_their_pictures(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home", SDXL_WORKERS=2)
+    with serve(FAKED, tmp_path / "log", env=env) as server:
+        time.sleep(3)  # until the other worker answers, too
+        images = [_post(server).headers["x-image-id"] for _ in range(4)]
+        for image_id in images * 3:
+            assert httpx.get(f"{server.url}/images/{image_id}").status_code == 200
+        assert server.output().count("Ready at") == 1
+
+
+def test_a_model_that_is_missing_is_named_with_its_remedy(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home") | {"SDXL_MODEL": "mine:latest"}
+    with serve("service:SDXLService", tmp_path / "log", env=env, ready=False) as server:
+        assert server.wait() != 0
+        output = " ".join(server.output().split())
+    assert "there is no model mine:latest" in output
+    assert "It holds stub:1." in output
+    assert "`python -m export <folder or hub id> --name mine`" in output
+    assert "Traceback" not in output
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    env = faked_environment(tmp_path / "home", SDXL_WORKERS=0)
+    with serve("service:SDXLService", tmp_path / "log", env=env, ready=False) as server:
+        assert server.wait() != 0
+        assert "SDXL_WORKERS is '0'" in server.output()
+        assert "Traceback" not in server.output()
