@@ -88,12 +88,20 @@ class LoraPool:
     def register(self, name: str, path: Path, *, pinned: bool = False) -> None:
         """Make a file known under a name. Loads nothing.
 
+        A loaded adapter whose file has changed is dropped, unless it is in use.
+
         Raises:
             ConfigurationError: not a .safetensors file, or none at all.
         """
         if path.suffix != SUFFIX or not path.is_file():
             raise ConfigurationError(f"LoRA {name}: {path} is not a {SUFFIX} file")
         with self._lock:
+            adapter = self._loaded.get(name)
+            changed = adapter and (
+                path != self._sources[name].path or adapter.stamp != _stamp(path)
+            )
+            if changed and not self._users[name]:
+                self._evict(name)
             self._sources[name] = _Source(path, pinned)
 
     def scan(self, folder: Path) -> list[str]:
@@ -117,6 +125,10 @@ class LoraPool:
         """In memory if loaded, else of the file."""
         adapter = self._loaded.get(name)
         return adapter.nbytes if adapter else self._source(name).path.stat().st_size
+
+    def changes(self, name: str, target: str) -> bool:
+        """Whether a loaded adapter has anything for a target."""
+        return bool(self._loaded[name].layers.get(target))
 
     def fingerprint(self, names: Iterable[str]) -> str:
         """Hash of the files' content, in the order of their names; reads those not loaded."""
@@ -217,8 +229,13 @@ class LoraPool:
                 return
             if name in keep or self._users[name] or self._sources[name].pinned:
                 continue
-            held -= self._loaded.pop(name).nbytes
-            self._forget_compositions(name)
+            held -= self._evict(name).nbytes
+
+    def _evict(self, name: str) -> Adapter:
+        for key in list(self._compositions):
+            if any(name == used for mix in key[1] for used, _ in mix):
+                del self._compositions[key]
+        return self._loaded.pop(name)
 
     # Applying
 
@@ -258,11 +275,6 @@ class LoraPool:
             len(self._compositions) >= KEPT_COMPOSITIONS or held > self._budget
         ):
             held -= self._compositions.popitem(last=False)[1].nbytes
-
-    def _forget_compositions(self, name: str) -> None:
-        for key in list(self._compositions):
-            if any(name == used for mix in key[1] for used, _ in mix):
-                del self._compositions[key]
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -3,7 +3,7 @@
 A layer computes `y = W x`. Row i of the batch gets on top, for each of its adapters,
 `scale * (alpha / r) * up (down x_i)`. The adapters of one mix are laid side by side, so that a
 mix is one pair of factors however many adapters it has. Why it is done by batched products over
-gathered factors: docs/adr/0007-lora-per-row.md.
+gathered factors: docs/adr/lora-per-row.md.
 """
 
 from __future__ import annotations
@@ -153,9 +153,11 @@ class Composition:
         """
         self._layers: list[tuple[nn.Module, LayerRows]] = []
         for layer in sorted({layer for layers in adapters.values() for layer in layers}):
-            module = modules[layer]
-            kind = ConvRows if isinstance(module, nn.Conv2d) else LinearRows
-            self._layers.append((module, kind(_runs(rows, adapters, layer), len(rows))))
+            runs = _runs(rows, adapters, layer)
+            if runs:
+                module = modules[layer]
+                kind = ConvRows if isinstance(module, nn.Conv2d) else LinearRows
+                self._layers.append((module, kind(runs, len(rows))))
 
     @contextmanager
     def active(self) -> Iterator[None]:
