@@ -12,11 +12,12 @@ from sdxl_bento.errors import DeadlineInfeasible, InvalidInput, Overloaded
 
 MARGIN = 0.05  # share of the time allowed that is kept for what the cost table cannot see
 MIN_RETRY_S = 1.0
+TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much may wait, by requests and by pixels."""
+    """How many requests may be there beyond those that run by right, and their pixels."""
 
     max_requests: int = 64
     max_pixels: int = 256_000_000
@@ -49,14 +50,15 @@ class Admission:
         """Seconds by which the request, or a promise made before, would be late; 0 if none."""
         if request.deadline is None:
             return 0.0
-        margin = MARGIN * (request.deadline - now)
-        before = self.scheduler.ledger(now, busy).spares()
-        after = self.scheduler.ledger(now, busy, request).spares()
-        late = margin - after.pop(request.id)
-        for other, spare in after.items():
-            if spare < 0 <= before[other]:  # one that is late without us is not our doing
-                late = max(late, -spare)
-        return max(late, 0.0)
+        before = self.scheduler.ledger(now, busy)
+        after = self.scheduler.ledger(now, busy, request)
+        late = 0.0
+        for promise, spare in after.spares():
+            margin = MARGIN * max((promise.deadline or now) - now, 0.0)
+            # One that is late, or nearly, without the newcomer is not its doing.
+            if promise is request or spare < before.spare_of(promise) - TINY:
+                late = max(late, margin - spare)
+        return late
 
     def shorten(self, request: Request, fewer: Fewer, now: float, busy: float) -> int | None:
         """Plan the request with the most steps that make its deadline; None if it needs no less.
@@ -86,16 +88,14 @@ class Admission:
         return best[0]
 
     def _check_queue(self, request: Request) -> None:
-        waiting = self.scheduler.waiting
-        places = self.scheduler.places(promised=request.deadline is not None)
-        if len(waiting) < places:
+        waiting, running = self.scheduler.waiting, self.scheduler.running
+        queued = len(waiting) + len(running) - self.scheduler.limits.max_running
+        if queued < 0:
             return
-        queued = len(waiting) - places
         pixels = sum(other.pixels for other in waiting.values())
         if queued < self.limits.max_requests and pixels + request.pixels <= self.limits.max_pixels:
             return
-        running = self.scheduler.running.values()
-        drain = min((self.cost.remaining(other) for other in running), default=0.0)
+        drain = min((self.cost.remaining(other) for other in running.values()), default=0.0)
         raise Overloaded(
             f"the queue is full: {queued} requests with {pixels / 1e6:.1f} megapixels wait",
             max(drain, MIN_RETRY_S),

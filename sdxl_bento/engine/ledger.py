@@ -16,8 +16,7 @@ if they can spare that too.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from sdxl_bento.engine.cost import CostTable
 from sdxl_bento.engine.request import BatchKey, Request
@@ -36,43 +35,42 @@ class Ledger:
         promises: Iterable[Request],
         start: float,
     ) -> None:
-        """`start`: when the device will be done with what it has been given."""
+        """`promises` have deadlines. `start`: when the device will have done what it was given."""
+        self.work = 0.0  # device seconds of all promises
+        self.riders: set[str] = set()
         self._cost = cost
         self._row_limit = row_limit
         self._open: dict[BatchKey, tuple[int, int]] = {}  # batch to ride in: rows, steps
-        self.riders: set[str] = set()
-        self._ids: list[str] = []
-        self._deadlines: list[float] = []
+        self._promises = sorted(promises, key=_deadline)
+        self._place = {request.id: place for place, request in enumerate(self._promises)}
         self._spare: list[float] = []
         self._least: list[float] = []  # of this promise and those due before it
-        self.work = 0.0  # device seconds of all promises
-        lent: list[float] = []
-        for deadline, request in sorted(
-            ((r.deadline, r) for r in promises if r.deadline is not None), key=lambda pair: pair[0]
-        ):
-            before = self._least[-1] if self._least else NEVER
-            ride = self._add(request, before)
-            spare = (deadline - start) * (1 - RESERVE) - self.work
-            self._ids.append(request.id)
-            self._deadlines.append(deadline)
+        rides: list[float] = []
+        for request in self._promises:
+            least = self._least[-1] if self._least else NEVER
+            ride = self._add(request, least)
+            spare = (_deadline(request) - start) * (1 - RESERVE) - self.work
             self._spare.append(spare)
-            self._least.append(min(before - ride, spare))
-            lent.append(ride)
-        # A ride slows all who are due before the rider, not only the one just before.
-        slowed = 0.0
-        for i in range(len(lent) - 1, -1, -1):
-            self._spare[i] -= slowed
-            self._least[i] -= slowed
-            slowed += lent[i]
+            self._least.append(min(least - ride, spare))
+            rides.append(ride)
+        self._charge(rides)
 
-    def spares(self) -> dict[str, float]:
-        """Seconds that each promise can spare, by request id; under 0 where it would be late."""
-        return dict(zip(self._ids, self._spare, strict=True))
+    def holds(self, request: Request) -> bool:
+        """Whether the request is one of the promises."""
+        return request.id in self._place
 
-    def spare_before(self, due: float) -> float:
-        """Seconds that all promises due before `due` can spare."""
-        index = bisect_left(self._deadlines, due)
-        return self._least[index - 1] if index else NEVER
+    def spares(self) -> Iterator[tuple[Request, float]]:
+        """Each promise and the seconds it can spare; under 0 where it would be late."""
+        return zip(self._promises, self._spare, strict=True)
+
+    def spare_of(self, request: Request) -> float:
+        """Seconds that one promise can spare."""
+        return self._spare[self._place[request.id]]
+
+    def spare_for(self, request: Request) -> float:
+        """Seconds that the promises due before the request can spare it; all, if it is none."""
+        place = self._place.get(request.id, len(self._least))
+        return self._least[place - 1] if place else NEVER
 
     def _add(self, request: Request, spare: float) -> float:
         """Count a promise's work; returns the part of it that slows the earlier ones."""
@@ -82,17 +80,27 @@ class Ledger:
             self.work += steps * alone
             if not key.stage.denoises:
                 continue
-            others, shared = self._open.get(key, (0, 0))
+            others, longest = self._open.get(key, (0, 0))
+            shared = min(longest, steps)
+            self._open[key] = (rows, steps)
             if not others or others + rows > self._row_limit(key):
-                self._open[key] = (rows, steps)
                 continue
-            shared = min(shared, steps)
             adds = self._cost.unit(key, others + rows) - self._cost.unit(key, others)
-            if slows + shared * adds > spare:
-                self._open[key] = (rows, steps)
-                continue
-            slows += shared * adds
-            self.work -= shared * (alone - adds)
-            self.riders.add(request.id)
-            self._open[key] = (others + rows, max(self._open[key][1], steps))
+            if slows + shared * adds <= spare:
+                slows += shared * adds
+                self.work -= shared * (alone - adds)
+                self.riders.add(request.id)
+                self._open[key] = (others + rows, max(longest, steps))
         return slows
+
+    def _charge(self, rides: list[float]) -> None:
+        """A ride slows all who are due before the rider."""
+        slowed = 0.0
+        for place in reversed(range(len(rides))):
+            self._spare[place] -= slowed
+            self._least[place] -= slowed
+            slowed += rides[place]
+
+
+def _deadline(request: Request) -> float:
+    return NEVER if request.deadline is None else request.deadline

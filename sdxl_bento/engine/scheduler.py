@@ -23,14 +23,17 @@ from sdxl_bento.engine.ledger import RESERVE, Ledger
 from sdxl_bento.engine.request import BatchKey, Request, Stage, Status, Unit
 
 STRETCH = 4.0  # a request without a deadline may take about this many times its own work
+GRACE = 0.1  # share of the time allowed by which a deadline may be missed before it is given up
 PRIORITY = 0.05  # one step of priority counts as much as this share of `ageing_s`
 MAX_DECODES = 4  # pictures decoded by one unit: more would hold up the steps behind it
-PROMISED_PLACES = 0.25  # share of the running places that only requests with a deadline take
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may share a forward, and how many requests may hold latents."""
+    """How much may share a forward, and how many requests without a deadline may have begun.
+
+    Requests with a deadline begin at once; how many there may be is for `QueueLimits` to say.
+    """
 
     max_rows: int = 16
     max_pixels: int = 16 * 1024 * 1024
@@ -72,27 +75,25 @@ class Scheduler:
         able.sort(key=lambda request: self.urgency(request, now))
         ledger = self.ledger(now, busy)
         lead = self._lead(able, ledger, now)
-        batch = tuple(self._batch(lead, able, ledger, now))
+        batch = tuple(self._batch(lead, able, ledger))
         unit = Unit(lead.key, batch, tuple(request.step for request in batch))
         self._last_was_short = not lead.stage.denoises
-        self._settle(unit, able, now)
+        self._settle(unit, able, ledger)
         return unit
 
     def promised(self, request: Request, now: float) -> bool:
         """Whether it has a deadline and can still make it. Who cannot must not drag others."""
-        deadline = request.deadline
-        return deadline is not None and deadline - now >= self.cost.remaining(request)
-
-    def due(self, request: Request, now: float) -> float:
-        """When the request is due: at its deadline if that binds us, else when its turn comes."""
-        if request.deadline is not None and self.promised(request, now):
-            return request.deadline
-        return request.turn
+        if request.deadline is None:
+            return False
+        grace = GRACE * (request.deadline - request.arrival)
+        return request.deadline + grace - now >= self.cost.remaining(request)
 
     def urgency(self, request: Request, now: float) -> tuple[float, float]:
-        """Sorts the most urgent first."""
-        bonus = request.priority * PRIORITY * self.limits.ageing_s
-        return self.due(request, now) - bonus, request.arrival
+        """Sorts the most urgent first: by when they are due, then by arrival."""
+        due = request.turn
+        if request.deadline is not None and self.promised(request, now):
+            due = request.deadline
+        return due - request.priority * PRIORITY * self.limits.ageing_s, request.arrival
 
     def ledger(self, now: float, busy: float, *newcomers: Request) -> Ledger:
         """What is promised, to those who run and wait (and to `newcomers`, if they came in)."""
@@ -102,7 +103,8 @@ class Scheduler:
             for request in group
             if self.promised(request, now)
         ]
-        return Ledger(self.cost, self.row_limit, (*promises, *newcomers), now + busy)
+        start = now + busy + self._owed
+        return Ledger(self.cost, self.row_limit, (*promises, *newcomers), start)
 
     def row_limit(self, key: BatchKey) -> int:
         """Most rows of one unit of `key`: by setting, by pixels, and by what once did not fit."""
@@ -117,10 +119,11 @@ class Scheduler:
         """The unit did not fit the device: remember to stay at half of it."""
         self._learned_rows[unit.key] = max(unit.rows // 2, 1)
 
-    def places(self, promised: bool) -> int:
-        """How many more requests may run now."""
-        kept = 0 if promised else int(self.limits.max_running * PROMISED_PLACES)
-        return max(self.limits.max_running - kept - len(self.running), 0)
+    @property
+    def places(self) -> int:
+        """How many more requests without a deadline may begin."""
+        taken = sum(request.deadline is None for request in self.running.values())
+        return max(self.limits.max_running - taken, 0)
 
     def position(self, request: Request, now: float) -> int:
         """Place in the queue, from 1; 0 once it runs."""
@@ -130,13 +133,12 @@ class Scheduler:
         return 1 + sum(self.urgency(other, now) < mine for other in self.waiting.values())
 
     def _start_waiting(self, now: float) -> None:
-        while self.waiting and self.places(promised=True):
-            group = [
-                r for r in self.waiting.values() if self.places(promised=self.promised(r, now))
-            ]
-            if not group:
-                return
-            request = min(group, key=lambda r: self.urgency(r, now))
+        if not self.waiting:
+            return
+        bound = [request for request in self.waiting.values() if request.deadline is not None]
+        free = [request for request in self.waiting.values() if request.deadline is None]
+        free.sort(key=lambda request: self.urgency(request, now))
+        for request in (*bound, *free[: self.places]):
             del self.waiting[request.id]
             request.status, request.started = Status.RUNNING, now
             self.running[request.id] = request
@@ -148,15 +150,13 @@ class Scheduler:
         ranked = steps if steps and self._last_was_short else [*short, *steps]
         for request in ranked:
             seconds = self.cost.unit(request.key, request.rows)
-            if seconds <= ledger.spare_before(self.due(request, now)):
+            if seconds <= ledger.spare_for(request):
                 return request
-            if seconds <= self._owed and not self.promised(request, now):
+            if seconds <= self._owed and not ledger.holds(request):
                 return request
-        return min(ranked, key=lambda request: self.due(request, now))
+        return min(ranked, key=lambda request: self.urgency(request, now))
 
-    def _batch(
-        self, lead: Request, able: list[Request], ledger: Ledger, now: float
-    ) -> Iterator[Request]:
+    def _batch(self, lead: Request, able: list[Request], ledger: Ledger) -> Iterator[Request]:
         """The lead and, in order of urgency, those that fit into its forward."""
         yield lead
         if lead.alone:
@@ -172,18 +172,18 @@ class Scheduler:
             longer = self.cost.unit(key, rows + request.rows)
             if request.id not in ledger.riders:  # a rider's time is in the ledger already
                 slows = slowed + longer - seconds
-                if slows > ledger.spare_before(self.due(request, now)):
+                if slows > ledger.spare_for(request):
                     continue
                 slowed = slows
             rows, seconds = rows + request.rows, longer
             yield request
 
-    def _settle(self, unit: Unit, able: list[Request], now: float) -> None:
+    def _settle(self, unit: Unit, able: list[Request], ledger: Ledger) -> None:
         """Keep count of what is owed to those that no deadline protects."""
         seconds = self.cost.unit(unit.key, unit.rows)
-        if any(not self.promised(request, now) for request in unit.requests):
+        if any(not ledger.holds(request) for request in unit.requests):
             self._owed = max(self._owed - seconds, 0.0)
-        elif all(self.promised(request, now) for request in able):
+        elif all(ledger.holds(request) for request in able):
             self._owed = 0.0
         else:
             self._owed += RESERVE * seconds
