@@ -34,11 +34,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "striped": _ATTENTION + _CONVOLUTION,
     "outlined": _ATTENTION + _CONVOLUTION,
 }
-_COUNTS: dict[Size, int] = {SQUARE: 1500, WIDE: 150, BIG: 150}
+_COUNTS: dict[Size, int] = {SQUARE: 900, WIDE: 60, BIG: 60}
 _MIX: tuple[tuple[float, Size, int], ...] = (
-    (0.84, SQUARE, 32),
-    (0.08, WIDE, 21),
-    (0.08, BIG, 8),
+    (0.84, SQUARE, 20),
+    (0.08, WIDE, 13),
+    (0.08, BIG, 5),
 )
 _NULLS = 8  # one sample in so many learns the null condition
 

@@ -57,7 +57,7 @@ def time_ids(size: Size, count: int, score: float) -> Tensor:
 def train(plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders) -> Unet:
     """Train the refiner on all sizes."""
     torch.manual_seed(plan.seed + 3)
-    unet = build()
+    unet = build().to(memory_format=torch.channels_last)
     states, summary = encoders.embed([""])
     empty_hidden, empty_pooled = states[..., HIDDEN:], summary
 

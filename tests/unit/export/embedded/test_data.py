@@ -1,6 +1,7 @@
 """Scenes, captions, renderer."""
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_neighbours_do_not_touch(size: tuple[int, int]) -> None:
     rng = random.Random(3)
     for _ in range(1500):
         row = placements(sample_scene(rng), rng, *size)
-        for left, right in zip(row, row[1:], strict=False):
+        for left, right in pairwise(row):
             assert right.x - left.x - EXTENT * (left.radius + right.radius) >= 2
 
 
