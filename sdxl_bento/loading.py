@@ -122,7 +122,7 @@ def _load_one(
 ) -> Loaded:
     begin = time.perf_counter()
     folder = folder_of(tag)
-    model = Model(name, tag, folder, placement)
+    model = Model.load(name, tag, folder, placement)
     adapters = LoraPool(
         _lora_targets(model), budget_bytes=settings.lora_cache_mb * MIB, on_loaded=wake
     )

@@ -13,6 +13,7 @@ from sdxl_bento.backends.base import Mix
 from sdxl_bento.diffusion.lora import LoraPool
 from sdxl_bento.diffusion.model import Model, Pipeline
 from sdxl_bento.diffusion.plan import Job
+from sdxl_bento.diffusion.transfer import to_device
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.params import GenerateParams
 
@@ -145,7 +146,9 @@ class Conditioner:
         ):
             ids = _tokenize(tokenizer, [text.prompts[i] for text in texts])
             with self._adapters.applied(names[i], [text.mix for text in texts]):
-                output = encoder(ids.to(self._model.placement.device), output_hidden_states=True)
+                output = encoder(
+                    to_device(ids, self._model.placement.device), output_hidden_states=True
+                )
             hidden.append(output.hidden_states[-2])
             pooled = output[0]  # the last encoder's: the projected, pooled embedding
         dtype = self._model.placement.dtype
@@ -167,7 +170,9 @@ class Conditioner:
         return Conditioning(
             torch.stack([row.embeddings for row in rows]),
             torch.stack([row.pooled for row in rows]),
-            torch.tensor(ids[-len(rows) :], dtype=positive.pooled.dtype).to(positive.pooled.device),
+            to_device(
+                torch.tensor(ids[-len(rows) :], dtype=positive.pooled.dtype), positive.pooled.device
+            ),
         )
 
 

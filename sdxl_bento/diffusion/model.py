@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sdxl_bento.config import ComputeDtype, DeviceMode
+from sdxl_bento.diffusion.transfer import constant
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import Manifest, PipelineInfo
@@ -69,16 +70,33 @@ class Placement:
 class Model:
     """One exported model, loaded. `name` is what requests call it."""
 
-    def __init__(self, name: str, tag: str, folder: Path, placement: Placement) -> None:
+    def __init__(
+        self,
+        name: str,
+        tag: str,
+        folder: Path,
+        manifest: Manifest,
+        placement: Placement,
+        base: Pipeline,
+        refiner: Pipeline | None = None,
+    ) -> None:
         self.name = name
         self.tag = tag
         self.folder = folder
+        self.manifest = manifest
         self.placement = placement
-        self.manifest = Manifest.load(folder)
-        self.base = _load_pipeline(folder, self.manifest.base, placement)
-        self.refiner: Pipeline | None = None
-        if self.manifest.refiner is not None:
-            self.refiner = _load_pipeline(folder, self.manifest.refiner, placement)
+        self.base = base
+        self.refiner = refiner
+
+    @classmethod
+    def load(cls, name: str, tag: str, folder: Path, placement: Placement) -> Model:
+        """Read the model that `export` wrote to `folder`, onto its device."""
+        manifest = Manifest.load(folder)
+        base = _load_pipeline(folder, manifest.base, placement)
+        refiner = None
+        if manifest.refiner is not None:
+            refiner = _load_pipeline(folder, manifest.refiner, placement)
+        return cls(name, tag, folder, manifest, placement, base, refiner)
 
     def pipeline(self, stage: Stage) -> Pipeline:
         """The refiner's parts for REFINE, else the base model's."""
@@ -116,13 +134,15 @@ def _statistics(
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is None or std is None:
         return 0.0, 1.0
-    return like.new_tensor(mean).view(1, -1, 1, 1), like.new_tensor(std).view(1, -1, 1, 1)
+    first, second = (constant(tuple(values), like.device) for values in (mean, std))
+    return first.view(1, -1, 1, 1), second.view(1, -1, 1, 1)
 
 
 def _load_pipeline(folder: Path, info: PipelineInfo, placement: Placement) -> Pipeline:
     import diffusers
     import transformers
 
+    transformers.logging.disable_progress_bar()  # a server's log is no terminal
     root = folder / info.path
     libraries = {"diffusers": diffusers, "transformers": transformers}
     parts: dict[str, Any] = {}

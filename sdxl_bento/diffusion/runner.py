@@ -20,6 +20,7 @@ from sdxl_bento.diffusion.model import Model
 from sdxl_bento.diffusion.plan import Job
 from sdxl_bento.diffusion.solvers import fused_update
 from sdxl_bento.diffusion.state import LatentState
+from sdxl_bento.diffusion.transfer import to_device, to_host
 from sdxl_bento.engine.executor import Completion, DeviceOutOfMemory
 from sdxl_bento.engine.request import Request, Stage, Unit
 from sdxl_bento.errors import NumericalError, SDXLError
@@ -47,9 +48,10 @@ class _Launched:
     begin: float
     end: float = 0.0
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-    pixels: torch.Tensor | None = None  # [B, H, W, 3] uint8, for a decode
-    finite: torch.Tensor | None = None  # [B] bool, for a decode
-    previews: dict[str, torch.Tensor] = field(default_factory=dict)
+    # In host memory, to be read once the unit is done:
+    pixels: dict[str, torch.Tensor] = field(default_factory=dict)  # [H, W, 3] uint8
+    finite: dict[str, torch.Tensor] = field(default_factory=dict)  # [] bool
+    previews: dict[str, torch.Tensor] = field(default_factory=dict)  # [h, w, 3] uint8
 
     def is_done(self) -> bool:
         return self.events is None or bool(self.events[1].query())  # type: ignore[no-untyped-call]
@@ -152,7 +154,7 @@ class Runner:
             vae = served.model.pipeline(state.job.stages[0]).vae
             assert state.job.image is not None
             pixels = to_pixels(state.job.image, unit.key.width, unit.key.height)
-            pixels = pixels.to(served.model.placement.device, vae.dtype)
+            pixels = to_device(pixels.to(vae.dtype), served.model.placement.device)
             posteriors.append(vae.encode(pixels).latent_dist)
         for state, posterior in zip(states, posteriors, strict=True):
             rescale = partial(served.model.rescale, state.job.stages[0])
@@ -178,36 +180,31 @@ class Runner:
         for request, state in zip(unit.requests, states, strict=True):
             if state.job.wants_preview:
                 rgb = preview.to_rgb(state.previous, served.model)
-                launched.previews[request.id] = rgb
+                launched.previews[request.id] = to_host(rgb)
 
     def _decode(self, served: Served, unit: Unit, launched: _Launched) -> None:
-        states = [self._states[request.id] for request in unit.requests]
-        latents = torch.cat([state.latents for state in states])
-        pixels = torch.empty(
-            (len(states), unit.key.height, unit.key.width, 3),
-            dtype=torch.uint8,
-            device=latents.device,
-        )
-        for stage in {state.job.last_stage for state in states}:
-            mine = [i for i, state in enumerate(states) if state.job.last_stage is stage]
-            pixels[mine] = from_pixels(served.backend.decode(stage, latents[mine]))
-        launched.pixels = pixels.to("cpu", non_blocking=True)
-        launched.finite = torch.isfinite(latents).flatten(1).all(1).to("cpu", non_blocking=True)
+        states = {request.id: self._states[request.id] for request in unit.requests}
+        for stage in {state.job.last_stage: None for state in states.values()}:
+            mine = [name for name, state in states.items() if state.job.last_stage is stage]
+            latents = torch.cat([states[name].latents for name in mine])
+            pixels = to_host(from_pixels(served.backend.decode(stage, latents)))
+            finite = to_host(torch.isfinite(latents).flatten(1).all(1))
+            launched.pixels.update(zip(mine, pixels, strict=True))
+            launched.finite.update(zip(mine, finite, strict=True))
 
     def _complete(self, launched: _Launched) -> Completion:
         seconds = launched.wait()
         results: dict[str, Image] = {}
         failures: dict[str, SDXLError] = {}
-        if launched.pixels is not None and launched.finite is not None:
-            for i, request in enumerate(launched.unit.requests):
-                if launched.finite[i]:
-                    results[request.id] = preview.to_image(launched.pixels[i])
-                else:
-                    failures[request.id] = NumericalError(
-                        "the latents hold NaN or infinity; try another dtype (SDXL_DTYPE=bf16), "
-                        "a lower guidance_scale, or other LoRA scales"
-                    )
-        previews = {name: preview.to_image(rgb.cpu()) for name, rgb in launched.previews.items()}
+        for name, pixels in launched.pixels.items():
+            if launched.finite[name]:
+                results[name] = preview.to_image(pixels)
+            else:
+                failures[name] = NumericalError(
+                    "the latents hold NaN or infinity; try another dtype (SDXL_DTYPE=bf16), "
+                    "a lower guidance_scale, or other LoRA scales"
+                )
+        previews = {name: preview.to_image(rgb) for name, rgb in launched.previews.items()}
         return Completion(launched.unit, launched.rows, seconds, failures, results, previews)
 
 
@@ -258,16 +255,14 @@ def _guide(prediction: torch.Tensor, states: list[LatentState], rows: list[int])
     )
     scale = torch.cat([state.guidance for state in states])[:, None, None, None]
     guided = negative + scale * (positive - negative)
-    rescale = [
-        state.job.params.guidance_rescale if count == 2 else 0.0
-        for state, count in zip(states, rows, strict=True)
-    ]
-    return _rescale(guided, positive, rescale) if any(rescale) else guided
+    if not any(state.job.params.guidance_rescale for state in states):
+        return guided
+    amount = torch.cat([state.guidance_rescale for state in states])[:, None, None, None]
+    return _rescale(guided, positive, amount)
 
 
-def _rescale(guided: torch.Tensor, positive: torch.Tensor, amounts: list[float]) -> torch.Tensor:
+def _rescale(guided: torch.Tensor, positive: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     """Pull the guided prediction's spread towards the conditional one's (arXiv 2305.08891, 3.4)."""
     dims = (1, 2, 3)
     rescaled = guided * (positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-    amount = guided.new_tensor(amounts)[:, None, None, None]
     return torch.where(amount > 0, amount * rescaled + (1 - amount) * guided, guided)

@@ -9,6 +9,7 @@ import torch
 from sdxl_bento.diffusion.conditioning import Conditioning
 from sdxl_bento.diffusion.model import Model
 from sdxl_bento.diffusion.plan import Job
+from sdxl_bento.diffusion.transfer import to_device
 from sdxl_bento.engine.request import Stage
 
 
@@ -21,6 +22,7 @@ class LatentState:
     Attributes:
         latents: [1, 4, h, w] float32.
         previous: [1, 4, h, w] float32, the last denoised estimate.
+        guidance, guidance_rescale: [1] float32; 1 and 0 without guidance.
         tables: per stage, [n, 8] float32 on the device: six coefficients, input scale, timestep.
     """
 
@@ -38,15 +40,15 @@ class LatentState:
         self.shape = (1, info.latent_channels, height, width)
         self.tables = {stage: self._upload(stage) for stage in job.stages}
         self.draws = {stage: table.draws.tolist() for stage, table in job.tables.items()}
-        self.guidance = torch.tensor(
-            [job.params.guidance_scale if job.rows == 2 else 1.0], dtype=torch.float32
-        ).to(self._device, non_blocking=True)
+        guided = job.rows == 2
+        self.guidance = self._number(job.params.guidance_scale if guided else 1.0)
+        self.guidance_rescale = self._number(job.params.guidance_rescale if guided else 0.0)
         self.zero = torch.zeros(self.shape, device=self._device)
         self.previous = self.zero
         self.latents = self.zero
         if job.image is None:
             scale = job.tables[job.stages[0]].init_noise_sigma
-            self.latents = (self._draw() * scale).to(self._device)
+            self.latents = to_device(self._draw() * scale, self._device)
 
     def start_from(
         self,
@@ -61,15 +63,16 @@ class LatentState:
             rescale: from the VAE's latents to the UNet's.
         """
         keep, noise = self.job.tables[self.job.stages[0]].start[0]
-        sample = rescale(mean.float() + std.float() * self._draw().to(self._device))
-        self.latents = sample * keep + (self._draw() * noise).to(self._device)
+        drawn = to_device(self._draw(), self._device)
+        sample = rescale(mean.float() + std.float() * drawn)
+        self.latents = sample * keep + to_device(self._draw() * noise, self._device)
 
     def noise(self, stage: Stage, step: int) -> torch.Tensor:
         """Fresh noise for a step, [1, 4, h, w]; the same again until `step_done`."""
         if not self.draws[stage][step]:
             return self.zero
         if self._fresh is None:
-            self._fresh = self._draw().to(self._device, non_blocking=True)
+            self._fresh = to_device(self._draw(), self._device)
         return self._fresh
 
     def step_done(self, latents: torch.Tensor, denoised: torch.Tensor) -> None:
@@ -77,8 +80,10 @@ class LatentState:
         self.latents, self.previous, self._fresh = latents, denoised, None
 
     def _draw(self) -> torch.Tensor:
-        noise = torch.randn(self.shape, generator=self._generator, dtype=torch.float32)
-        return noise.pin_memory() if self._device.type == "cuda" else noise
+        return torch.randn(self.shape, generator=self._generator, dtype=torch.float32)
+
+    def _number(self, value: float) -> torch.Tensor:
+        return to_device(torch.tensor([value], dtype=torch.float32), self._device)
 
     def _upload(self, stage: Stage) -> torch.Tensor:
         table = self.job.tables[stage]
@@ -90,4 +95,4 @@ class LatentState:
             ],
             dim=1,
         )
-        return rows.float().to(self._device)
+        return to_device(rows.float(), self._device)
