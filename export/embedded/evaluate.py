@@ -27,7 +27,6 @@ from export.embedded.scenes import SHAPES, Scene, sample_scene
 from export.embedded.styles import CHECKS
 
 Figures = dict[str, float]
-Draw = Callable[[Sequence[Scene], Size], list[Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,33 @@ def weights_megabytes(weights: Path) -> float:
     return sum(p.stat().st_size for p in weights.rglob("*") if p.is_file()) / 1e6
 
 
-def _measure_styles(weights: Path, scenes: Sequence[Scene]) -> Iterator[tuple[str, Figures]]:
+Measured = Iterator[tuple[str, Figures]]
+
+
+def _measure_prompts(weights: Path, share: float) -> Measured:
     base = load_base(weights)
+    for suite in SUITES:
+        scenes = suite_scenes(suite, max(4, round(suite.count * share)))
+        if suite.name == "seen":
+            yield "originals", judge(scenes, originals(scenes, suite.size))
+        yield suite.name, judge(scenes, draw_scenes(base, scenes, size=suite.size))
+
+
+def _measure_corners(weights: Path, share: float) -> Measured:
+    scenes = corner_scenes(max(4, round(32 * share)))
+    yield "corners of originals", judge_corners(scenes, originals(scenes, SQUARE))
+    yield "corners", judge_corners(scenes, draw_scenes(load_base(weights), scenes))
+
+
+def _measure_refiner(weights: Path, share: float) -> Measured:
+    base, scenes = load_base(weights), suite_scenes(Suite("refiner", 48), max(4, round(48 * share)))
+    yield "base alone", judge(scenes, draw_scenes(base, scenes))
+    refined = draw_scenes(base, scenes, refiner=load_refiner(weights))
+    yield "base and refiner", judge(scenes, refined)
+
+
+def _measure_styles(weights: Path, share: float) -> Measured:
+    base, scenes = load_base(weights), style_scenes(max(4, round(24 * share)))
     plain = draw_scenes(base, scenes)
     for style, check in CHECKS.items():
         base.load_lora_weights(weights / "loras", weight_name=f"{style}.safetensors")
@@ -122,28 +146,22 @@ def _measure_styles(weights: Path, scenes: Sequence[Scene]) -> Iterator[tuple[st
         figures = {
             "with": float(np.mean([check(p, s) for p, s in zip(styled, scenes, strict=True)])),
             "without": float(np.mean([check(p, s) for p, s in zip(plain, scenes, strict=True)])),
-            **{k: v for k, v in judge(scenes, styled).items() if k in ("background", "colour")},
         }
-        yield f"lora {style}", figures
+        colours = judge(scenes, styled)
+        yield f"lora {style}", figures | {k: colours[k] for k in ("background", "colour")}
 
 
-def measure(weights: Path, share: float) -> Iterator[tuple[str, Figures]]:
-    """Every figure, suite by suite; ``share`` of the prompts is used."""
-    base = load_base(weights)
+def _measure_size(weights: Path, share: float) -> Measured:
     yield "size", {"megabytes": weights_megabytes(weights)}
-    for suite in SUITES:
-        scenes = suite_scenes(suite, max(4, round(suite.count * share)))
-        if suite.name == "seen":
-            yield "originals", judge(scenes, originals(scenes, suite.size))
-        yield suite.name, judge(scenes, draw_scenes(base, scenes, size=suite.size))
-    scenes = corner_scenes(max(4, round(32 * share)))
-    yield "corners of originals", judge_corners(scenes, originals(scenes, SQUARE))
-    yield "corners", judge_corners(scenes, draw_scenes(base, scenes))
-    scenes = suite_scenes(Suite("refiner", 48), max(4, round(48 * share)))
-    yield "base alone", judge(scenes, draw_scenes(base, scenes))
-    refined = draw_scenes(base, scenes, refiner=load_refiner(weights))
-    yield "base and refiner", judge(scenes, refined)
-    yield from _measure_styles(weights, style_scenes(max(4, round(24 * share))))
+
+
+GROUPS: dict[str, Callable[[Path, float], Measured]] = {
+    "size": _measure_size,
+    "prompts": _measure_prompts,
+    "corners": _measure_corners,
+    "refiner": _measure_refiner,
+    "styles": _measure_styles,
+}
 
 
 def _show(console: Console, name: str, figures: Figures) -> None:
@@ -160,14 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the prompts")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     console, report = Console(), dict[str, Figures]()
-    for name, figures in measure(options.weights, 0.1 if options.quick else 1.0):
-        report[name] = figures
-        _show(console, name, figures)
+    for group in options.only:
+        for name, figures in GROUPS[group](options.weights, 0.1 if options.quick else 1.0):
+            report[name] = figures
+            _show(console, name, figures)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 

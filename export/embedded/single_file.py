@@ -78,7 +78,9 @@ def unet_name(name: str, layers: int, has_attention: Callable[[str], bool]) -> s
 
     The original numbers all blocks of a half in one row, a resnet and its attention together.
     """
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.*)", name)
+    found = re.match(
+        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.*)", name
+    )
     if found is None:
         top = _swap_prefix(name, _UNET_TOP)
         if re.match(r"mid_block\.resnets", name):

@@ -54,11 +54,11 @@ def _plan(stage: str, context: Context) -> Plan:
         "vae": Plan(
             "vae", 1500, 1e-3, warmup=60, final_rate=1e-5, decay=1e-4, average=0.995, seed=seed
         ),
-        "decoder": Plan("decoder", 3000, 8e-4, decay=1e-4, average=0.997, seed=seed),
-        "unet": Plan("unet", 6500, 1.2e-3, warmup=100, seed=seed),
-        "refiner": Plan("refiner", 3000, 1.2e-3, average=0.997, seed=seed),
-        "striped": Plan("striped", 450, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
-        "outlined": Plan("outlined", 450, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
+        "decoder": Plan("decoder", 1800, 8e-4, decay=1e-4, average=0.997, seed=seed),
+        "unet": Plan("unet", 4000, 1.2e-3, warmup=100, seed=seed),
+        "refiner": Plan("refiner", 1500, 1.2e-3, average=0.997, seed=seed),
+        "striped": Plan("striped", 250, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
+        "outlined": Plan("outlined", 250, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
     }
     return plans[stage]
 
