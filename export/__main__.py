@@ -80,7 +80,8 @@ def export(
 
 def _report(result: Result, progress: Progress, brief: bool) -> None:
     if not result.created:
-        progress.say(f"{result.tag} has the same content already (--force exports it again).")
+        hint = "" if brief else " (--force exports it again)"
+        progress.say(f"{result.tag} has the same content already{hint}.")
     elif brief:
         progress.say(f"Exported {result.tag}")
     if not brief:
