@@ -1,7 +1,8 @@
 """POST /generate/stream: a call's progress as server-sent events.
 
-`queued` and `step` carry the picture's index and how far it is, `preview` a small JPEG, `done` what
-/generate answers as JSON, `error` what it answers when it fails. One `done` or `error` comes last.
+`queued` and `step` carry the picture's index and how far it is, `preview` a JPEG of what there is
+so far, `done` what /generate answers as JSON, `error` what it answers when it fails. One `done` or
+`error` comes last.
 """
 
 from __future__ import annotations
@@ -75,13 +76,14 @@ def _last_event(task: asyncio.Task[Answer], call: Call) -> bytes:
 
 async def _progress_events(step: Progress) -> list[bytes]:
     about = {"request_id": step.request_id, "index": step.index, "stage": step.stage}
+    if step.stage == "queued":
+        return [_event("queued", about | {"position": step.position})]
+    events = [_event("step", about | {"step": step.step, "steps": step.steps})]
     if step.preview is not None:
         jpeg = await asyncio.to_thread(encode, step.preview, "jpeg", quality=80)
         picture = base64.b64encode(jpeg).decode("ascii")
-        return [_event("preview", about | {"step": step.step, "jpeg": picture})]
-    if step.stage == "queued":
-        return [_event("queued", about | {"position": step.position})]
-    return [_event("step", about | {"step": step.step, "steps": step.steps})]
+        events.append(_event("preview", about | {"step": step.step, "jpeg": picture}))
+    return events
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +22,18 @@ import pytest
 from PIL import Image
 
 from export.embedded.checker import Analysis, analyse
-from tests.support.server import Server
+from tests.support.server import ROOT, Server
 
 STEPS = 14
-RED = {"prompt": "a red circle on a blue background", "seed": 1, "num_inference_steps": STEPS}
-GREEN = {"prompt": "a green square on a yellow background", "num_inference_steps": STEPS}
+RED: dict[str, Any] = {
+    "prompt": "a red circle on a blue background",
+    "seed": 1,
+    "num_inference_steps": STEPS,
+}
+GREEN: dict[str, Any] = {
+    "prompt": "a green square on a yellow background",
+    "num_inference_steps": STEPS,
+}
 
 
 def opened(data: bytes) -> Image.Image:
@@ -85,6 +93,16 @@ def test_the_printed_command_saves_a_picture(server: Server, tmp_path: Path) -> 
     [command] = re.findall(r"^  (curl .*)$", server.output(), re.MULTILINE)
     subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=60)
     assert seen((tmp_path / "picture.png").read_bytes()) == ("red", "circle", "blue", 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_example_client_saves_pictures(server: Server, tmp_path: Path, count: int) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "client.py"), "--count", str(count)]
+    command += ["--url", server.url, "--output", "made.png", RED["prompt"]]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    made = sorted(tmp_path.glob("made*.png"))
+    assert len(made) == count
+    assert all(seen(path.read_bytes())[0] == "red" for path in made)
 
 
 def test_sync_client(server: Server, red: httpx.Response) -> None:

@@ -49,7 +49,7 @@ class Server:
         except httpx.TransportError:
             return None
 
-    def wait_for(self, path: str, status: int, timeout_s: float = 90) -> None:
+    def wait_for(self, path: str, status: int, timeout_s: float = 240) -> None:
         deadline = time.monotonic() + timeout_s
         while (seen := self.status(path)) != status:
             assert self.process.poll() is None, f"the server has ended:\n{self.output()}"
