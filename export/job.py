@@ -12,6 +12,7 @@ from pathlib import Path
 from export import bento, sources, verify, weights, writer
 from export.errors import ExportError
 from export.inspection import Pipeline, read_pipeline, slug
+from export.preview import fit_latent_rgb
 from export.progress import Progress
 from export.sources import Source
 from sdxl_bento import __version__
@@ -164,6 +165,9 @@ def _stage(
             figures += verify.verify_pipeline(
                 pipeline, folder / pipeline.role, written.converted, folder.parent
             )
+    latent_rgb = None
+    if plan.source.kind == "embedded":  # its VAE is its own; others have the family's
+        latent_rgb = fit_latent_rgb(folder / "base" / "vae", infos["base"].width)
     loras = writer.write_loras(plan.loras, folder)
     weights.share_equal(folder)
     return Manifest(
@@ -182,6 +186,7 @@ def _stage(
         loras=loras,
         backends=(_eager(tuple(figures)),),
         size_limits=_limits(plan.base),
+        latent_rgb=latent_rgb,
         bytes=bento.content_bytes(folder),
         export_seconds=round(time.perf_counter() - started, 2),
     )

@@ -96,6 +96,9 @@ class PipelineInfo(_Part):
     force_zeros_for_empty_prompt: bool
 
 
+LatentRGB = tuple[tuple[float, float, float], ...]
+
+
 class LoraInfo(_Part):
     """An adapter that comes with the model; a request asks for it by `name`."""
 
@@ -179,6 +182,9 @@ class Manifest(_Part):
     loras: tuple[LoraInfo, ...] = ()
     backends: tuple[BackendInfo, ...] = Field(min_length=1)
     size_limits: SizeLimits
+    latent_rgb: LatentRGB | None = Field(
+        None, description="[channels + 1, 3]: colours in -1 to 1 from latents; None: SDXL's own."
+    )
     bytes: int = Field(ge=0, description="Size of the model folder without this file.")
     export_seconds: float = Field(ge=0)
 

@@ -3,13 +3,13 @@
 A layer computes `y = W x`. Row i of the batch gets on top, for each of its adapters,
 `scale * (alpha / r) * up (down x_i)`. The adapters of one mix are laid side by side, so that a
 mix is one pair of factors however many adapters it has. Why it is done by batched products over
-gathered factors: docs/adr/lora-per-row.md.
+gathered factors: docs/adr/0008-lora-per-row.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -139,25 +139,33 @@ def _add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> No
         y += torch.bmm(left, right).view(y.shape)
 
 
+def hook_type_of(module: nn.Module) -> type[LayerRows]:
+    return ConvRows if isinstance(module, nn.Conv2d) else LinearRows
+
+
 class Composition:
     """The adapters of one batch's rows, layer by layer; good for as long as the rows stay."""
 
     def __init__(
-        self, modules: Modules, adapters: Mapping[str, Mapping[str, LowRank]], rows: Sequence[Mix]
+        self,
+        modules: Modules,
+        adapters: Mapping[str, Mapping[str, LowRank]],
+        rows: Sequence[Mix],
+        hook_type: Callable[[nn.Module], type[LayerRows]] = hook_type_of,
     ) -> None:
         """
         Args:
             modules: of the target.
             adapters: name → layer → factors, of those adapters that `rows` name.
             rows: one mix for each row.
+            hook_type: how a layer's rows are computed; another than ours for comparison only.
         """
         self._layers: list[tuple[nn.Module, LayerRows]] = []
         for layer in sorted({layer for layers in adapters.values() for layer in layers}):
             runs = _runs(rows, adapters, layer)
             if runs:
                 module = modules[layer]
-                kind = ConvRows if isinstance(module, nn.Conv2d) else LinearRows
-                self._layers.append((module, kind(runs, len(rows))))
+                self._layers.append((module, hook_type(module)(runs, len(rows))))
 
     @contextmanager
     def active(self) -> Iterator[None]:

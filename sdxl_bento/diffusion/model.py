@@ -142,7 +142,8 @@ def _load_pipeline(folder: Path, info: PipelineInfo, placement: Placement) -> Pi
     import diffusers
     import transformers
 
-    transformers.logging.disable_progress_bar()  # a server's log is no terminal
+    silence: Callable[[], None] = transformers.logging.disable_progress_bar
+    silence()  # a server's log is no terminal
     root = folder / info.path
     libraries = {"diffusers": diffusers, "transformers": transformers}
     parts: dict[str, Any] = {}

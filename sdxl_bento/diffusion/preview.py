@@ -25,7 +25,7 @@ SDXL_LATENT_RGB = (
 
 def to_rgb(denoised: torch.Tensor, model: Model) -> torch.Tensor:
     """[1, 4, h, w] denoised estimate -> [h, w, 3] uint8, one pixel for each latent cell."""
-    matrix = constant(SDXL_LATENT_RGB, denoised.device)
+    matrix = constant(model.manifest.latent_rgb or SDXL_LATENT_RGB, denoised.device)
     rgb = denoised[0].permute(1, 2, 0) @ matrix[:-1] + matrix[-1]
     return ((rgb * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,19 @@ async def started(settings: Settings) -> Generator:
     return generator
 
 
-@pytest.fixture
-async def generator(embedded_tag: str) -> AsyncIterator[Generator]:
-    generator = await started(Settings(model=embedded_tag))
+@pytest.fixture(scope="module")
+def engine(embedded_tag: str) -> Iterator[Generator]:
+    """One loaded generator for all tests of a module."""
+    generator = asyncio.run(started(Settings(model=embedded_tag)))
     yield generator
-    await generator.stop()
+    asyncio.run(generator.stop())
     assert generator.stats() == {"state": "stopped", "waiting": 0, "running": 0}
+
+
+@pytest.fixture
+def generator(engine: Generator) -> Iterator[Generator]:
+    yield engine
+    assert engine.stats() == {"state": "ready", "waiting": 0, "running": 0}
 
 
 def largest_difference(a: Image, b: Image) -> int:
