@@ -99,8 +99,8 @@ def _check_conditioning(where: Path, role: Role, configs: Mapping[str, dict[str,
         for name in encoders
     )
     cross = unet.get("cross_attention_dim")
-    widths = set(cross) if isinstance(cross, list) else {cross}
-    if widths != {hidden}:
+    widths = cross if isinstance(cross, list) and cross else [cross]
+    if any(width != hidden for width in widths):
         raise NotSDXLError(
             where, f"cross_attention_dim: {cross!r}",
             f"{hidden}, the joined hidden size of {' and '.join(encoders)}",

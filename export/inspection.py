@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from export import weights
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
@@ -121,7 +121,7 @@ def read_index(folder: Folder, role: Role) -> Json:
     index = folder.json("model_index.json")
     _refuse_custom_code(where, index)
     for name, entry in index.items():
-        if isinstance(entry, list) and not name.startswith("_"):
+        if (isinstance(entry, list) or name in KINDS) and not name.startswith("_"):
             _check_entry(where, name, entry)
     _check_role(where, index, role)
     return index
@@ -140,13 +140,15 @@ def _refuse_custom_code(where: Path, config: Json) -> None:
         )  # fmt: skip
 
 
-def _check_entry(where: Path, name: str, entry: list[object]) -> None:
+def _check_entry(where: Path, name: str, entry: object) -> None:
     """A component's `[library, class]` must be on the allow-list; `[null, null]` is absent."""
-    if entry == [None, None]:
-        return
-    if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
-        raise SourceError(where, f"{name}: {entry!r}", "[library, class]")
-    library, class_name = cast(list[str], entry)
+    match entry:
+        case None | [None, None]:
+            return
+        case [str(library), str(class_name)]:
+            pass
+        case _:
+            raise SourceError(where, f"{name}: {entry!r}"[:200], "[library, class]")
     if library not in ("diffusers", "transformers"):
         raise UnsafeSourceError(
             where, f"{name}: {class_name} from {library!r}, code of the model's own",

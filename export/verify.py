@@ -82,20 +82,39 @@ def _run(pipeline: Pipeline, component: Component, folder: Path) -> Tensor:
 
     model = _load(component, folder)
     random = torch.Generator("cpu").manual_seed(0)
+    forward = {"unet": _unet, "vae": _vae}.get(component.name, _text_encoder)
     with torch.inference_mode():
-        match component.name:
-            case "unet":
-                return _unet(model, pipeline, random)
-            case "vae":
-                side = _cells(pipeline)
-                shape = (1, pipeline.geometry.latent_channels, side, side)
-                return _tensor(model.decode(torch.randn(shape, generator=random)).sample)
-            case _:
-                ids = torch.randint(0, component.config["vocab_size"], (1, 77), generator=random)
-                result = model(ids, output_hidden_states=True)
-                pooled = result.text_embeds if hasattr(result, "text_embeds") else None
-                hidden = _tensor(result.hidden_states[-2]).flatten()
-                return hidden if pooled is None else torch.cat([hidden, pooled.flatten()])
+        try:
+            return forward(model, pipeline, random)
+        except Exception as error:  # as for loading
+            raise _unusable(component, "run", error) from error
+
+
+def _unusable(component: Component, verb: str, error: Exception) -> SourceError:
+    reason = " ".join(str(error).split())[:300]
+    return SourceError(
+        component.name, f"{component.class_name} cannot {verb} it: {reason}",
+        "weights that fit their config",
+    )  # fmt: skip
+
+
+def _vae(model: Any, pipeline: Pipeline, random: Any) -> Tensor:
+    import torch
+
+    side = _cells(pipeline)
+    latents = torch.randn((1, pipeline.geometry.latent_channels, side, side), generator=random)
+    return _tensor(model.decode(latents).sample)
+
+
+def _text_encoder(model: Any, _pipeline: Pipeline, random: Any) -> Tensor:
+    """The two outputs that SDXL uses: the hidden states before the last, and the pooled one."""
+    import torch
+
+    ids = torch.randint(0, model.config.vocab_size, (1, 77), generator=random)
+    result = model(ids, output_hidden_states=True)
+    hidden = _tensor(result.hidden_states[-2]).flatten()
+    pooled = getattr(result, "text_embeds", None)
+    return hidden if pooled is None else torch.cat([hidden, _tensor(pooled).flatten()])
 
 
 def _unet(model: Any, pipeline: Pipeline, random: Any) -> Tensor:
@@ -157,12 +176,8 @@ def _load(component: Component, folder: Path) -> Any:
         model, report = loaders[component.class_name].from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SourceError(
-            component.name, f"{component.class_name} cannot load it: {reason}",
-            "weights that fit their config",
-        ) from error  # fmt: skip
+    except Exception as error:  # a config can be wrong in as many ways as libraries have errors
+        raise _unusable(component, "load", error) from error
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise SourceError(

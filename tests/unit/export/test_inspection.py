@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from export.embedded import WEIGHTS
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.inspection import Folder, read_pipeline, slug
 
@@ -230,6 +233,36 @@ class TestShards:
         base.write(f"{UNET}.index.json", data)
         with pytest.raises(SourceError, match="index"):
             read(base)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+CONFIGS = [
+    INDEX, CONFIG, "vae/config.json", "text_encoder/config.json", "text_encoder_2/config.json",
+    "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json",
+]  # fmt: skip
+KEYS = {name: sorted(json.loads((WEIGHTS / "base" / name).read_text())) for name in CONFIGS}
+
+
+@given(data=st.data())
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_value_anywhere_is_read_or_refused(base: Any, data: Any) -> None:
+    """Never another exception than `SourceError`, whatever a config says."""
+    name = data.draw(st.sampled_from(CONFIGS))
+    key = data.draw(st.sampled_from(KEYS[name]) | st.text(max_size=8))
+    original = (base.path / name).read_bytes()
+    try:
+        base.set(name, **{key: data.draw(JSON)})
+        read(base)
+    except SourceError as error:
+        assert error.needed
+    finally:
+        base.write(name, original)
 
 
 @pytest.mark.parametrize(
