@@ -77,10 +77,11 @@ class NullConditions:
         return Conditions(hidden, self._pooled[row] * keep.view(-1, 1), ids)
 
 
-def train(plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders) -> Unet:
-    """Train the base UNet on all sizes."""
-    torch.manual_seed(plan.seed + 2)
-    unet = build().to(memory_format=torch.channels_last)  # faster convolutions on a CPU
+def train(
+    plan: Plan, work: Path, unet: Unet, rows: dict[Size, Rows], encoders: TextEncoders
+) -> Unet:
+    """Train a base UNet in place, on all sizes."""
+    unet.train().to(memory_format=torch.channels_last)  # faster convolutions on a CPU
     nulls = NullConditions(encoders, plan.seed)
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -97,5 +98,5 @@ def train(plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders
         null = nulls.draw(ids[twins], generator)
         return twin_loss(unet, latents, noise, times, captioned, null, twins)
 
-    Trainer(plan, dict(unet.named_parameters()), work / "unet.ckpt").run(loss_of)
+    Trainer(plan, dict(unet.named_parameters()), work / f"{plan.stage}.ckpt").run(loss_of)
     return unet.eval()
