@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from sdxl_bento import __version__
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import FILE_NAME, Manifest
 
@@ -55,6 +56,8 @@ def content_bytes(folder: Path) -> int:
 def find(name: str, sha256: str, dtype: str) -> str | None:
     """The tag of a whole model with this name and content, the newest first; None if there is none.
 
+    It must also come from this version of the exporter, which may write more than an older one.
+
     It becomes the `latest` one, so that the name alone leads to what was asked for.
     """
     folders = [path for path in (store() / name).glob("*") if (path / "model.yaml").is_file()]
@@ -63,7 +66,8 @@ def find(name: str, sha256: str, dtype: str) -> str | None:
             manifest = Manifest.load(folder)
         except ConfigurationError:
             continue  # of an older schema: export again
-        same = manifest.source.sha256 == sha256 and manifest.dtype == dtype
+        same = (manifest.source.sha256, manifest.dtype) == (sha256, dtype)
+        same = same and manifest.versions.sdxl_bento == __version__
         if same and manifest.bytes == content_bytes(folder):
             _set_latest(folder)
             return f"{name}:{folder.name}"

@@ -11,6 +11,7 @@ from bentoml._internal.models import ModelStore
 
 from export import bento
 from export.errors import ExportError
+from sdxl_bento import __version__
 from tests.unit.test_manifest import HASH, manifest
 
 
@@ -22,12 +23,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stage(name: str = "tiny", data: bytes = b"weights") -> str:
+def stage(name: str = "tiny", data: bytes = b"weights", version: str = __version__) -> str:
     with bento.staging() as scratch:
         folder = scratch / "model"
         (folder / "base").mkdir(parents=True)
         (folder / "base" / "file").write_bytes(data)
-        manifest(name=name, bytes=bento.content_bytes(folder)).save(folder)
+        versions = manifest().versions.model_copy(update={"sdxl_bento": version})
+        size = bento.content_bytes(folder)
+        manifest(name=name, bytes=size, versions=versions).save(folder)
         return bento.commit(folder, name, {"family": "sdxl"}, {"dtype": "fp16"})
 
 
@@ -60,6 +63,11 @@ def test_find_passes_over_other_schemas(home: Path) -> None:
     tag = stage()
     folder = home / "models" / "tiny" / tag.partition(":")[2]
     (folder / "manifest.json").write_text("{}")
+    assert bento.find("tiny", HASH, "fp16") is None
+
+
+def test_find_passes_over_other_versions_of_the_exporter(home: Path) -> None:
+    stage(version="0.0.1")
     assert bento.find("tiny", HASH, "fp16") is None
 
 
