@@ -111,12 +111,20 @@ def _plan(options: Options, progress: Progress) -> _Plan:
             sha256="",
             dtype=options.dtype or base.dtype,
         )
-        # The flags are in model_index.json, which is rewritten and so not among the files.
         digests = {path: weights.digest(file) for path, file in plan.files().items()}
-        digests |= {
-            f"{part.role}/flags": str(sorted(part.flags.items())) for part in plan.pipelines
-        }
+        digests |= {f"{part.role}/#": _choices(part, options.dtype) for part in plan.pipelines}
         return _Plan(**{**plan.__dict__, "sha256": weights.combined_digest(digests)})
+
+
+def _choices(pipeline: Pipeline, dtype: WeightDtype | None) -> str:
+    """What decides the result beside the files: the flags, which are in the `model_index.json`
+    that is rewritten, and which components change their dtype."""
+    changed = [
+        part.name
+        for part in pipeline.components.values()
+        if dtype is not None and part.dtype not in (None, dtype)
+    ]
+    return f"{sorted(pipeline.flags.items())} {changed}"
 
 
 def _sources(options: Options) -> tuple[Source, Source | None, list[Path]]:

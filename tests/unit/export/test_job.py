@@ -111,6 +111,19 @@ def test_unchanged_content_is_not_exported_twice(home: Path, base: Any) -> None:
     assert job.run(Options(str(base.path)), quiet).created
 
 
+def test_the_wanted_dtype_is_content_where_it_changes_a_component(home: Path, base: Any) -> None:
+    """The UNet is fp16 already, the VAE is not: "as it is" and fp16 are two models."""
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    weights.convert(base.path / vae, base.path / "vae" / "wide", "fp32")
+    base.write(vae, (base.path / "vae" / "wide").read_bytes())
+    quiet = Progress(Console(quiet=True))
+    assert job.run(Options(str(base.path)), quiet).created
+    result = job.run(Options(str(base.path), dtype="fp16"), quiet)
+    assert result.created
+    folder = home / "models" / result.tag.replace(":", "/")
+    assert weights.inspect(folder / "base" / vae)[0] == "fp16"
+
+
 def test_missing_weight(home: Path, base: Any) -> None:
     tensors = load_file(base.path / UNET)
     del tensors["conv_in.weight"]
