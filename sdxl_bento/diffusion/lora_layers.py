@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -37,11 +38,20 @@ class Run:
     def rank(self) -> int:
         return sum(part.rank for part, _ in self.parts)
 
-    def factors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the whole mix, as `like`: down [rank, in, …], up [out, rank] with the scales in."""
-        down = torch.cat([part.down.to(like) for part, _ in self.parts])
-        up = torch.cat([part.up.to(like.device).float() * scale for part, scale in self.parts], 1)
-        return down, up.to(like)
+    def factors(self, like: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the whole mix, without scales, as `like`: down [rank, in, …] and up [out, rank]."""
+        down = _joined([part.down.to(like) for part, _ in self.parts], 0)
+        up = _joined([part.up.to(like) for part, _ in self.parts], 1)
+        missing = rank - self.rank
+        if missing:
+            down = F.pad(down, (0, 0) * (down.dim() - 1) + (0, missing))
+            up = F.pad(up, (0, missing))
+        return down, up
+
+    def scales(self, rank: int) -> tuple[float, ...]:
+        """One for each column of `up`."""
+        own = tuple(scale for part, scale in self.parts for _ in range(part.rank))
+        return own + (0.0,) * (rank - len(own))
 
 
 class LayerRows:
@@ -70,18 +80,29 @@ class LayerRows:
         self.add(module, x, output[self.start : self.stop])
 
     def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """down [groups, rank, in, …], up [groups, out, rank].
+        """down [groups, rank, in, …] and up [groups, out, rank], with the scales in `up`.
 
-        Zeros fill up smaller ranks, and all of a group that has no adapter.
+        A batch that has changed pays for this once in every layer, so the kernels are few: one
+        stack for each factor, one product. Zeros fill up smaller ranks, and both factors of a
+        group that has no adapter, so that nothing of it can overflow.
         """
         rank = max(run.rank for run in self.runs)
-        part, _ = self.runs[0].parts[0]
-        down = x.new_zeros(self.groups, rank, *part.down.shape[1:])
-        up = x.new_zeros(self.groups, part.up.shape[0], rank)
+        downs: list[torch.Tensor] = []
+        ups: list[torch.Tensor] = []
+        scales: list[tuple[float, ...]] = []
         for run in self.runs:
-            first, last = ((edge - self.start) // self.block for edge in (run.start, run.stop))
-            down[first:last, : run.rank], up[first:last, :, : run.rank] = run.factors(x)
-        return down, up
+            down, up = run.factors(x, rank)
+            bare = (run.start - self.start) // self.block - len(downs)
+            count = (run.stop - run.start) // self.block
+            downs += [torch.zeros_like(down)] * bare + [down] * count
+            ups += [torch.zeros_like(up)] * bare + [up] * count
+            scales += [(0.0,) * rank] * bare + [run.scales(rank)] * count
+        return self.stack(downs, ups, _table(tuple(scales), x.device))
+
+    def stack(
+        self, downs: list[torch.Tensor], ups: list[torch.Tensor], scales: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.stack(downs), _scaled(torch.stack(ups), scales[:, None, :])
 
     def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         raise NotImplementedError
@@ -94,9 +115,12 @@ class LayerRows:
 class LinearRows(LayerRows):
     """x [rows, …, in], y [rows, …, out]."""
 
-    def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        down, up = super().gather(x)
-        return down.mT.contiguous(), up.mT.contiguous()
+    def stack(
+        self, downs: list[torch.Tensor], ups: list[torch.Tensor], scales: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # As they are multiplied from the right: down [groups, in, rank], up [groups, rank, out].
+        down = torch.stack([down.mT for down in downs])
+        return down, _scaled(torch.stack([up.mT for up in ups]), scales[:, :, None])
 
     def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         assert self.factors
@@ -129,6 +153,21 @@ class ConvRows(LayerRows):
         )
         hidden = hidden.view(len(y), down.shape[1], -1)
         _add_product(y, up.expand(len(y), -1, -1), hidden)
+
+
+def _joined(factors: list[torch.Tensor], dim: int) -> torch.Tensor:
+    return factors[0] if len(factors) == 1 else torch.cat(factors, dim)
+
+
+@lru_cache(maxsize=64)
+def _table(scales: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
+    """On the device once for all layers of a batch."""
+    return torch.tensor(scales, device=device)
+
+
+def _scaled(up: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """In place, multiplied in float32 whatever the type of `up`; it is a copy already."""
+    return up.mul_(scales)
 
 
 def _add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
