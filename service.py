@@ -14,7 +14,7 @@ from sdxl_bento.config import load_settings
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.generation import Generator
 from sdxl_bento.images import Encoder, open_store
-from sdxl_bento.lifecycle import announce, drain_on_signal
+from sdxl_bento.lifecycle import announce, drain_on_signal, report_load
 from sdxl_bento.metrics import metrics
 from sdxl_bento.packing import RequiredModel, require_models, with_packed_models
 from sdxl_bento.protocols.bodies import BatchBody, Call, GenerateBody, ImageBody
@@ -65,13 +65,16 @@ class SDXLService:
         """Loading happens in the engine's thread, so that the probes can answer meanwhile."""
         self.generator.start()
         drain_on_signal(self.generator)
+        self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
         if bentoml.server_context.worker_index in (None, 1):
-            self._announcing = asyncio.create_task(announce(self.generator, SDXLService.url))
+            self.tasks.append(asyncio.create_task(announce(self.generator, SDXLService.url)))
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Wait for running work, then end."""
         await self.generator.stop()
+        for task in self.tasks:
+            task.cancel()
         self.encoder.close()
         self.store.close()
 

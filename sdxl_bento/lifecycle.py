@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sdxl_bento.generation import Generator
+    from sdxl_bento.metrics import Metrics
 
 logger = logging.getLogger("bentoml.sdxl")
 _EXAMPLE_PROMPT = "a red circle on a blue background"
@@ -28,6 +29,13 @@ async def announce(generator: Generator, url: str | None) -> None:
     elif generator.state == "ready" and url is not None:
         sys.stdout.write(welcome(url))
         sys.stdout.flush()
+
+
+async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1.0) -> None:
+    """Keep the gauges up to date until cancelled; over many processes, none can be a function."""
+    while True:
+        metrics.load(generator.stats())
+        await asyncio.sleep(every_s)
 
 
 def welcome(url: str) -> str:

@@ -48,6 +48,12 @@ class Metrics:
             ["protocol"],
             multiprocess_mode="livesum",
         )
+        self._pictures = Gauge(
+            "sdxl_pictures",
+            "Pictures in the engine, each on its own, by state.",
+            ["state"],
+            multiprocess_mode="livesum",
+        )
 
     @contextmanager
     def request(self, protocol: str) -> Iterator[None]:
@@ -63,6 +69,12 @@ class Metrics:
             finally:
                 self._requests.labels(protocol, outcome).inc()
                 self._seconds.labels(protocol).observe(time.perf_counter() - begin)
+
+    def load(self, stats: Mapping[str, object]) -> None:
+        """Note how busy the engine is, by `Generator.stats`."""
+        for state in ("running", "waiting"):
+            count = stats.get(state)
+            self._pictures.labels(state).set(count if isinstance(count, int) else 0)
 
     def generated(self, protocol: str, images: int, timings: Timings) -> None:
         """Count the pictures of one call and the time that each stage took."""

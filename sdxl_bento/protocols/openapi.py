@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdxl_bento import __version__
+
 TAG = "Service APIs"
 DESCRIPTION = """\
 Stable Diffusion XL: text to image, image to image, refiner and LoRAs.
@@ -50,7 +52,7 @@ def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The document to publish, made of the one that BentoML generates."""
     paths = {path: _with_our_answers(path, item) for path, item in spec["paths"].items()}
     schemas = {**spec.get("components", {}).get("schemas", {}), "Error": _ERROR}
-    info = {"title": "sdxl-bento", "version": spec["info"]["version"], "description": DESCRIPTION}
+    info = {"title": "sdxl-bento", "version": __version__, "description": DESCRIPTION}
     return {
         **spec,
         "info": info,

@@ -375,6 +375,7 @@ def test_metrics(http: httpx.Client) -> None:
     assert 'sdxl_requests_total{outcome="invalid",protocol="native"}' in text
     assert 'sdxl_stage_seconds_count{stage="base"}' in text
     assert 'sdxl_requests_in_progress{protocol="native"} 0.0' in text
+    assert 'sdxl_pictures{state="waiting"} 0.0' in text
 
 
 # Calls that end early
