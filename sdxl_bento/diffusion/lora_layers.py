@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 
 import torch
@@ -34,7 +34,7 @@ class Run:
     stop: int
     parts: tuple[tuple[LowRank, float], ...]
 
-    @property
+    @cached_property
     def rank(self) -> int:
         return sum(part.rank for part, _ in self.parts)
 
@@ -50,7 +50,9 @@ class Run:
 
     def scales(self, rank: int) -> tuple[float, ...]:
         """One for each column of `up`."""
-        own = tuple(scale for part, scale in self.parts for _ in range(part.rank))
+        own: tuple[float, ...] = ()
+        for part, scale in self.parts:
+            own += (scale,) * part.rank
         return own + (0.0,) * (rank - len(own))
 
 
@@ -94,9 +96,13 @@ class LayerRows:
             down, up = run.factors(x, rank)
             bare = (run.start - self.start) // self.block - len(downs)
             count = (run.stop - run.start) // self.block
-            downs += [torch.zeros_like(down)] * bare + [down] * count
-            ups += [torch.zeros_like(up)] * bare + [up] * count
-            scales += [(0.0,) * rank] * bare + [run.scales(rank)] * count
+            if bare:
+                downs += [torch.zeros_like(down)] * bare
+                ups += [torch.zeros_like(up)] * bare
+                scales += [(0.0,) * rank] * bare
+            downs += [down] * count
+            ups += [up] * count
+            scales += [run.scales(rank)] * count
         return self.stack(downs, ups, _table(tuple(scales), x.device))
 
     def stack(
