@@ -1,0 +1,1 @@
+"""The servers that `benchmarks/engine.py` compares, each a process of its own."""
