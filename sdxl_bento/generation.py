@@ -272,7 +272,7 @@ class Generator:
         if name is None:
             return next(iter(self._models.values()))
         for loaded in self._models.values():
-            if name in (loaded.name, loaded.served.model.tag):
+            if name in (loaded.name, loaded.asked, loaded.served.model.tag):
                 return loaded
         raise ModelNotFound(name, list(self._models))
 

@@ -37,6 +37,7 @@ class Loaded:
     """A model in memory, and what planning and clients need to know of it."""
 
     name: str
+    asked: str  # the tag in the settings, which may say `latest`; the model's own is exact
     facts: ModelFacts
     served: Served
     seconds: float
@@ -94,8 +95,8 @@ def load(
     return engine, models, partial(keep_profiles, engine, models, placement)
 
 
-def folder_of(tag: str) -> Path:
-    """Where BentoML's store keeps a model.
+def find(tag: str) -> tuple[str, Path]:
+    """The exact tag of a stored model, with its version, and its folder.
 
     Raises:
         ConfigurationError: the store has no such model.
@@ -104,12 +105,18 @@ def folder_of(tag: str) -> Path:
     from bentoml.exceptions import BentoMLException
 
     try:
-        return Path(bentoml.models.get(tag).path)
+        stored = bentoml.models.get(tag)
     except BentoMLException as error:
         raise ConfigurationError(
             f"the model {tag} is not in the store ({error}); `python -m export embedded` makes "
             "the one that ships with this project"
         ) from error
+    return str(stored.tag), Path(stored.path)
+
+
+def folder_of(tag: str) -> Path:
+    """The folder of a stored model. Raises ConfigurationError as `find` does."""
+    return find(tag)[1]
 
 
 def _load_one(
@@ -121,8 +128,8 @@ def _load_one(
     wake: Callable[[], None],
 ) -> Loaded:
     begin = time.perf_counter()
-    folder = folder_of(tag)
-    model = Model.load(name, tag, folder, placement)
+    version, folder = find(tag)
+    model = Model.load(name, version, folder, placement)
     adapters = LoraPool(
         _lora_targets(model), budget_bytes=settings.lora_cache_mb * MIB, on_loaded=wake
     )
@@ -141,13 +148,13 @@ def _load_one(
     seconds = time.perf_counter() - begin
     logger.info(
         "%s loaded in %.1f s: %s, %s on %s",
-        tag,
+        version,
         seconds,
         served.backend.name,
         str(placement.dtype).removeprefix("torch."),
         placement.device,
     )
-    return Loaded(name, facts, served, seconds)
+    return Loaded(name, tag, facts, served, seconds)
 
 
 def _lora_targets(model: Model) -> dict[str, nn.Module]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.request import Fewer, Request, Stage
-from sdxl_bento.errors import EngineDead, NotReady, RequestFailed, RequestNotFound, SDXLError
+from sdxl_bento.errors import EngineDead, NotReady, RequestNotFound, SDXLError
 
 logger = logging.getLogger("bentoml.sdxl_bento.engine")
 
@@ -178,7 +178,7 @@ class AsyncEngine:
             logger.exception("the engine has died")
             self._fail_rest(EngineDead(f"the engine has died: {self._reason}"))
             return
-        self._fail_rest(RequestFailed("the server is stopping"))
+        self._fail_rest(NotReady(str(EngineState.STOPPED)))
 
     def _sleep(self) -> None:
         with self._work:
