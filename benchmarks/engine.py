@@ -6,11 +6,11 @@ Three servers over the same weights (the embedded model), in float32 with two to
 (b) whole: diffusers' pipeline under BentoML's adaptive batching; a batch runs to its end
 (c) ours:  `bentoml serve .` of this repository; the batch is formed anew at every step
 
-The physics. A forward of R rows costs `fixed + R * per_row`. On a GPU with small pictures the fixed
-part is large (kernel launches, reading the weights), so sharing a forward raises throughput. On a
-CPU it is nearly all `per_row`, and whoever shares a forward pays for it: there, batching can buy
-latency and fairness, and hardly throughput. How much at most is measured beside it, with the UNet
-alone (`contenders/forward.py`).
+The physics. A forward of R rows costs `fixed + R * per_row`, and sharing it saves the fixed part:
+starting the operators, reading the weights. That is large on a GPU with small pictures, and for
+the embedded model, whose operators are tiny, on a CPU too; for a large model on a CPU it is next
+to nothing. How much there is to gain here at most is measured beside it, with the UNet alone
+(`contenders/forward.py`).
 
 What re-forming changes on any device is waiting. A request that comes to (a) waits for everyone
 before it, one that comes to (b) for the longest of the batch that runs, one that comes to (c) for
@@ -38,6 +38,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ Results = dict[str, Any]
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the contenders
     console = Console(stderr=True, highlight=False)
     begin = time.monotonic()
     document: Results = {"benchmark": "engine", "quick": options.quick, **machine()}
@@ -193,7 +195,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="only show that the benchmark works")
     parser.add_argument("--json", type=Path, help="also write the JSON document there")
     parser.add_argument("--threads", type=int, default=2, help="of torch, for every contender")

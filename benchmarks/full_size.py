@@ -154,9 +154,14 @@ def serve(placement: Placement, sizes: Sizes) -> tuple[Served, ModelFacts]:
 
 
 def _pipeline(placement: Placement, sizes: Sizes) -> Pipeline:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import diffusers
+    import transformers
 
+    unet: Any = diffusers.UNet2DConditionModel
+    vae: Any = diffusers.AutoencoderKL
+    clip: Any = transformers.CLIPTextModel
+    clip_2: Any = transformers.CLIPTextModelWithProjection
+    config: Any = transformers.CLIPTextConfig
     device, dtype = placement.device, placement.dtype
     generator = torch.Generator(device).manual_seed(0)
     words = {"vocab_size": WORDS + 2, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
@@ -174,14 +179,12 @@ def _pipeline(placement: Placement, sizes: Sizes) -> Pipeline:
     vae_dtype = torch.float32 if dtype is torch.float16 else dtype  # it overflows in float16
     size = sizes.vae["sample_size"]
     return Pipeline(
-        unet=built(lambda: UNet2DConditionModel(**sizes.unet), dtype),
-        vae=built(lambda: AutoencoderKL(**sizes.vae), vae_dtype),
+        unet=built(lambda: unet(**sizes.unet), dtype),
+        vae=built(lambda: vae(**sizes.vae), vae_dtype),
         tokenizers=[WordTokenizer(), WordTokenizer()],
         text_encoders=[
-            built(lambda: CLIPTextModel(CLIPTextConfig(**sizes.clip, **words)), dtype),
-            built(
-                lambda: CLIPTextModelWithProjection(CLIPTextConfig(**sizes.clip_2, **words)), dtype
-            ),
+            built(lambda: clip(config(**sizes.clip, **words)), dtype),
+            built(lambda: clip_2(config(**sizes.clip_2, **words)), dtype),
         ],
         scheduler_config=SCHEDULER,
         info=PipelineInfo(
@@ -225,7 +228,7 @@ def _manifest(base: PipelineInfo, dtype: torch.dtype) -> Manifest:
         source=SourceInfo(kind="folder", location="random weights", sha256="0" * 64),
         created=datetime.now(UTC),
         versions=Versions(**unknown, transformers="-", bentoml="-"),
-        dtype=names[dtype],  # type: ignore[arg-type]  # one of the literals
+        dtype=names[dtype],
         base=base,
         backends=(BackendInfo(backend="eager", device="any", versions={}),),
         size_limits=SizeLimits(multiple=8, min=64, max=2048),

@@ -167,16 +167,14 @@ def profile(bench: Bench) -> Results:
 
 def _inside(events: Any) -> Results:
     """Count what happened within the marked range: the profiler itself waits at its end."""
-    marks = [
-        e for e in events if e.name == RANGE and e.device_type == torch.autograd.DeviceType.CPU
-    ]
+    marks = [event for event in events if event.name == RANGE and event.device_type.name == "CPU"]
     begin, end = marks[0].time_range.start, marks[0].time_range.end
     calls: Counter[str] = Counter()
     kernel_us, pageable = 0.0, 0
     for event in events:
         if not begin <= event.time_range.start <= end:
             continue
-        if event.device_type == torch.autograd.DeviceType.CUDA and event.name != RANGE:
+        if event.device_type.name == "CUDA" and event.name != RANGE:
             kernel_us += min(event.time_range.end, end) - event.time_range.start
             pageable += "Pageable" in event.name
         elif event.name.startswith("cu"):
