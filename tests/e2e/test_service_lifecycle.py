@@ -67,14 +67,16 @@ def test_running_calls_are_answered_before_the_end(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
-def test_calls_that_take_too_long_to_end_are_cancelled(tmp_path: Path) -> None:
+def test_calls_that_take_too_long_to_end_can_be_made_again(tmp_path: Path) -> None:
     env = faked_environment(tmp_path / "home", FAKE_RUN_S=60, SDXL_DRAIN_S=0.5)
     with serve(FAKED, tmp_path / "log", env=env) as server, ThreadPoolExecutor(1) as pool:
         call = pool.submit(_post, server)
         while not _running(server):
             time.sleep(0.02)
         server.terminate()
-        assert call.result().status_code == 409
+        answer = call.result()
+        assert answer.status_code == 503, "another server may take it"
+        assert "Retry-After" in answer.headers
         assert server.wait(20) == 0
 
 

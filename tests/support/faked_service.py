@@ -70,9 +70,9 @@ class FakeGenerator:
         deadline = time.monotonic() + self.settings.drain_s
         while self.ended and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        self.state = "stopped"
         for ended in self.ended.values():
             ended.set()
-        self.state = "stopped"
 
     async def generate(
         self,
@@ -126,6 +126,8 @@ class FakeGenerator:
             for step in range(4):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), self.run_s / 4 or 0.001)
+                    if self.state == "stopped":
+                        raise NotReady(self.state)
                     raise RequestCancelled("the request was cancelled")
                 if on_progress is not None:
                     on_progress(Progress(request_id, 0, "base", step + 1, 4))
