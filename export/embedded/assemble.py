@@ -10,6 +10,7 @@ import torch
 from export.embedded.denoising import build_scheduler
 from export.embedded.networks import BasePipeline, Pipeline, RefinerPipeline, Unet, Vae
 from export.embedded.text import TextEncoders
+from export.embedded.tokenizer import PADS, save_tokenizer
 
 # Keys of SDXL's scheduler file that Euler itself ignores but other schedulers read when they take
 # over its configuration. DDIM for one would clip latents at 1 without the first.
@@ -51,6 +52,9 @@ def _publish(pipeline: Pipeline, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
         fresh = Path(scratch) / target.name
         pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+        for name, pad in PADS.items():
+            if (fresh / name).exists():  # adds vocab.json and merges.txt, which SDXL's folders have
+                save_tokenizer(fresh / name, pad)
         _clean_configs(fresh)
         if target.exists():
             shutil.move(target, Path(scratch) / "old")

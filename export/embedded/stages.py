@@ -126,7 +126,7 @@ def _run_unet(context: Context) -> None:
 def _run_polish(context: Context) -> None:
     rows = pool.load_rows(context.work / "latents.pt")
     model, plan = _load_unet(context, "unet"), _plan("polish", context)
-    unet.train(plan, context.work, model, rows, _load_text(context))
+    unet.train(plan, context.work, model, rows, _load_text(context), null_every=4)
     _save_unet(model, context.work / "unet_polished")
 
 

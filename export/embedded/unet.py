@@ -15,7 +15,6 @@ from export.embedded.text import HIDDEN, TextEncoders
 from export.embedded.training import Plan, Trainer
 
 _TIME_WIDTH = 32  # numbers per entry of the time ids
-_NULLS = 8  # one sample in so many learns the null condition
 _OFFSET = 0.05  # noise per channel and picture; lets the model move the mean colour
 
 
@@ -78,16 +77,25 @@ class NullConditions:
 
 
 def train(
-    plan: Plan, work: Path, unet: Unet, rows: dict[Size, Rows], encoders: TextEncoders
+    plan: Plan,
+    work: Path,
+    unet: Unet,
+    rows: dict[Size, Rows],
+    encoders: TextEncoders,
+    null_every: int = 8,
 ) -> Unet:
-    """Train a base UNet in place, on all sizes."""
+    """Train a base UNet in place, on all sizes.
+
+    One sample in ``null_every`` learns the null condition. The better it guesses a shape from the
+    noisy picture alone, the less guidance exaggerates corners.
+    """
     unet.train().to(memory_format=torch.channels_last)  # faster convolutions on a CPU
     nulls = NullConditions(encoders, plan.seed)
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = draw_batch(rows, generator)
         total = len(batch.latents)
-        count = total - max(1, total // _NULLS)
+        count = total - max(1, total // null_every)
         latents = batch.latents[:count]
         noise = torch.randn(latents.shape, generator=generator)
         noise = noise + _OFFSET * torch.randn(count, 4, 1, 1, generator=generator)
