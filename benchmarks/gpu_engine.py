@@ -96,7 +96,8 @@ def measure(options: argparse.Namespace) -> Results:
 def aims(document: Results) -> list[Results]:
     found = []
     for size, of in document["sizes"].items():
-        waits = sum(of["profile"]["waits_per_step"].values())
+        calls = of["profile"]["waits_per_step"].values()
+        waits = sum(calls) + of["profile"]["pageable_copies_per_step"]
         busy = of["steps"][str(CROWD)]["busy"]
         steps = of["newcomer"]["steps_of_others_before_its_first"]
         cuda = document["device"] != "cpu"

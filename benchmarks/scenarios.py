@@ -33,7 +33,7 @@ class Scale:
     long_steps: int = 50
     late_steps: int = 4
     mix: tuple[tuple[str, float, int], ...] = (("interactive", 0.7, 6), ("quality", 0.3, 25))
-    arrivals: int = 100
+    arrivals: int = 100  # at load 1; other loads take the same time
     lora_steps: int = 12
     lora_rounds: int = 5
 
@@ -123,7 +123,8 @@ async def traffic(clients: Clients, scale: Scale, say: Say) -> dict[str, Any]:
     loads.append((f"{LOADS[-1]:g} of our own", LOADS[-1] * own, False))
     results: dict[str, Any] = {}
     for label, rate, everyone in loads:
-        trace = _trace(random.Random(2), scale, rate, alone)
+        count = max(round(scale.arrivals * rate / capacity), 1)
+        trace = _trace(random.Random(2), scale, count, rate, alone)
         variants = {**VARIANTS, WITH_DEADLINES: ("ours", True)}
         results[label] = {}
         for variant, (name, tell) in variants.items():
@@ -135,7 +136,6 @@ async def traffic(clients: Clients, scale: Scale, say: Say) -> dict[str, Any]:
         "capacity_per_s": {"plain": capacity, "ours": own},
         "deadlines_s": {kind: DEADLINE * alone[kind] for kind, _, _ in scale.mix},
         "mix": {kind: {"share": share, "steps": steps} for kind, share, steps in scale.mix},
-        "requests": scale.arrivals,
         "loads": results,
     }
 
@@ -175,10 +175,10 @@ def _drawn(rng: random.Random, scale: Scale) -> tuple[str, int]:
 
 
 def _trace(
-    rng: random.Random, scale: Scale, rate: float, alone: Mapping[str, float]
+    rng: random.Random, scale: Scale, count: int, rate: float, alone: Mapping[str, float]
 ) -> list[Arrival]:
     trace = []
-    for at in poisson_arrivals(rng, scale.arrivals, rate):
+    for at in poisson_arrivals(rng, count, rate):
         kind, steps = _drawn(rng, scale)
         trace.append(Arrival(at, kind, ask(steps), DEADLINE * alone[kind]))
     return trace
@@ -195,6 +195,7 @@ def _summary(outcomes: Sequence[Outcome], window_s: float) -> dict[str, Any]:
             kind: attainment([o for o in outcomes if o.kind == kind]) for kind in kinds
         },
         "goodput_per_s": goodput(outcomes, window_s),
+        "requests": len(outcomes),
         "window_s": window_s,
         "answers": {str(status): n for status, n in Counter(o.status for o in outcomes).items()},
     }
