@@ -58,10 +58,10 @@ def _plan(stage: str, context: Context) -> Plan:
         "unet": Plan("unet", 4000, 1.2e-3, warmup=100, seed=seed),
         # Starts from the averaged weights with a fresh optimizer: cheaper than a longer first run
         # to go on from, as it leaves usable weights half-way.
-        "polish": Plan("polish", 3000, 7e-4, warmup=60, seed=seed),
-        "refiner": Plan("refiner", 1500, 1.2e-3, average=0.997, seed=seed),
-        "striped": Plan("striped", 250, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
-        "outlined": Plan("outlined", 250, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
+        "polish": Plan("polish", 3600, 7e-4, warmup=60, seed=seed),
+        "refiner": Plan("refiner", 3500, 1.2e-3, average=0.997, seed=seed),
+        "striped": Plan("striped", 400, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
+        "outlined": Plan("outlined", 400, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
     }
     return plans[stage]
 
