@@ -12,8 +12,9 @@ Each contender (see `lora_contenders.py`) runs in a fresh process. In it, forwar
 one adapter in all rows, and eight different ones take turns, so that a machine that is busy with
 something else slows all of them. A figure is the median over the rounds of the ratio within one
 round; times are the seconds that the thread was on the CPU (on a GPU: wall clock around a
-synchronised forward). `first` is the first step of a batch whose rows have changed; `eight` is each
-later one. `difference` is the largest to PEFT's output, whose range is about ±2.
+synchronised forward). `first` is the first step of a batch into which two requests with new scales
+have come; `eight` is each later one. `difference` is the largest to PEFT's output, whose range is
+about ±2.
 
     python -m benchmarks.lora [--rounds 15] [--device cuda --dtype fp16] [--models embedded]
 
@@ -64,6 +65,7 @@ def build_unet(model: str) -> Any:
             "block_out_channels": (64, 128, 256),
             "attention_head_dim": (1, 2, 4),
             "layers_per_block": 2,
+            "transformer_layers_per_block": (1, 1, 2),
             "cross_attention_dim": 512,
             "norm_num_groups": 32,
         }
@@ -131,16 +133,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 output = unet(**inputs).sample
         return clock(args.device) - begin, output
 
+    def newcomers(i: int) -> list[Mix]:
+        return [((name, 0.5 + 0.01 * i),) for name in ("a6", "a7") for _ in range(ROWS_EACH)]
+
     timed(None)
     prepared = {"one": way.prepare(one), "eight": way.prepare(eight)}
     for ready in prepared.values():
         timed(ready)
-    rounds = []
+    rounds: list[dict[str, float]] = []
     for _ in range(args.rounds):
         figures = {"none": timed(None)[0]}
         figures |= {name: timed(ready)[0] for name, ready in prepared.items()}
         begin = clock(args.device)
-        fresh = way.prepare(eight)
+        fresh = way.prepare([*eight[:-4], *newcomers(len(rounds))])
         figures["first"] = clock(args.device) - begin + timed(fresh)[0]
         rounds.append(figures)
     save_file({"output": timed(prepared["eight"])[1].float().cpu().contiguous()}, args.output)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdxl_bento.diffusion.lora_files import LowRank, Modules
-from sdxl_bento.diffusion.lora_layers import Composition, LayerRows, Mix, Run
+from sdxl_bento.diffusion.lora_layers import Composition, LayerRows, Mix, Mixed
 
 Adapters = Mapping[str, Mapping[str, LowRank]]
 
@@ -27,7 +27,7 @@ class Looped(LayerRows):
     pieces: list[tuple[torch.Tensor, torch.Tensor]]
 
     def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.pieces = [_scaled_factors(run, x) for run in self.runs]
+        self.pieces = [run.mixed.factors(x, run.mixed.rank, self.arrange) for run in self.runs]
         return self.pieces[0]
 
     def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -40,18 +40,18 @@ class Masked(LayerRows):
     mask: torch.Tensor
 
     def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mixes = {id(run.parts[0][0]): run for run in self.runs}
-        pieces = [_scaled_factors(run, x) for run in mixes.values()]
+        mixes = {id(run.mixed): run.mixed for run in self.runs}
+        pieces = [mixed.factors(x, mixed.rank, self.arrange) for mixed in mixes.values()]
         down = torch.cat([down for down, _ in pieces])
         self.mask = x.new_zeros(len(x), len(down))
         column = {}
         width = 0
-        for key, run in mixes.items():
-            column[key] = slice(width, width + run.rank)
-            width += run.rank
+        for key, mixed in mixes.items():
+            column[key] = slice(width, width + mixed.rank)
+            width += mixed.rank
         for run in self.runs:
             mine = slice(run.start - self.start, run.stop - self.start)
-            self.mask[mine, column[id(run.parts[0][0])]] = 1
+            self.mask[mine, column[id(run.mixed)]] = 1
         return down, torch.cat([up for _, up in pieces], 1)
 
     def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -63,11 +63,6 @@ class Masked(LayerRows):
         else:
             hidden *= self.mask.view(len(x), *[1] * (hidden.dim() - 2), -1)
         y += _product(module, hidden, up)
-
-
-def _scaled_factors(run: Run, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    down, up = run.factors(x, run.rank)
-    return down, up * torch.tensor(run.scales(run.rank)).to(up)
 
 
 def _hidden(module: nn.Module, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -89,12 +84,14 @@ class OurWay:
         self, unet: nn.Module, adapters: Adapters, hook_type: type[LayerRows] | None
     ) -> None:
         self._modules, self._adapters = Modules(unet), adapters
+        self._mixes: dict[Mix, Mixed] = {}
         self._kind = {"hook_type": lambda _: hook_type} if hook_type else {}
 
     def prepare(self, rows: Sequence[Mix]) -> Composition:
-        used = {name for mix in rows for name, _ in mix}
-        mine = {name: self._adapters[name] for name in used}
-        return Composition(self._modules, mine, rows, **self._kind)
+        for mix in rows:
+            if mix not in self._mixes:
+                self._mixes[mix] = Mixed(self._adapters, mix)
+        return Composition(self._modules, self._mixes, rows, **self._kind)
 
     def active(self, prepared: Composition) -> AbstractContextManager[None]:
         return prepared.active()

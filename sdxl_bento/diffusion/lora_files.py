@@ -37,6 +37,10 @@ class LowRank:
     def rank(self) -> int:
         return self.down.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -49,12 +53,7 @@ class Adapter:
 
     @cached_property
     def nbytes(self) -> int:
-        return sum(
-            factor.numel() * factor.element_size()
-            for layers in self.layers.values()
-            for layer in layers.values()
-            for factor in (layer.down, layer.up)
-        )
+        return sum(part.nbytes for layers in self.layers.values() for part in layers.values())
 
 
 class Modules:

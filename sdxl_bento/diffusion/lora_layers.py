@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from itertools import groupby
 
 import torch
@@ -24,36 +23,60 @@ from sdxl_bento.errors import RequestFailed
 
 Mix = tuple[tuple[str, float], ...]
 Inputs = tuple[torch.Tensor, ...]
+Factors = tuple[torch.Tensor, torch.Tensor]
+Arrange = Callable[[torch.Tensor, torch.Tensor], Factors]
+
+
+class MixedLayer:
+    """What one mix adds to one layer: its adapters' factors laid side by side, scales in `up`.
+
+    They are made at the first use and kept, so that they serve every batch that the mix is in.
+    """
+
+    def __init__(self, parts: Sequence[tuple[LowRank, float]]) -> None:
+        self._parts = parts
+        self.rank = sum(part.rank for part, _ in parts)
+        self._made: Factors | None = None
+        self._made_rank = 0
+
+    def factors(self, like: torch.Tensor, rank: int, arrange: Arrange) -> Factors:
+        """Arranged down and up as `like`; `rank` at least the own one, the rest is zeros."""
+        if self._made is None or self._made_rank != rank:
+            self._made = self._make(like, rank, arrange)
+            self._made_rank = rank
+        return self._made
+
+    def _make(self, like: torch.Tensor, rank: int, arrange: Arrange) -> Factors:
+        down = torch.cat([part.down.to(like) for part, _ in self._parts])
+        ups = [part.up.to(like.device).float() * scale for part, scale in self._parts]
+        up = torch.cat(ups, 1).to(like)
+        down = F.pad(down, (0, 0) * (down.dim() - 1) + (0, rank - self.rank))
+        return arrange(down, F.pad(up, (0, rank - self.rank)))
+
+
+class Mixed:
+    """What one mix adds to one target, layer by layer."""
+
+    def __init__(self, adapters: Mapping[str, Mapping[str, LowRank]], mix: Mix) -> None:
+        """`adapters`: name → layer → factors, of at least those that the mix names."""
+        names = {layer for name, _ in mix for layer in adapters[name]}
+        self.layers = {
+            layer: MixedLayer(
+                [(adapters[name][layer], scale) for name, scale in mix if layer in adapters[name]]
+            )
+            for layer in sorted(names)
+        }
+        # What it will hold when all layers have been made, as counted in the adapters' own type.
+        self.nbytes = sum(part.nbytes for name, _ in mix for part in adapters[name].values())
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring rows, `start` to `stop`, with the same adapters."""
+    """Neighbouring rows, `start` to `stop`, with the same mix."""
 
     start: int
     stop: int
-    parts: tuple[tuple[LowRank, float], ...]
-
-    @cached_property
-    def rank(self) -> int:
-        return sum(part.rank for part, _ in self.parts)
-
-    def factors(self, like: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the whole mix, without scales, as `like`: down [rank, in, …] and up [out, rank]."""
-        down = _joined([part.down.to(like) for part, _ in self.parts], 0)
-        up = _joined([part.up.to(like) for part, _ in self.parts], 1)
-        missing = rank - self.rank
-        if missing:
-            down = F.pad(down, (0, 0) * (down.dim() - 1) + (0, missing))
-            up = F.pad(up, (0, missing))
-        return down, up
-
-    def scales(self, rank: int) -> tuple[float, ...]:
-        """One for each column of `up`."""
-        own: tuple[float, ...] = ()
-        for part, scale in self.parts:
-            own += (scale,) * part.rank
-        return own + (0.0,) * (rank - len(own))
+    mixed: MixedLayer
 
 
 class LayerRows:
@@ -70,7 +93,7 @@ class LayerRows:
         # Rows are taken in blocks of one mix, the larger the better.
         self.block = math.gcd(*edges)
         self.groups = (self.stop - self.start) // self.block
-        self.factors: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.factors: Factors | None = None
 
     def __call__(self, module: nn.Module, inputs: Inputs, output: torch.Tensor) -> None:
         if len(output) != self.rows:
@@ -81,52 +104,38 @@ class LayerRows:
             self.factors = self.gather(x)
         self.add(module, x, output[self.start : self.stop])
 
-    def gather(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """down [groups, rank, in, …] and up [groups, out, rank], with the scales in `up`.
+    @staticmethod
+    def arrange(down: torch.Tensor, up: torch.Tensor) -> Factors:
+        """From down [rank, in, …] and up [out, rank] to what the layer's products take."""
+        return down, up
 
-        A batch that has changed pays for this once in every layer, so the kernels are few: one
-        stack for each factor, one product. Zeros fill up smaller ranks, and both factors of a
-        group that has no adapter, so that nothing of it can overflow.
-        """
-        rank = max(run.rank for run in self.runs)
+    def gather(self, x: torch.Tensor) -> Factors:
+        """One entry for each group: zeros, which cannot overflow, for one that has no adapter."""
+        rank = max(run.mixed.rank for run in self.runs)
         downs: list[torch.Tensor] = []
         ups: list[torch.Tensor] = []
-        scales: list[tuple[float, ...]] = []
         for run in self.runs:
-            down, up = run.factors(x, rank)
+            down, up = run.mixed.factors(x, rank, self.arrange)
             bare = (run.start - self.start) // self.block - len(downs)
-            count = (run.stop - run.start) // self.block
             if bare:
                 downs += [torch.zeros_like(down)] * bare
                 ups += [torch.zeros_like(up)] * bare
-                scales += [(0.0,) * rank] * bare
+            count = (run.stop - run.start) // self.block
             downs += [down] * count
             ups += [up] * count
-            scales += [run.scales(rank)] * count
-        return self.stack(downs, ups, _table(tuple(scales), x.device))
-
-    def stack(
-        self, downs: list[torch.Tensor], ups: list[torch.Tensor], scales: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.stack(downs), _scaled(torch.stack(ups), scales[:, None, :])
+        return torch.stack(downs), torch.stack(ups)
 
     def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         raise NotImplementedError
-
-    @property
-    def nbytes(self) -> int:
-        return sum(factor.nbytes for factor in self.factors or ())
 
 
 class LinearRows(LayerRows):
     """x [rows, …, in], y [rows, …, out]."""
 
-    def stack(
-        self, downs: list[torch.Tensor], ups: list[torch.Tensor], scales: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # As they are multiplied from the right: down [groups, in, rank], up [groups, rank, out].
-        down = torch.stack([down.mT for down in downs])
-        return down, _scaled(torch.stack([up.mT for up in ups]), scales[:, :, None])
+    @staticmethod
+    def arrange(down: torch.Tensor, up: torch.Tensor) -> Factors:
+        # As they multiply from the right: [in, rank], [rank, out].
+        return down.mT.contiguous(), up.mT.contiguous()
 
     def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         assert self.factors
@@ -161,21 +170,6 @@ class ConvRows(LayerRows):
         _add_product(y, up.expand(len(y), -1, -1), hidden)
 
 
-def _joined(factors: list[torch.Tensor], dim: int) -> torch.Tensor:
-    return factors[0] if len(factors) == 1 else torch.cat(factors, dim)
-
-
-@lru_cache(maxsize=64)
-def _table(scales: tuple[tuple[float, ...], ...], device: torch.device) -> torch.Tensor:
-    """On the device once for all layers of a batch."""
-    return torch.tensor(scales, device=device)
-
-
-def _scaled(up: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """In place, multiplied in float32 whatever the type of `up`; it is a copy already."""
-    return up.mul_(scales)
-
-
 def _add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """y += left @ right, one matrix product for each of `left`."""
     if y.is_contiguous():
@@ -189,28 +183,36 @@ def hook_type_of(module: nn.Module) -> type[LayerRows]:
 
 
 class Composition:
-    """The adapters of one batch's rows, layer by layer; good for as long as the rows stay."""
+    """The mixes of one batch's rows, layer by layer; good for as long as the rows stay."""
 
     def __init__(
         self,
         modules: Modules,
-        adapters: Mapping[str, Mapping[str, LowRank]],
+        mixes: Mapping[Mix, Mixed],
         rows: Sequence[Mix],
         hook_type: Callable[[nn.Module], type[LayerRows]] = hook_type_of,
     ) -> None:
         """
         Args:
             modules: of the target.
-            adapters: name → layer → factors, of those adapters that `rows` name.
+            mixes: what each mix in `rows` adds; () needs no entry.
             rows: one mix for each row.
             hook_type: how a layer's rows are computed; another than ours for comparison only.
         """
-        self._layers: list[tuple[nn.Module, LayerRows]] = []
-        for layer in sorted({layer for layers in adapters.values() for layer in layers}):
-            runs = _runs(rows, adapters, layer)
-            if runs:
-                module = modules[layer]
-                self._layers.append((module, hook_type(module)(runs, len(rows))))
+        runs: dict[str, list[Run]] = {}
+        self.nbytes = 0  # at most, and but for zeros: a stack may have one entry for several rows
+        start = 0
+        for mix, same in groupby(rows):
+            stop = start + len(list(same))
+            if mix:
+                self.nbytes += mixes[mix].nbytes * (stop - start)
+                for layer, mixed in mixes[mix].layers.items():
+                    runs.setdefault(layer, []).append(Run(start, stop, mixed))
+            start = stop
+        self._layers = [
+            (modules[layer], hook_type(modules[layer])(found, len(rows)))
+            for layer, found in runs.items()
+        ]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -220,23 +222,3 @@ class Composition:
         finally:
             for handle in handles:
                 handle.remove()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the factors gathered so far."""
-        return sum(hook.nbytes for _, hook in self._layers)
-
-
-def _runs(
-    rows: Sequence[Mix], adapters: Mapping[str, Mapping[str, LowRank]], layer: str
-) -> list[Run]:
-    """The runs of rows that have something to add to this layer."""
-    runs, start = [], 0
-    for mix, same in groupby(rows):
-        stop = start + len(list(same))
-        parts = [(adapters[name].get(layer), scale) for name, scale in mix]
-        present = tuple((part, scale) for part, scale in parts if part is not None)
-        if present:
-            runs.append(Run(start, stop, present))
-        start = stop
-    return runs

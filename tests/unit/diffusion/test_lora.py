@@ -309,15 +309,17 @@ def test_the_same_rows_gather_nothing_again(pool: LoraPool, targets: Targets) ->
 
 def test_what_was_gathered_is_bounded_too(pool: LoraPool, targets: Targets) -> None:
     wait_ready(pool, "ab")
-    for scale in range(1, 40):
+    for scale in range(1, 70):
         loras.unet_output(targets["unet"], loras.unet_inputs(1), pool, [mix(a=float(scale))])
     assert len(pool._compositions) <= lora.KEPT_COMPOSITIONS
+    assert len(pool._mixes) <= lora.KEPT_MIXES
     pool._budget = 1
     for scale in range(1, 4):
         loras.unet_output(targets["unet"], loras.unet_inputs(1), pool, [mix(a=float(scale))])
-    assert len(pool._compositions) == 1
+    assert len(pool._compositions) == len(pool._mixes) == 1
     pool.release(())
     assert not pool._compositions, "gathered from an adapter that is evicted"
+    assert not pool._mixes
 
 
 def test_offloaded_layers(pool: LoraPool, targets: Targets, folder: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sdxl_bento.diffusion.lora_files import LowRank, Modules
-from sdxl_bento.diffusion.lora_layers import Composition, Mix
+from sdxl_bento.diffusion.lora_layers import Composition, Mix, Mixed
 from sdxl_bento.errors import RequestFailed
 from tests.support.loras import mix
 
@@ -53,6 +53,10 @@ def adapters(layers: Mapping[str, nn.Module] = LAYERS) -> dict[str, dict[str, Lo
         }
         for name, rank in RANKS.items()
     }
+
+
+def compose(network: nn.Module, loaded: Any, rows: Sequence[Mix]) -> Composition:
+    return Composition(Modules(network), {mixed: Mixed(loaded, mixed) for mixed in rows}, rows)
 
 
 def input_of(name: str, rows: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -101,7 +105,7 @@ BATCHES: dict[str, list[Mix]] = {
 def test_each_row_gets_its_own(name: str, rows: list[Mix]) -> None:
     network, loaded = model(), adapters()
     x = input_of(name, len(rows))
-    composition = Composition(Modules(network), loaded, rows)
+    composition = compose(network, loaded, rows)
     with composition.active():
         got = LAYERS[name](x)
         again = LAYERS[name](x)
@@ -120,11 +124,27 @@ def test_a_row_does_not_depend_on_its_batch(rows: list[Mix], data: st.DataObject
     network, loaded = model(), adapters()
     for name in ("linear", "conv3"):
         x = input_of(name, len(rows))
-        with Composition(Modules(network), loaded, rows).active():
+        with compose(network, loaded, rows).active():
             together = LAYERS[name](x)[mine]
-        with Composition(Modules(network), loaded, [rows[mine]]).active():
+        with compose(network, loaded, [rows[mine]]).active():
             alone = LAYERS[name](x[mine : mine + 1])[0]
         assert (together - alone).abs().max() < 2e-5
+
+
+def test_a_mix_is_made_once_for_all_its_batches() -> None:
+    network, loaded = model(), adapters()
+    mixes = {mixed: Mixed(loaded, mixed) for mixed in (A, B, BOTH)}
+    made = []
+    for rows in ([A, B], [B, A, A]):
+        with Composition(Modules(network), mixes, rows).active():
+            LAYERS["linear"](input_of("linear", len(rows)))
+        made.append(mixes[B].layers["linear"]._made)
+    assert made[0] is made[1]
+    # A larger rank in the batch widens it, to the same effect.
+    with Composition(Modules(network), mixes, [B, BOTH]).active():
+        wide = LAYERS["linear"](input_of("linear", 2))
+    expected = by_formula(LAYERS["linear"], input_of("linear", 2), [B, BOTH], loaded, "linear")
+    assert (wide - expected).abs().max() < 1e-4
 
 
 def test_nothing_is_left_behind_after_an_error() -> None:
@@ -133,7 +153,7 @@ def test_nothing_is_left_behind_after_an_error() -> None:
     before = layer(x)
     with (
         pytest.raises(ZeroDivisionError),
-        Composition(Modules(network), adapters(), [A, B]).active(),
+        compose(network, adapters(), [A, B]).active(),
     ):
         raise ZeroDivisionError
     assert torch.equal(layer(x), before)
@@ -143,7 +163,7 @@ def test_nothing_is_left_behind_after_an_error() -> None:
 def test_a_batch_of_another_size_is_refused() -> None:
     network = model()
     with (
-        Composition(Modules(network), adapters(), [A, B]).active(),
+        compose(network, adapters(), [A, B]).active(),
         pytest.raises(RequestFailed, match="3 rows"),
     ):
         LAYERS["linear"](input_of("linear", 3))
@@ -157,7 +177,7 @@ def test_half_precision_layers(dtype: torch.dtype) -> None:
     for name, layer in layers.items():
         x = input_of(name, 4, dtype)
         rows = [A, B, (), BOTH]
-        with Composition(Modules(network), loaded, rows).active():
+        with compose(network, loaded, rows).active():
             got = layer(x)
         expected = by_formula(layer, x, rows, loaded, name)
         assert got.dtype is dtype
@@ -168,7 +188,7 @@ def test_channels_last() -> None:
     network, layer = model(), LAYERS["conv3"]
     x = input_of("conv3", 4)
     rows = [A, A, B, ()]
-    composition = Composition(Modules(network), adapters(), rows)
+    composition = compose(network, adapters(), rows)
     with composition.active():
         plain = layer(x)
         layer.to(memory_format=torch.channels_last)
