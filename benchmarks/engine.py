@@ -21,7 +21,8 @@ refuse at the door what it could only have answered too late.
     late        a request of 4 steps comes while eight of 50 steps run
     traffic     Poisson arrivals at 0.5, 0.8 and 1.1 of the plain server's capacity, two classes
                 with deadlines of five times what each takes on an idle plain server. Goodput counts
-                the answers on time. Only `ours, told the deadlines` knows of them
+                the answers on time. Only `ours, told the deadlines` knows of them. At 1.1 of our
+                own capacity it meets our engine with its scheduling taken out, too
     adapters    eight requests with eight different LoRAs in one batch, against eight with none
 
 Each contender is a fresh process; all are up during the whole run, and take turns. The run is
@@ -54,7 +55,7 @@ from benchmarks.adapters import write_variants
 from benchmarks.contenders.servers import ROOT, Server, serve_all
 from benchmarks.load import Client
 from benchmarks.report import aim, machine, number, show, show_aims
-from benchmarks.scenarios import FULL, QUICK, WITH_DEADLINES, Scale
+from benchmarks.scenarios import FULL, IN_ORDER, QUICK, WITH_DEADLINES, Scale
 
 Results = dict[str, Any]
 
@@ -96,11 +97,12 @@ async def _measure(
 
     clients = {name: Client(server) for name, server in servers.items()}
     try:
-        await scenarios.warm_up(clients, scale)
+        await scenarios.warm_up(clients)
         say("warm")
+        three = {name: clients[name] for name in ("plain", "whole", "ours")}
         return {
-            "throughput": await scenarios.throughput(clients, scale, say),
-            "late": await scenarios.late_short_request(clients, scale, say),
+            "throughput": await scenarios.throughput(three, scale, say),
+            "late": await scenarios.late_short_request(three, scale, say),
             "adapters": await scenarios.mixed_adapters(clients["ours"], scale, names, say),
             "traffic": await scenarios.traffic(clients, scale, say),
         }
@@ -134,7 +136,7 @@ def aims(document: Mapping[str, Any]) -> list[Results]:
             "late short request against (b)", document["late"]["ours_to_whole"], 0.2, at_least=False
         ),
         aim("goodput at 1.1 against (a)", gain(first, "plain"), 1.3, at_least=True),
-        aim("goodput at 1.1 of our own against none told", gain(own, "ours"), 1.3, at_least=True),
+        aim("goodput at 1.1 of our own against FCFS", gain(own, IN_ORDER), 1.3, at_least=True),
         aim("eight LoRAs against none", document["adapters"]["ratio"], 1.25, at_least=False),
     ]
 

@@ -112,6 +112,7 @@ def write_page(document: Found) -> None:
     """Put the figures into the page, with the machine that they were measured on."""
     versions = ", ".join(f"{name} {v}" for name, v in document["versions"].items())
     words = {True: "yes", False: "**no**", None: "not measured"}
+    own = document["traffic"]["loads"]["1.1 of our own"]
     lines = [
         f"Measured {document['date']} on {document['cores']} cores of {document['cpu']}, "
         f"{document['threads']} torch threads, {versions}; load average before the run "
@@ -123,6 +124,14 @@ def write_page(document: Found) -> None:
     for one in document["aims"]:
         cells = (one["aim"], one["target"], number(one["value"]), words[one["reached"]])
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "At 1.1 of our own capacity, where nothing but scheduling differs:",
+        "",
+        "| | on time | answers on time a second |",
+        "| --- | ---: | ---: |",
+        *(f"| {v} | {of['attainment']:.0%} | {of['goodput_per_s']:.3g} |" for v, of in own.items()),
+    ]
     ms = document["forward"]["ms"]
     forward = ", ".join(f"{time:g} ms with {rows} rows" for rows, time in ms.items())
     lines += [

@@ -52,15 +52,18 @@ QUICK = Scale(
 )
 LOADS = (0.5, 0.8, 1.1)
 DEADLINE = 5.0  # times what the class takes on an idle plain server
-VARIANTS = {"plain": ("plain", False), "whole": ("whole", False), "ours": ("ours", False)}
 WITH_DEADLINES = "ours, told the deadlines"
+IN_ORDER = "ours, first come first served"
+OURS = {"ours": ("ours", False), WITH_DEADLINES: ("ours", True)}  # server, whether it is told
+EVERYONE = {"plain": ("plain", False), "whole": ("whole", False), **OURS}
+OUR_OWN = {IN_ORDER: ("fcfs", False), **OURS}
 
 
 def ask(steps: int, lora: str | None = None) -> Ask:
     return Ask(next(numbers), steps, lora=lora)
 
 
-async def warm_up(clients: Clients, scale: Scale) -> None:
+async def warm_up(clients: Clients) -> None:
     """First requests are slow everywhere, and batches allocate their memory once."""
     for client in clients.values():
         await client.draw_all([ask(1)])
@@ -112,26 +115,24 @@ async def traffic(clients: Clients, scale: Scale, say: Say) -> dict[str, Any]:
     """A Poisson open loop of two classes of requests, the same trace for every contender.
 
     Load 1 is the rate at which the plain server, never idle, could just keep up. The last load is
-    in units of our own capacity, so that scheduling alone can tell our two variants apart.
+    in units of our own capacity: there, nothing but scheduling tells our variants apart.
     """
     alone = await _alone(clients["plain"], scale)
     capacity = 1 / sum(share * alone[kind] for kind, share, _ in scale.mix)
     draw = random.Random(1)
     mixed = [_drawn(draw, scale)[1] for _ in range(3 * 8)]
     own = await closed_loop(clients["ours"], 8, [ask(steps) for steps in mixed])
-    loads = [(f"{load:g}", load * capacity, True) for load in LOADS]
-    loads.append((f"{LOADS[-1]:g} of our own", LOADS[-1] * own, False))
+    loads = [(f"{load:g}", load * capacity, EVERYONE) for load in LOADS]
+    loads.append((f"{LOADS[-1]:g} of our own", LOADS[-1] * own, OUR_OWN))
     results: dict[str, Any] = {}
-    for label, rate, everyone in loads:
+    for label, rate, variants in loads:
         count = max(round(scale.arrivals * rate / capacity), 1)
         trace = _trace(random.Random(2), scale, count, rate, alone)
-        variants = {**VARIANTS, WITH_DEADLINES: ("ours", True)}
         results[label] = {}
         for variant, (name, tell) in variants.items():
-            if everyone or name == "ours":
-                outcomes = await open_loop(clients[name], trace, tell_deadline=tell)
-                results[label][variant] = _summary(outcomes, trace[-1].at)
-                say(f"traffic at load {label}: {variant}")
+            outcomes = await open_loop(clients[name], trace, tell_deadline=tell)
+            results[label][variant] = _summary(outcomes, trace[-1].at)
+            say(f"traffic at load {label}: {variant}")
     return {
         "capacity_per_s": {"plain": capacity, "ours": own},
         "deadlines_s": {kind: DEADLINE * alone[kind] for kind, _, _ in scale.mix},

@@ -21,12 +21,13 @@ STOP_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to serve. `batched` ones take a list of requests in a call."""
+    """One way to serve. `batched` ones take a list of requests in a call; `env` is on top."""
 
     name: str
     title: str
     command: tuple[str, ...]
     batched: bool = False
+    env: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,20 @@ class Server:
 
 def contenders(tag: str) -> list[tuple[Contender, int]]:
     """All of them, each with the port it will listen on."""
-    ports = _free_ports(3)
+    ports = _free_ports(4)
     python = sys.executable
     plain = (python, "-m", "benchmarks.contenders.plain", tag, str(ports[0]))
     bento = (python, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port")
     whole = (*bento, str(ports[1]), "benchmarks.contenders.whole_requests:WholeRequests")
     ours = (*bento, str(ports[2]), ".")
+    fcfs = (*bento, str(ports[3]), ".")
+    # Who is due so soon after arrival is due in the order of arrival.
+    in_order = (("SDXL_AGEING_S", "0.001"),)
     found = [
         Contender("plain", "(a) diffusers, one at a time", plain),
         Contender("whole", "(b) batches of whole requests", whole, batched=True),
         Contender("ours", "(c) batches of steps (ours)", ours),
+        Contender("fcfs", "(c) with its scheduling taken out", fcfs, env=in_order),
     ]
     return list(zip(found, ports, strict=True))
 
@@ -82,7 +87,11 @@ def _serve(
     log = logs / f"{contender.name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            contender.command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT
+            contender.command,
+            cwd=ROOT,
+            env={**variables, **dict(contender.env)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     server = Server(contender, f"http://127.0.0.1:{port}", process, log)
     try:
