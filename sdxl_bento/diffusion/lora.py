@@ -19,6 +19,7 @@ from threading import RLock
 import torch
 from torch import nn
 
+from sdxl_bento.diffusion.lora_batches import Batches
 from sdxl_bento.diffusion.lora_files import (
     SUFFIX,
     Adapter,
@@ -28,7 +29,7 @@ from sdxl_bento.diffusion.lora_files import (
     read_adapter,
     stamp_of,
 )
-from sdxl_bento.diffusion.lora_layers import Composition, Mix, Mixed
+from sdxl_bento.diffusion.lora_layers import Mix
 from sdxl_bento.errors import (
     AdapterMismatch,
     AdapterNotFound,
@@ -39,10 +40,6 @@ from sdxl_bento.errors import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Batches of different sizes and targets take turns, but soon one with new rows follows.
-KEPT_COMPOSITIONS = 4
-KEPT_MIXES = 64
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,7 @@ class LoraPool:
         self._loading: set[str] = set()
         self._failures: dict[str, _Failure] = {}
         self._users: Counter[str] = Counter()
-        # What the engine's thread made of them, the last used last.
-        self._mixes: OrderedDict[tuple[str, Mix], Mixed] = OrderedDict()
-        self._compositions: OrderedDict[tuple[str, tuple[Mix, ...]], Composition] = OrderedDict()
+        self._batches = Batches(self._targets, budget_bytes)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="lora-loader")
 
     # What there is
@@ -236,12 +231,7 @@ class LoraPool:
             held -= self._evict(name).nbytes
 
     def _evict(self, name: str) -> Adapter:
-        for rows in list(self._compositions):
-            if any(name == used for mix in rows[1] for used, _ in mix):
-                del self._compositions[rows]
-        for key in list(self._mixes):
-            if any(name == used for used, _ in key[1]):
-                del self._mixes[key]
+        self._batches.forget(name)
         return self._loaded.pop(name)
 
     # Applying
@@ -258,41 +248,13 @@ class LoraPool:
         """
         if not any(rows):
             return nullcontext()
-        key = target, tuple(rows)
-        composition = self._compositions.get(key)
-        if composition is None:
-            self._trim()
-            composition = self._compositions[key] = self._compose(target, rows)
-        self._compositions.move_to_end(key)
-        return composition.active()
-
-    def _compose(self, target: str, rows: Sequence[Mix]) -> Composition:
-        mixes = {mix: self._mixed(target, mix) for mix in dict.fromkeys(rows) if mix}
-        return Composition(self._targets[target], mixes, rows)
-
-    def _mixed(self, target: str, mix: Mix) -> Mixed:
-        key = target, mix
-        mixed = self._mixes.get(key)
-        if mixed is None:
-            with self._lock:
-                absent = [name for name, _ in mix if name not in self._loaded]
-                if absent:
-                    raise RequestFailed(f"not loaded: {', '.join(absent)}")
-                adapters = {name: self._loaded[name].layers.get(target, {}) for name, _ in mix}
-            mixed = self._mixes[key] = Mixed(adapters, mix)
-        self._mixes.move_to_end(key)
-        return mixed
-
-    def _trim(self) -> None:
-        """What was made of the adapters may take as much memory as they may, no more."""
-        held = sum(each.nbytes for each in self._compositions.values())
-        held += sum(each.nbytes for each in self._mixes.values())
-        while self._compositions and (
-            held > self._budget or len(self._compositions) >= KEPT_COMPOSITIONS
-        ):
-            held -= self._compositions.popitem(last=False)[1].nbytes
-        while self._mixes and (held > self._budget or len(self._mixes) >= KEPT_MIXES):
-            held -= self._mixes.popitem(last=False)[1].nbytes
+        names = {name for mix in rows for name, _ in mix}
+        with self._lock:
+            absent = sorted(names - self._loaded.keys())
+            if absent:
+                raise RequestFailed(f"not loaded: {', '.join(absent)}")
+            adapters = {name: self._loaded[name].layers.get(target, {}) for name in names}
+        return self._batches.composition(target, rows, adapters).active()
 
 
 def _stamp(path: Path) -> Stamp | None:

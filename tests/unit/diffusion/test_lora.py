@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdxl_bento.diffusion import lora
+from sdxl_bento.diffusion import lora, lora_batches
 from sdxl_bento.diffusion.lora import LoraPool
 from sdxl_bento.errors import (
     AdapterMismatch,
@@ -297,10 +297,10 @@ def test_the_same_rows_gather_nothing_again(pool: LoraPool, targets: Targets) ->
     wait_ready(pool, "ab")
     rows, inputs = [mix(a=1.0), mix(b=1.0)], loras.unet_inputs(2)
     first = loras.unet_output(targets["unet"], inputs, pool, rows)
-    (composition,) = pool._compositions.values()
+    (composition,) = pool._batches._compositions.values()
     gathered = [hook.factors for _, hook in composition._layers]
     assert torch.equal(loras.unet_output(targets["unet"], inputs, pool, rows), first)
-    assert list(pool._compositions.values()) == [composition]
+    assert list(pool._batches._compositions.values()) == [composition]
     assert all(
         hook.factors is before
         for (_, hook), before in zip(composition._layers, gathered, strict=True)
@@ -311,15 +311,15 @@ def test_what_was_gathered_is_bounded_too(pool: LoraPool, targets: Targets) -> N
     wait_ready(pool, "ab")
     for scale in range(1, 70):
         loras.unet_output(targets["unet"], loras.unet_inputs(1), pool, [mix(a=float(scale))])
-    assert len(pool._compositions) <= lora.KEPT_COMPOSITIONS
-    assert len(pool._mixes) <= lora.KEPT_MIXES
-    pool._budget = 1
+    assert len(pool._batches._compositions) <= lora_batches.KEPT_COMPOSITIONS
+    assert len(pool._batches._mixes) <= lora_batches.KEPT_MIXES
+    pool._budget = pool._batches._budget = 1
     for scale in range(1, 4):
         loras.unet_output(targets["unet"], loras.unet_inputs(1), pool, [mix(a=float(scale))])
-    assert len(pool._compositions) == len(pool._mixes) == 1
+    assert len(pool._batches._compositions) == len(pool._batches._mixes) == 1
     pool.release(())
-    assert not pool._compositions, "gathered from an adapter that is evicted"
-    assert not pool._mixes
+    assert not pool._batches._compositions, "gathered from an adapter that is evicted"
+    assert not pool._batches._mixes
 
 
 def test_offloaded_layers(pool: LoraPool, targets: Targets, folder: Path) -> None:
