@@ -15,6 +15,7 @@ Pixels = NDArray[np.float32]
 STYLES = ("flat", "striped", "outlined")
 _GRADIENT = 0.12  # the background's brightness changes by up to this much from middle to edge
 _SHADOW = 0.25  # darkening in the middle of a shadow
+_LIGHT = 155.0  # luma from which a colour gets dark stripes
 _SHADOW_SHIFT = (3.0, 4.0)  # pixels of a 128-pixel side
 
 
@@ -43,7 +44,9 @@ def _paint(scene: Scene, place: Placement, u: Pixels, v: Pixels, style: str, uni
     paint: Pixels = colour * (1 - 0.05 * (u + v))[..., None]
     if style != "striped":
         return paint
-    other = np.full(3, 120 if scene.colour == "white" else 250, dtype=np.float32)
+    # White stripes would be faint on light colours.
+    light = float(colour @ np.array([0.30, 0.59, 0.11], dtype=np.float32)) > _LIGHT
+    other = 0.3 * colour if light else np.full(3, 250, dtype=np.float32)
     period = max(13 * unit, 0.5 * place.radius)
     wave = np.sin((u + v) * place.radius * 2 * math.pi / (period * math.sqrt(2)))
     mix = np.clip(0.5 + 1.6 * wave, 0, 1)[..., None]
