@@ -148,7 +148,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         fresh = way.prepare([*eight[:-4], *newcomers(len(rounds))])
         figures["first"] = clock(args.device) - begin + timed(fresh)[0]
         rounds.append(figures)
-    save_file({"output": timed(prepared["eight"])[1].float().cpu().contiguous()}, args.output)
+    # Prepared anew, because PEFT has one scale for each adapter and the newcomers have set it.
+    save_file({"output": timed(way.prepare(eight))[1].float().cpu().contiguous()}, args.output)
     ratios = {
         name: round(statistics.median(r[name] / r["none"] for r in rounds), 3)
         for name in ("one", "eight", "first")
