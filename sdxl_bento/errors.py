@@ -1,24 +1,24 @@
 """The exceptions this package raises. They know nothing of HTTP: `protocols.http` maps them.
 
-    SDXLError
-    ├── InvalidInput            a field's value is not allowed
-    │   └── AdapterMismatch     a LoRA's tensors don't fit the model
-    ├── NotFound                a named thing does not exist
-    │   ├── ModelNotFound
-    │   ├── AdapterNotFound
-    │   ├── ImageNotFound
-    │   └── RequestNotFound
-    ├── Refused                 turned away at the door; nothing was started
-    │   ├── NotReady
-    │   ├── Overloaded
-    │   └── DeadlineInfeasible
-    ├── RequestCancelled        ended because its caller asked for that, or left
-    ├── RequestFailed           ended by an error of ours
-    │   ├── NumericalError      the latents are no longer finite
-    │   ├── OutOfMemory         one request alone does not fit the device
-    │   └── EngineDead          the engine thread has ended
-    └── ConfigurationError      a setting, a manifest or a model folder is wrong
-        └── ArtifactMismatch    a compiled part was built for something else
+SDXLError
+├── InvalidInput            a field's value is not allowed
+│   └── AdapterMismatch     a LoRA's tensors don't fit the model
+├── NotFound                a named thing does not exist
+│   ├── ModelNotFound
+│   ├── AdapterNotFound
+│   ├── ImageNotFound
+│   └── RequestNotFound
+├── Refused                 turned away at the door; nothing was started
+│   ├── NotReady
+│   ├── Overloaded
+│   └── DeadlineInfeasible
+├── RequestCancelled        ended because its caller asked for that, or left
+├── RequestFailed           ended by an error of ours
+│   ├── NumericalError      the latents are no longer finite
+│   ├── OutOfMemory         one request alone does not fit the device
+│   └── EngineDead          the engine thread has ended
+└── ConfigurationError      a setting, a manifest or a model folder is wrong
+    └── ArtifactMismatch    a compiled part was built for something else
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class DeadlineInfeasible(Refused):
         self.slo_s = slo_s
         self.estimate_s = estimate_s
         super().__init__(
-            f"slo_ms: {slo_s * 1e3:.0f} ms cannot be met, the estimate is {estimate_s * 1e3:.0f} ms",
+            f"slo_ms: {slo_s * 1e3:.0f} ms cannot be met, it would take {estimate_s * 1e3:.0f} ms",
             retry_after_s,
         )
 

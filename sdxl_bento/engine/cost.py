@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
-from sdxl_bento.engine.request import BatchKey, Request, Stage
+from sdxl_bento.engine.request import BatchKey, Cost, Request, Stage
 
 SMOOTHING = 0.2  # weight of the newest observation
 HICCUP = 4.0  # a time longer than this many times the old one is taken for no longer than that
@@ -49,12 +49,19 @@ class CostTable:
         """Seconds of work that the request has left if it runs without company."""
         if request.launched_all:
             return 0.0
+        seconds, later = self.costs(request)[request.phase]
+        return seconds * (request.phases[request.phase].steps - request.step) + later
+
+    def costs(self, request: Request) -> tuple[Cost, ...]:
+        """What each phase of the request costs, in this epoch."""
         if request.costs is None or request.costs[0] != self.epoch:
-            (key, _, rows), *later = request.left()
-            tail = sum(steps * self.unit(key, rows) for key, steps, rows in later)
-            request.costs = (self.epoch, self.unit(key, rows), tail)
-        _, unit, tail = request.costs
-        return unit * (request.phases[request.phase].steps - request.step) + tail
+            costs: list[Cost] = []
+            later = 0.0
+            for key, phase in zip(reversed(request.keys), reversed(request.phases), strict=True):
+                costs.append(Cost(self.unit(key, phase.rows), later))
+                later += phase.steps * costs[-1].seconds
+            request.costs = (self.epoch, tuple(reversed(costs)))
+        return request.costs[1]
 
     def dump(self) -> list[dict[str, object]]:
         """The table as plain data, for a profile kept beside the model."""

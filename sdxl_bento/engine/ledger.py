@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from sdxl_bento.engine.cost import CostTable
-from sdxl_bento.engine.request import BatchKey, Request
+from sdxl_bento.engine.request import DENOISING, BatchKey, Request
 
 RESERVE = 0.1  # share of the device that no promise counts on: others have a claim to it
 NEVER = float("inf")
+NOBODY = (0, 0)
 
 
 class Ledger:
@@ -75,16 +76,19 @@ class Ledger:
     def _add(self, request: Request, spare: float) -> float:
         """Count a promise's work; returns the part of it that slows the earlier ones."""
         slows = 0.0
-        for key, steps, rows in request.left():
-            alone = self._cost.unit(key, rows)
-            self.work += steps * alone
-            if not key.stage.denoises:
+        self.work += self._cost.remaining(request)
+        for index in range(request.phase, len(request.phases)):
+            key, (stage, steps, rows) = request.keys[index], request.phases[index]
+            if stage not in DENOISING:
                 continue
-            others, longest = self._open.get(key, (0, 0))
-            shared = min(longest, steps)
+            if index == request.phase:
+                steps -= request.step
+            others, longest = self._open.get(key, NOBODY)
             self._open[key] = (rows, steps)
             if not others or others + rows > self._row_limit(key):
                 continue
+            shared = min(longest, steps)
+            alone = self._cost.costs(request)[index].seconds
             adds = self._cost.unit(key, others + rows) - self._cost.unit(key, others)
             if slows + shared * adds <= spare:
                 slows += shared * adds

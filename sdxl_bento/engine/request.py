@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,7 +19,10 @@ class Stage(StrEnum):
 
     @property
     def denoises(self) -> bool:
-        return self in (Stage.BASE, Stage.REFINE)
+        return self in DENOISING
+
+
+DENOISING = frozenset((Stage.BASE, Stage.REFINE))
 
 
 class Status(StrEnum):
@@ -39,13 +42,19 @@ class BatchKey(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """A stretch of one request's way: `steps` units of work of `rows` rows each."""
 
     stage: Stage
     steps: int
     rows: int
+
+
+class Cost(NamedTuple):
+    """What a phase costs without company: `seconds` a unit, `later` for all phases after it."""
+
+    seconds: float
+    later: float
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +91,7 @@ class Request:
     on_end: Callable[[Request], None] | None = None
     keys: tuple[BatchKey, ...] = field(init=False)  # one for each phase
     turn: float = 0.0  # when it is due while no deadline binds it; set by the scheduler
-    costs: tuple[int, float, float] | None = None  # cache of `cost.CostTable.remaining`
+    costs: tuple[int, tuple[Cost, ...]] | None = None  # cache of `cost.CostTable.costs`
 
     def __post_init__(self) -> None:
         self.plan(self.phases, self.payload)
@@ -116,20 +125,12 @@ class Request:
     def has_ended(self) -> bool:
         return self.status in (Status.FINISHED, Status.FAILED, Status.CANCELLED)
 
-    def left(self) -> Iterator[tuple[BatchKey, int, int]]:
-        """What is still to launch: (key, steps, rows) of this phase and the later ones."""
-        done = self.step
-        for index in range(self.phase, len(self.phases)):
-            phase = self.phases[index]
-            yield self.keys[index], phase.steps - done, phase.rows
-            done = 0
-
     def advance(self) -> None:
         """One unit of it was launched."""
         self.in_flight += 1
         self.step += 1
         if self.step == self.phases[self.phase].steps:
-            self.phase, self.step, self.costs = self.phase + 1, 0, None
+            self.phase, self.step = self.phase + 1, 0
 
     def _key_of(self, phase: Phase) -> BatchKey:
         if phase.stage is Stage.ENCODE:  # a prompt has no size

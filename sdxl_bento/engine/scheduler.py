@@ -72,9 +72,9 @@ class Scheduler:
         able = [r for r in self.running.values() if not r.launched_all and ready(r)]
         if not able:
             return None
-        able.sort(key=lambda request: self.urgency(request, now))
         ledger = self.ledger(now, busy)
-        lead = self._lead(able, ledger, now)
+        able.sort(key=lambda request: self.urgency(request, ledger.holds(request)))
+        lead = self._lead(able, ledger)
         batch = tuple(self._batch(lead, able, ledger))
         unit = Unit(lead.key, batch, tuple(request.step for request in batch))
         self._last_was_short = not lead.stage.denoises
@@ -88,11 +88,9 @@ class Scheduler:
         grace = GRACE * (request.deadline - request.arrival)
         return request.deadline + grace - now >= self.cost.remaining(request)
 
-    def urgency(self, request: Request, now: float) -> tuple[float, float]:
+    def urgency(self, request: Request, promised: bool) -> tuple[float, float]:
         """Sorts the most urgent first: by when they are due, then by arrival."""
-        due = request.turn
-        if request.deadline is not None and self.promised(request, now):
-            due = request.deadline
+        due = request.deadline if promised and request.deadline is not None else request.turn
         return due - request.priority * PRIORITY * self.limits.ageing_s, request.arrival
 
     def ledger(self, now: float, busy: float, *newcomers: Request) -> Ledger:
@@ -129,21 +127,23 @@ class Scheduler:
         """Place in the queue, from 1; 0 once it runs."""
         if request.id not in self.waiting:
             return 0
-        mine = self.urgency(request, now)
-        return 1 + sum(self.urgency(other, now) < mine for other in self.waiting.values())
+        queue = sorted(
+            self.waiting.values(), key=lambda other: self.urgency(other, self.promised(other, now))
+        )
+        return 1 + queue.index(request)
 
     def _start_waiting(self, now: float) -> None:
-        if not self.waiting:
-            return
-        bound = [request for request in self.waiting.values() if request.deadline is not None]
-        free = [request for request in self.waiting.values() if request.deadline is None]
-        free.sort(key=lambda request: self.urgency(request, now))
-        for request in (*bound, *free[: self.places]):
+        begins = [request for request in self.waiting.values() if request.deadline is not None]
+        if places := self.places:
+            others = [request for request in self.waiting.values() if request.deadline is None]
+            others.sort(key=lambda request: self.urgency(request, promised=False))
+            begins += others[:places]
+        for request in begins:
             del self.waiting[request.id]
             request.status, request.started = Status.RUNNING, now
             self.running[request.id] = request
 
-    def _lead(self, able: list[Request], ledger: Ledger, now: float) -> Request:
+    def _lead(self, able: list[Request], ledger: Ledger) -> Request:
         """Whose unit runs next. `able` is in order of urgency."""
         steps = [request for request in able if request.stage.denoises]
         short = [request for request in able if not request.stage.denoises]
@@ -154,7 +154,7 @@ class Scheduler:
                 return request
             if seconds <= self._owed and not ledger.holds(request):
                 return request
-        return min(ranked, key=lambda request: self.urgency(request, now))
+        return min(ranked, key=able.index)
 
     def _batch(self, lead: Request, able: list[Request], ledger: Ledger) -> Iterator[Request]:
         """The lead and, in order of urgency, those that fit into its forward."""

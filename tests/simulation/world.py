@@ -1,4 +1,4 @@
-"""A simulated world: traffic that arrives, an engine that serves it, and an auditor of its units."""
+"""A simulated world: traffic, an engine that serves it, and an auditor of its units."""
 
 from __future__ import annotations
 
