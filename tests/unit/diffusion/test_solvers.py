@@ -100,8 +100,15 @@ def test_each_step_equals_diffusers(sampler: str, config: str, steps: int) -> No
 
 @pytest.mark.parametrize(
     ("sampler", "config"),
-    [("euler", "karras"), ("euler", "exponential"), ("euler_a", "zero_snr"), ("euler", "zero_snr")]
-    + [("dpmpp_2m", "exponential"), ("ddim", "zero_snr"), ("dpmpp_2m_sde", "exponential")],
+    [
+        ("euler", "karras"),
+        ("euler", "exponential"),
+        ("euler", "zero_snr"),
+        ("euler_a", "zero_snr"),
+        ("ddim", "zero_snr"),
+        ("dpmpp_2m", "exponential"),
+        ("dpmpp_2m_sde", "exponential"),
+    ],
 )
 def test_model_config_is_followed(sampler: str, config: str) -> None:
     table = build_table(sampler, CONFIGS[config], 20)
