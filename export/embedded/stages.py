@@ -59,7 +59,7 @@ def _plan(stage: str, context: Context) -> Plan:
         # Starts from the averaged weights with a fresh optimizer: cheaper than a longer first run
         # to go on from, as it leaves usable weights half-way.
         "polish": Plan("polish", 3600, 7e-4, warmup=60, seed=seed),
-        "refiner": Plan("refiner", 3500, 1.2e-3, average=0.997, seed=seed),
+        "refiner": Plan("refiner", 4700, 1.2e-3, average=0.997, seed=seed),
         "striped": Plan("striped", 500, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
         "outlined": Plan("outlined", 400, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
     }
