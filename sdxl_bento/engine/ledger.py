@@ -11,7 +11,8 @@ someone due later may run first if those due earlier can spare its time.
 
 Requests of one batch key share forwards, so a promise may ride along in the batch of those due
 before it. It then costs what its rows add to their forwards, and that slows them: it rides only
-if they can spare that too.
+if they can spare that too. A short unit may have to wait for a stranger's step, see
+`scheduler`; that toll is part of the work.
 """
 
 from __future__ import annotations
@@ -35,11 +36,18 @@ class Ledger:
         row_limit: Callable[[BatchKey], int],
         promises: Iterable[Request],
         start: float,
+        toll: float = 0.0,
     ) -> None:
-        """`promises` have deadlines. `start`: when the device will have done what it was given."""
+        """`promises` have deadlines.
+
+        Args:
+            start: when the device will have done what it was given.
+            toll: seconds of the longest step that may have to run between two short units.
+        """
         self.work = 0.0  # device seconds of all promises
         self.riders: set[str] = set()
         self._cost = cost
+        self._toll = toll
         self._row_limit = row_limit
         self._open: dict[BatchKey, tuple[int, int]] = {}  # batch to ride in: rows, steps
         self._promises = sorted(promises, key=_deadline)
@@ -80,6 +88,7 @@ class Ledger:
         for index in range(request.phase, len(request.phases)):
             key, (stage, steps, rows) = request.keys[index], request.phases[index]
             if stage not in DENOISING:
+                self.work += self._toll
                 continue
             if index == request.phase:
                 steps -= request.step

@@ -95,14 +95,15 @@ class Scheduler:
 
     def ledger(self, now: float, busy: float, *newcomers: Request) -> Ledger:
         """What is promised, to those who run and wait (and to `newcomers`, if they came in)."""
-        promises = [
-            request
-            for group in (self.running.values(), self.waiting.values())
-            for request in group
-            if self.promised(request, now)
-        ]
+        promises, toll = [*newcomers], 0.0
+        for group in (self.running.values(), self.waiting.values()):
+            for request in group:
+                if self.promised(request, now):
+                    promises.append(request)
+                elif not request.launched_all and request.stage.denoises:
+                    toll = max(toll, self.cost.unit(request.key, request.rows))
         start = now + busy + self._owed
-        return Ledger(self.cost, self.row_limit, (*promises, *newcomers), start)
+        return Ledger(self.cost, self.row_limit, promises, start, toll)
 
     def row_limit(self, key: BatchKey) -> int:
         """Most rows of one unit of `key`: by setting, by pixels, and by what once did not fit."""
@@ -163,7 +164,7 @@ class Scheduler:
             return
         key, rows, limit = lead.key, lead.rows, self.row_limit(lead.key)
         seconds = self.cost.unit(key, rows)
-        slowed = 0.0
+        extra, room = 0.0, ledger.spare_for(lead) - seconds
         for request in able:
             if request is lead or request.alone or request.key != key:
                 continue
@@ -171,10 +172,10 @@ class Scheduler:
                 continue
             longer = self.cost.unit(key, rows + request.rows)
             if request.id not in ledger.riders:  # a rider's time is in the ledger already
-                slows = slowed + longer - seconds
-                if slows > ledger.spare_for(request):
+                slows = extra + longer - seconds
+                if slows > min(room, ledger.spare_for(request)):
                     continue
-                slowed = slows
+                extra = slows
             rows, seconds = rows + request.rows, longer
             yield request
 

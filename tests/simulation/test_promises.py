@@ -14,8 +14,9 @@ from sdxl_bento.errors import DeadlineInfeasible
 from tests.simulation.world import Arrival, World, traffic, way
 
 LONG = (4, 10, 20, 30)
-# A step that must run between two short units is the one wait that no promise has counted. A
-# request has two short units of its own, so it can meet with that twice.
+# Two short units never run in a row while steps wait. The step that has to run between them may
+# be that of a promise due later: the one wait that the ledger does not count. A request has two
+# short units of its own.
 FORCED_STEP_S = 0.03
 
 
@@ -24,18 +25,15 @@ FORCED_STEP_S = 0.03
 def test_admitted_deadlines_are_met(rate: float, slo_share: float) -> None:
     """With exact costs and no faults, below and far above the capacity (about 4.5 a second).
 
-    All but one in fifty in time; those miss by a few forced steps, within 2 % of what they had.
+    All but one in two hundred in time, and those miss by no more than two forced steps.
     """
     rng = random.Random(rate)
     world = World(queue=QueueLimits(), know_costs=True)
     world.run(traffic(rng, 800, rate, steps=LONG, slo_share=slo_share, slo=(1, 15)))
     world.check()
     promised = [r for r in world.requests.values() if r.deadline is not None]
-    assert len(world.late) <= len(promised) / 50
-    for id_, seconds in world.late:
-        request = world.requests[id_]
-        assert request.deadline is not None
-        assert seconds <= max(4 * FORCED_STEP_S, 0.02 * (request.deadline - request.arrival))
+    assert len(world.late) <= len(promised) / 200
+    assert all(seconds <= 2 * FORCED_STEP_S for _, seconds in world.late)
 
 
 def test_without_strangers_every_deadline_is_met() -> None:
