@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     max_batch_pixels: int = Field(
         16 * 1024 * 1024, ge=4096, description="Most pixels (rows x height x width) in one forward."
     )
-    max_running: int = Field(16, ge=1, description="Most requests that hold latents at once.")
+    max_running: int = Field(16, ge=1, description="Most requests without slo_ms that run at once.")
     max_queue: int = Field(64, ge=0, description="Most requests that wait.")
     max_queue_megapixels: float = Field(256.0, gt=0, description="Most megapixels that wait.")
     max_pixels: int = Field(2048 * 2048, ge=4096, description="Most pixels of one picture.")
