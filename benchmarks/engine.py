@@ -209,7 +209,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="only show that the benchmark works")
     parser.add_argument("--json", type=Path, help="also write the JSON document there")
     parser.add_argument("--threads", type=int, default=2, help="of torch, for every contender")
-    parser.add_argument("--limit", type=float, default=20, help="minutes, then it gives up")
+    parser.add_argument("--limit", type=float, default=30, help="minutes, then it gives up")
     return parser.parse_args()
 
 

@@ -33,7 +33,7 @@ class Scale:
     long_steps: int = 50
     late_steps: int = 4
     mix: tuple[tuple[str, float, int], ...] = (("interactive", 0.7, 6), ("quality", 0.3, 25))
-    arrivals: int = 100  # at load 1; other loads take the same time
+    arrivals: int = 60  # at load 1; other loads take the same time
     lora_steps: int = 12
     lora_rounds: int = 5
 
@@ -117,28 +117,26 @@ async def traffic(clients: Clients, scale: Scale, say: Say) -> dict[str, Any]:
     Load 1 is the rate at which the plain server, never idle, could just keep up. The last load is
     in units of our own capacity: there, nothing but scheduling tells our variants apart.
     """
-    alone = await _alone(clients["plain"], scale)
-    capacity = 1 / sum(share * alone[kind] for kind, share, _ in scale.mix)
-    draw = random.Random(1)
-    mixed = [_drawn(draw, scale)[1] for _ in range(3 * 8)]
-    own = await closed_loop(clients["ours"], 8, [ask(steps) for steps in mixed])
-    loads = [(f"{load:g}", load * capacity, EVERYONE) for load in LOADS]
-    loads.append((f"{LOADS[-1]:g} of our own", LOADS[-1] * own, OUR_OWN))
+    loads = [(f"{load:g}", load, EVERYONE) for load in LOADS]
+    loads.append((f"{LOADS[-1]:g} of our own", LOADS[-1], OUR_OWN))
     results: dict[str, Any] = {}
-    for label, rate, variants in loads:
-        count = max(round(scale.arrivals * rate / capacity), 1)
-        trace = _trace(random.Random(2), scale, count, rate, alone)
+    measured: dict[str, Any] = {}
+    for label, load, variants in loads:
+        # Anew for each load, as what else the machine does may have changed.
+        alone = await _alone(clients["plain"], scale)
+        capacity = 1 / sum(share * alone[kind] for kind, share, _ in scale.mix)
+        unit = capacity if variants is EVERYONE else await _own_capacity(clients["ours"], scale)
+        count = max(round(scale.arrivals * load * unit / capacity), 1)
+        trace = _trace(random.Random(2), scale, count, load * unit, alone)
+        deadlines = {kind: DEADLINE * seconds for kind, seconds in alone.items()}
+        measured[label] = {"capacity_per_s": unit, "deadlines_s": deadlines}
         results[label] = {}
         for variant, (name, tell) in variants.items():
             outcomes = await open_loop(clients[name], trace, tell_deadline=tell)
             results[label][variant] = _summary(outcomes, trace[-1].at)
             say(f"traffic at load {label}: {variant}")
-    return {
-        "capacity_per_s": {"plain": capacity, "ours": own},
-        "deadlines_s": {kind: DEADLINE * alone[kind] for kind, _, _ in scale.mix},
-        "mix": {kind: {"share": share, "steps": steps} for kind, share, steps in scale.mix},
-        "loads": results,
-    }
+    mix = {kind: {"share": share, "steps": steps} for kind, share, steps in scale.mix}
+    return {"mix": mix, "measured_before": measured, "loads": results}
 
 
 async def mixed_adapters(
@@ -159,6 +157,13 @@ async def mixed_adapters(
         "ratio": statistics.median(ratios),
         "rounds": seconds,
     }
+
+
+async def _own_capacity(client: Client, scale: Scale) -> float:
+    """Pictures a second of the mix with eight clients that always have a request there."""
+    rng = random.Random(1)
+    mixed = [_drawn(rng, scale)[1] for _ in range(3 * 8)]
+    return await closed_loop(client, 8, [ask(steps) for steps in mixed])
 
 
 async def _alone(client: Client, scale: Scale) -> dict[str, float]:
