@@ -12,6 +12,9 @@ from sdxl_bento.diffusion.schedules import SAMPLERS, default_sampler, make_sched
 from sdxl_bento.diffusion.solvers import SolverTable, build_table, fused_update
 from sdxl_bento.errors import InvalidInput
 
+# diffusers builds its sigmas by np.array(tensor), which numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SDXL: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
