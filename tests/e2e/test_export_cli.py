@@ -111,6 +111,11 @@ def test_options_reach_the_model(tmp_path: Path) -> None:
     assert [entry.name for entry in manifest.loras] == ["striped"]
 
 
+def hear_interrupts() -> None:
+    """A shell's background job, as CI may be, ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Interrupted:
     """A running export, to be stopped once its stderr or its staging folder shows a stage."""
 
@@ -119,7 +124,7 @@ class Interrupted:
         self.process = subprocess.Popen(
             [*EXPORT, "embedded"],
             cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
+            text=True, preexec_fn=hear_interrupts,
         )  # fmt: skip
 
     def wait_for(self, pattern: str) -> None:
