@@ -18,10 +18,10 @@ from typing import Any
 from export.errors import ExportError
 from sdxl_bento import __version__
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import FILE_NAME, Manifest
+from sdxl_bento.manifest import FILE_NAME, PROFILES, Manifest
 
 _PREFIX = "sdxl-export-"
-_NOT_CONTENT = (FILE_NAME, "model.yaml")
+_NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES}
 
 
 def store() -> Path:
@@ -45,11 +45,11 @@ def check_name(name: str) -> None:
 
 
 def content_bytes(folder: Path) -> int:
-    """Size of a model's own files, without the manifest and BentoML's `model.yaml`."""
+    """Size of a model's own files, without the manifest, BentoML's, and what was measured later."""
     return sum(
         path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).as_posix() not in _NOT_CONTENT
+        if path.is_file() and path.relative_to(folder).parts[0] not in _NOT_CONTENT
     )
 
 

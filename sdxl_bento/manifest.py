@@ -7,6 +7,7 @@ Folder of a model in the BentoML store::
     base/               a pipeline in diffusers' folder layout
     refiner/            likewise, if the model has a refiner
     loras/<name>.safetensors
+    profiles/           what the service has measured of its costs, by device
 
 All paths in a manifest are relative to that folder, with forward slashes. All sizes are bytes
 unless a name says otherwise, pictures are in pixels, times in seconds.
@@ -24,6 +25,7 @@ from sdxl_bento.errors import ConfigurationError
 
 SCHEMA_VERSION: Final = 1
 FILE_NAME = "manifest.json"
+PROFILES = "profiles"
 
 WeightDtype = Literal["fp32", "fp16", "bf16"]
 PredictionType = Literal["epsilon", "v_prediction"]

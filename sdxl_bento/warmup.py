@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdxl_bento.manifest import PROFILES
 from sdxl_bento.params import GenerateParams
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _profile(loaded: Loaded, placement: Placement) -> Path:
 
         name = torch.cuda.get_device_name(placement.device).lower().replace(" ", "-")
     dtype = str(placement.dtype).removeprefix("torch.")
-    return loaded.served.model.folder / "profiles" / f"{name}-{dtype}.json"
+    return loaded.served.model.folder / PROFILES / f"{name}-{dtype}.json"
 
 
 def _read(engine: Engine, path: Path, model: str) -> None:

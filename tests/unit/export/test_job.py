@@ -14,7 +14,7 @@ from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, VerificationError
 from export.job import Options
 from export.progress import Progress
-from sdxl_bento.manifest import Manifest
+from sdxl_bento.manifest import PROFILES, Manifest
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -103,6 +103,10 @@ def test_unchanged_content_is_not_exported_twice(home: Path, base: Any) -> None:
     quiet = Progress(Console(quiet=True))
     first = job.run(Options(str(base.path)), quiet)
     assert first.created
+    assert job.run(Options(str(base.path)), quiet) == job.Result(first.tag, created=False)
+    profiles = home / "models" / first.tag.replace(":", "/") / PROFILES
+    profiles.mkdir()  # as the service does when it has warmed up
+    (profiles / "cpu-float32.json").write_text("[]")
     assert job.run(Options(str(base.path)), quiet) == job.Result(first.tag, created=False)
     assert job.run(Options(str(base.path), force=True), quiet).created
     assert job.run(Options(str(base.path), dtype="bf16"), quiet).created
