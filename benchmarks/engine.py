@@ -80,7 +80,6 @@ def main() -> None:
             work = _measure(servers, scale, names, console, begin)
             document |= asyncio.run(asyncio.wait_for(work, options.limit * 60))
     document["seconds"] = round(time.monotonic() - begin, 1)
-    document["unet_share"] = unet_share(document, scale)
     document["aims"] = aims(document)
     tell(Console(highlight=False, width=100), document)
     line = json.dumps(_rounded(document))
@@ -109,12 +108,6 @@ async def _measure(
     finally:
         for client in clients.values():
             await client.close()
-
-
-def unet_share(document: Mapping[str, Any], scale: Scale) -> float:
-    """How much of our time with 16 clients goes into forwards: batches of 8 pictures, 16 rows."""
-    forwards_per_s = document["throughput"]["images_per_s"]["ours"]["16"] * scale.steps / 8
-    return float(forwards_per_s * document["forward"]["ms"]["16"] / 1e3)
 
 
 def aims(document: Mapping[str, Any]) -> list[Results]:
@@ -156,7 +149,6 @@ def tell(console: Console, document: Mapping[str, Any]) -> None:
     console.print(
         f"The UNet alone: {', '.join(f'{r} rows {t:g} ms' for r, t in ms.items())}; "
         f"sharing forwards can raise its throughput ×{bound:.2f} at most here.\n"
-        f"With 16 clients, forwards are {document['unet_share']:.0%} of our time.\n"
     )
     late = document["late"]
     rows = [

@@ -134,11 +134,7 @@ def write_page(document: Found) -> None:
     ]
     ms = document["forward"]["ms"]
     forward = ", ".join(f"{time:g} ms with {rows} rows" for rows, time in ms.items())
-    lines += [
-        "",
-        f"A forward of the UNet alone takes {forward}. With 16 clients, forwards are "
-        f"{document['unet_share']:.0%} of the time that a step of ours takes.",
-    ]
+    lines += ["", f"A forward of the UNet alone takes {forward}."]
     text = PAGE.read_text("utf-8")
     block = "<!-- engine -->\n" + "\n".join(lines) + "\n<!-- /engine -->"
     changed = re.sub(r"<!-- engine -->.*<!-- /engine -->", lambda _: block, text, flags=re.S)

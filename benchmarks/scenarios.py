@@ -160,10 +160,10 @@ async def mixed_adapters(
 
 
 async def _own_capacity(client: Client, scale: Scale) -> float:
-    """Pictures a second of the mix with eight clients that always have a request there."""
+    """Pictures a second of the mix from 16 clients, enough that the end weighs little."""
     rng = random.Random(1)
-    mixed = [_drawn(rng, scale)[1] for _ in range(3 * 8)]
-    return await closed_loop(client, 8, [ask(steps) for steps in mixed])
+    mixed = [_drawn(rng, scale)[1] for _ in range(scale.arrivals + 8)]
+    return await closed_loop(client, 16, [ask(steps) for steps in mixed])
 
 
 async def _alone(client: Client, scale: Scale) -> dict[str, float]:
