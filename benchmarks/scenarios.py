@@ -34,8 +34,8 @@ class Scale:
     late_steps: int = 4
     mix: tuple[tuple[str, float, int], ...] = (("interactive", 0.7, 6), ("quality", 0.3, 25))
     arrivals: int = 60  # at load 1; other loads take the same time
-    lora_steps: int = 12
-    lora_rounds: int = 5
+    lora_steps: int = 25
+    lora_rounds: int = 3
 
 
 FULL = Scale()
@@ -126,7 +126,8 @@ async def traffic(clients: Clients, scale: Scale, say: Say) -> dict[str, Any]:
         alone = await _alone(clients["plain"], scale)
         capacity = 1 / sum(share * alone[kind] for kind, share, _ in scale.mix)
         unit = capacity if variants is EVERYONE else await _own_capacity(clients["ours"], scale)
-        count = max(round(scale.arrivals * load * unit / capacity), 1)
+        length = 1 if variants is EVERYONE else 2  # a queue needs time to build up
+        count = max(round(scale.arrivals * length * load * unit / capacity), 1)
         trace = _trace(random.Random(2), scale, count, load * unit, alone)
         deadlines = {kind: DEADLINE * seconds for kind, seconds in alone.items()}
         measured[label] = {"capacity_per_s": unit, "deadlines_s": deadlines}
