@@ -7,6 +7,7 @@ Folder of a model in the BentoML store::
     base/               a pipeline in diffusers' folder layout
     refiner/            likewise, if the model has a refiner
     loras/<name>.safetensors
+    compiled/<label>/   the compiled parts of one backend
     profiles/           what the service has measured of its costs, by device
 
 All paths in a manifest are relative to that folder, with forward slashes. All sizes are bytes
@@ -30,6 +31,11 @@ PROFILES = "profiles"
 WeightDtype = Literal["fp32", "fp16", "bf16"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Variant = Literal["base", "turbo", "lightning", "lcm"]
+BackendName = Literal["eager", "inductor", "onnx", "tensorrt", "openvino"]
+Quantization = Literal["int8-weights", "int8", "fp8"]
+# How rows get their adapters: each its own by hooks ("rows") or by graph inputs ("slots"), or one
+# mix for all rows by swapping weights ("fused").
+AdapterMode = Literal["rows", "slots", "fused"]
 
 
 def _inside(path: str) -> str:
@@ -131,21 +137,52 @@ class Size(_Part):
     height: int = Field(gt=0)
 
 
+class ImageFigure(_Part):
+    """How far a whole picture is from the eager float32 pipeline's, same prompt and seed.
+
+    `psnr_db` with 255 as its peak, None where the pictures are equal; `ssim` in -1 to 1
+    (Wang et al. 2004, Gaussian window of 11).
+    """
+
+    prompt: str
+    seed: int
+    psnr_db: float | None
+    ssim: float
+
+
 class BackendInfo(_Part):
     """One way to run the model, and what it was built for.
 
-    `device` is a device family with its architecture ("any", "cpu", "cuda:9.0"). Empty `sizes` or
-    `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
-    `artifacts` are compiled files by part. `versions` are those a compiled file is bound to.
+    `device` is a device family with its architecture ("any", "cpu", "cuda:9.0"). `dtype` is what
+    the compiled parts compute in (None: the service chooses), `vae_dtype` the decoder's. Empty
+    `sizes` or `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
+    `artifacts` are compiled files by part (the table is in `export/graphs.py`). `versions` are
+    those a compiled file is bound to. `accuracy` is what a checker read off its pictures, 0 to 1.
     """
 
-    backend: str
+    backend: BackendName
     device: str
     versions: dict[str, str]
+    dtype: WeightDtype | None = None
+    vae_dtype: WeightDtype | None = None
+    quantization: Quantization | None = None
+    attention: str | None = None
+    adapters: AdapterMode = "rows"
     sizes: tuple[Size, ...] = ()
     rows: tuple[int, ...] = ()
     artifacts: dict[str, RelativePath] = {}
+    bytes: int = Field(0, ge=0)
+    compile_seconds: float = Field(0.0, ge=0)
     parity: tuple[ParityFigure, ...] = ()
+    images: tuple[ImageFigure, ...] = ()
+    accuracy: dict[str, float] = {}
+
+    @property
+    def label(self) -> str:
+        """Its folder below `compiled/`, and what a user calls it: "openvino-cpu-bf16"."""
+        device = self.device.replace(":", "").replace(".", "")
+        parts = (self.backend, device, self.dtype, self.quantization)
+        return "-".join(part for part in parts if part)
 
 
 class SizeLimits(_Part):
