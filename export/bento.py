@@ -18,10 +18,10 @@ from typing import Any
 from export.errors import ExportError
 from sdxl_bento import __version__
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import FILE_NAME, PROFILES, Manifest
+from sdxl_bento.manifest import CACHE, FILE_NAME, PROFILES, Manifest
 
 _PREFIX = "sdxl-export-"
-_NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES}
+_NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES, CACHE}
 
 
 def store() -> Path:

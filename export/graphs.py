@@ -21,9 +21,9 @@ from torch.export import Dim, ExportedProgram
 
 from export.geometry import TIME_IDS
 from export.layout import Role
+from sdxl_bento.backends.parts import MOST_ROWS
 from sdxl_bento.backends.slots import RANK_STEP, Slots, SlottedLayers
 
-MOST_ROWS = 63  # diffusers' upsampling takes another way from 64 rows on
 MOST_SLOTS = 257
 MOST_RANK = 4096
 MOST_CELLS = 512  # of a latent's side

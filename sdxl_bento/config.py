@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +33,11 @@ class Settings(BaseSettings):
         description="Compute dtype of UNet and text encoders. auto: fp16 on cuda, fp32 on cpu.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's default.")
+    backend: str = Field(
+        "auto",
+        description="auto: the first compiled backend of the model that fits, else eager; or "
+        "eager, inductor, onnx, openvino, tensorrt; or a label such as openvino-cpu-bf16.",
+    )
     allow_fallback: bool = Field(True, description="Run eager where a compiled part does not fit.")
     lora_dir: Path | None = Field(None, description="Folder with further LoRA .safetensors files.")
     lora_cache_mb: int = Field(2048, ge=1, description="Memory for loaded adapters, MiB.")
@@ -89,3 +95,56 @@ def load_settings() -> Settings:
             for detail in error.errors(include_url=False)
         )
         raise ConfigurationError(f"a setting is wrong: {wrong}") from None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdxl-bento"
+
+
+class ExportSettings(BaseSettings):
+    """What `python -m export` takes from the environment, under the names KServe's users know.
+
+    Access keys are not here: boto, Google's and the hub's clients read their own variables.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    storage_uri: str | None = Field(None, validation_alias="STORAGE_URI")
+    model_id: str | None = Field(None, validation_alias="MODEL_ID")
+    model_mount: Path = Field(Path("/mnt/models"), validation_alias="SDXL_EXPORT_MODEL_MOUNT")
+    pvc_mount: Path = Field(Path("/mnt/pvc"), validation_alias="SDXL_EXPORT_PVC_MOUNT")
+    cache: Path = Field(default_factory=_cache, validation_alias="SDXL_EXPORT_CACHE")
+    hf_token: str | None = Field(None, validation_alias="HF_TOKEN", repr=False)
+    aws_endpoint_url: str | None = Field(None, validation_alias="AWS_ENDPOINT_URL")
+    s3_endpoint: str | None = Field(None, validation_alias="S3_ENDPOINT")
+    s3_use_https: bool = Field(True, validation_alias="S3_USE_HTTPS")
+    s3_verify_ssl: bool = Field(True, validation_alias="S3_VERIFY_SSL")
+    s3_virtual_bucket: bool = Field(False, validation_alias="S3_USER_VIRTUAL_BUCKET")
+    s3_anonymous: bool = Field(False, validation_alias="awsAnonymousCredential")
+
+    @property
+    def source(self) -> str | None:
+        """What to export if the command names nothing."""
+        named = self.storage_uri or self.model_id
+        if named is None and self.model_mount.is_dir():
+            return str(self.model_mount)
+        return named
+
+    @property
+    def s3_endpoint_url(self) -> str | None:
+        """URL of the S3 server; None: Amazon's. `S3_ENDPOINT` may come without a scheme."""
+        if self.aws_endpoint_url or not self.s3_endpoint or "://" in self.s3_endpoint:
+            return self.aws_endpoint_url or self.s3_endpoint
+        return f"{'https' if self.s3_use_https else 'http'}://{self.s3_endpoint}"
+
+
+def load_export_settings() -> ExportSettings:
+    """The environment of an export. Raises ConfigurationError that names the variable."""
+    try:
+        return ExportSettings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{detail['loc'][0]} is {detail['input']!r}: {detail['msg']}"
+            for detail in error.errors(include_url=False)
+        )
+        raise ConfigurationError(f"the environment is wrong: {wrong}") from None

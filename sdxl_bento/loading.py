@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdxl_bento.backends.base import Backend
+from sdxl_bento.backends.choose import Misfit, candidates, runtime
+from sdxl_bento.backends.compiled import CompiledBackend
 from sdxl_bento.backends.eager import EagerBackend
+from sdxl_bento.backends.parts import Part, PartOptions
+from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.diffusion.conditioning import Conditioner, PromptCache
 from sdxl_bento.diffusion.lora import LoraPool
 from sdxl_bento.diffusion.model import Model, Placement
@@ -20,6 +25,7 @@ from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import CACHE, BackendInfo, Manifest
 from sdxl_bento.results import ModelSummary
 from sdxl_bento.warmup import keep_profiles, warm_up
 
@@ -40,6 +46,7 @@ class Loaded:
     asked: str  # the tag in the settings, which may say `latest`; the model's own is exact
     facts: ModelFacts
     served: Served
+    info: BackendInfo | None  # the compiled backend; None: eager
     seconds: float
 
     def summary(self, *, default: bool) -> ModelSummary:
@@ -53,7 +60,7 @@ class Loaded:
             size_multiple=manifest.size_limits.multiple,
             has_refiner=model.refiner is not None,
             dtype=str(model.placement.dtype).removeprefix("torch."),
-            backend=self.served.backend.name,
+            backend=self.info.label if self.info is not None else self.served.backend.name,
             device=str(model.placement.device),
         )
 
@@ -129,9 +136,14 @@ def _load_one(
 ) -> Loaded:
     begin = time.perf_counter()
     version, folder = find(tag)
-    model = Model.load(name, version, folder, placement)
+    info, parts = load_parts(folder, settings, placement)
+    model = Model.load(name, version, folder, placement, parts)
+    unet_layers = SlotLayout(model.base.unet).columns if "base/unet" in parts else None
     adapters = LoraPool(
-        _lora_targets(model), budget_bytes=settings.lora_cache_mb * MIB, on_loaded=wake
+        _lora_targets(model),
+        budget_bytes=settings.lora_cache_mb * MIB,
+        on_loaded=wake,
+        layers={"unet": unet_layers} if unet_layers else None,
     )
     for lora in model.manifest.loras:
         adapters.register(lora.name, folder / lora.path, pinned=lora.name in settings.lora_pinned)
@@ -139,7 +151,7 @@ def _load_one(
         adapters.scan(settings.lora_dir)
     served = Served(
         model=model,
-        backend=EagerBackend(model, adapters, settings.vae_tile_pixels),
+        backend=_backend(model, adapters, info, parts, settings.vae_tile_pixels),
         adapters=adapters,
         conditioner=Conditioner(model, adapters, cache),
     )
@@ -150,11 +162,91 @@ def _load_one(
         "%s loaded in %.1f s: %s, %s on %s",
         version,
         seconds,
-        served.backend.name,
+        info.label if info is not None else served.backend.name,
         str(placement.dtype).removeprefix("torch."),
         placement.device,
     )
-    return Loaded(name, tag, facts, served, seconds)
+    return Loaded(name, tag, facts, served, info, seconds)
+
+
+def load_parts(
+    folder: Path, settings: Settings, placement: Placement
+) -> tuple[BackendInfo | None, dict[str, Part]]:
+    """The compiled backend that the settings ask for and that fits here, with its parts.
+
+    Says in the log which others do not fit, and why. None where the model is to run eagerly.
+
+    Raises:
+        ConfigurationError: there is none of that name; or none fits, and `allow_fallback` is off.
+    """
+    if settings.backend == "eager":
+        return None, {}
+    manifest = Manifest.load(folder)
+    misfits: list[Misfit] = []
+    for info in candidates(manifest, settings.backend, placement, settings.dtype):
+        if isinstance(info, Misfit):
+            misfits.append(info)
+            continue
+        try:
+            parts = _load_all(folder, manifest, info, settings, placement)
+        except (ConfigurationError, OSError, RuntimeError) as error:
+            misfits.append(Misfit(info.label, f"it cannot be loaded: {error}"))
+            continue
+        _log_misfits(manifest.name, misfits, info.label)
+        return info, parts
+    if misfits and not settings.allow_fallback:
+        reasons = "; ".join(map(str, misfits))
+        raise ConfigurationError(
+            f"no compiled part of {manifest.name} fits ({reasons}), and SDXL_ALLOW_FALLBACK is "
+            "off; export the model on this machine, or allow eager"
+        )
+    _log_misfits(manifest.name, misfits, "eager")
+    return None, {}
+
+
+def _load_all(
+    folder: Path, manifest: Manifest, info: BackendInfo, settings: Settings, placement: Placement
+) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    try:
+        for part, path in info.artifacts.items():
+            role, _, name = part.partition("/")
+            pipeline = manifest.refiner if role == "refiner" else manifest.base
+            assert pipeline is not None
+            component = "vae" if name == "vae_decoder" else "unet"
+            options = PartOptions(
+                info,
+                placement.device,
+                weights=folder / pipeline.path / component,
+                cache=folder / CACHE,
+                threads=settings.threads,
+            )
+            parts[part] = runtime(info.backend).load(folder / path, options)
+    except BaseException:
+        for loaded in parts.values():
+            loaded.unload()
+        raise
+    return parts
+
+
+def _log_misfits(name: str, misfits: Sequence[Misfit], chosen: str) -> None:
+    for each in misfits:
+        logger.warning("%s: %s is not used: %s; %s runs instead", name, each.label, each.reason,
+                       chosen)  # fmt: skip
+
+
+def _backend(
+    model: Model,
+    adapters: LoraPool,
+    info: BackendInfo | None,
+    parts: Mapping[str, Part],
+    tile_pixels: int,
+) -> Backend:
+    if info is None:
+        return EagerBackend(model, adapters, tile_pixels)
+    backend = CompiledBackend(model, adapters, info, parts, tile_pixels)
+    backend.warm_up()
+    return backend
 
 
 def _lora_targets(model: Model) -> dict[str, nn.Module]:

@@ -9,6 +9,7 @@ Folder of a model in the BentoML store::
     loras/<name>.safetensors
     compiled/<label>/   the compiled parts of one backend
     profiles/           what the service has measured of its costs, by device
+    cache/              what runtimes have derived from compiled parts on this machine
 
 All paths in a manifest are relative to that folder, with forward slashes. All sizes are bytes
 unless a name says otherwise, pictures are in pixels, times in seconds.
@@ -27,15 +28,15 @@ from sdxl_bento.errors import ConfigurationError
 SCHEMA_VERSION: Final = 1
 FILE_NAME = "manifest.json"
 PROFILES = "profiles"
+CACHE = "cache"
 
 WeightDtype = Literal["fp32", "fp16", "bf16"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Variant = Literal["base", "turbo", "lightning", "lcm"]
 BackendName = Literal["eager", "inductor", "onnx", "tensorrt", "openvino"]
 Quantization = Literal["int8-weights", "int8", "fp8"]
-# How rows get their adapters: each its own by hooks ("rows") or by graph inputs ("slots"), or one
-# mix for all rows by swapping weights ("fused").
-AdapterMode = Literal["rows", "slots", "fused"]
+# How rows get their own adapters: by hooks around the layers, or by inputs of the graph.
+AdapterMode = Literal["hooks", "slots"]
 
 
 def _inside(path: str) -> str:
@@ -167,7 +168,7 @@ class BackendInfo(_Part):
     vae_dtype: WeightDtype | None = None
     quantization: Quantization | None = None
     attention: str | None = None
-    adapters: AdapterMode = "rows"
+    adapters: AdapterMode = "hooks"
     sizes: tuple[Size, ...] = ()
     rows: tuple[int, ...] = ()
     artifacts: dict[str, RelativePath] = {}

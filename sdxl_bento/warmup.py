@@ -68,14 +68,15 @@ def _requests(loaded: Loaded) -> list[Request]:
 
 
 def _profile(loaded: Loaded, placement: Placement) -> Path:
-    """The profile's file: one for each device and precision."""
+    """The profile's file: one for each device, backend and precision."""
     name = placement.device.type
     if name == "cuda":
         import torch
 
         name = torch.cuda.get_device_name(placement.device).lower().replace(" ", "-")
     dtype = str(placement.dtype).removeprefix("torch.")
-    return loaded.served.model.folder / PROFILES / f"{name}-{dtype}.json"
+    backend = loaded.info.label if loaded.info is not None else "eager"
+    return loaded.served.model.folder / PROFILES / f"{name}-{backend}-{dtype}.json"
 
 
 def _read(engine: Engine, path: Path, model: str) -> None:

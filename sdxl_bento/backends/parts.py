@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_ROWS = 63  # of one forward: diffusers' upsampling takes another way from 64 on
+
+
 @dataclass(frozen=True)
 class PartOptions:
     """What a runtime needs to know to load a part.

@@ -10,7 +10,6 @@ S and r are dynamic: other adapters, other ranks and other scales never recompil
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +24,6 @@ from sdxl_bento.backends.base import Mix
 if TYPE_CHECKING:
     from sdxl_bento.diffusion.lora_files import LowRank
 
-# The layers that trainers of LoRA touch: attention, feed-forward, and the convolutions of blocks.
-_SLOTTED = re.compile(
-    r"(attn\d\.to_(q|k|v|out\.0)|proj_in|proj_out|ff\.net\.(0\.proj|2)"
-    r"|conv1|conv2|conv_shortcut|time_emb_proj|(down|up)samplers\.\d+\.conv)$"
-)
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 RANK_STEP = 8  # ranks are padded to a multiple, so that graphs see few different shapes
 
@@ -43,13 +37,13 @@ class SlotColumns:
 
 
 class SlotLayout:
-    """The columns of every layer that can take an adapter."""
+    """The columns of every layer that can take an adapter: linear ones and convolutions."""
 
     def __init__(self, unet: nn.Module) -> None:
         self.columns: dict[str, SlotColumns] = {}
         self.width_down = self.width_up = 0
         for name, module in unet.named_modules():
-            if not _SLOTTED.search(name) or not isinstance(module, nn.Linear | nn.Conv2d):
+            if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
             down, up = _widths(module)
             self.columns[name] = SlotColumns(
@@ -58,10 +52,6 @@ class SlotLayout:
             )
             self.width_down += down
             self.width_up += up
-
-    def missing(self, layers: Sequence[str]) -> list[str]:
-        """Those of the layers that have no slot."""
-        return [layer for layer in layers if layer not in self.columns]
 
 
 def _widths(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
@@ -227,7 +217,12 @@ def _conv(module: nn.Conv2d, x: torch.Tensor, down: torch.Tensor, up: torch.Tens
         return torch.bmm(up.mT, planes).view(rows, -1, height, width)
     shifts = torch.eye(taps, dtype=x.dtype, device=x.device).view(1, taps, *module.kernel_size)
     hidden = F.conv2d(
-        planes.view(rows * rank, taps, height, width), shifts, None, module.stride, module.padding
+        planes.view(rows * rank, taps, height, width),
+        shifts,
+        None,
+        module.stride,
+        module.padding,
+        module.dilation,
     )
     height, width = hidden.shape[2:]
     return torch.bmm(up.mT, hidden.view(rows, rank, -1)).view(rows, -1, height, width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from sdxl_bento.diffusion.lora_batches import Batches
 from sdxl_bento.diffusion.lora_files import (
     SUFFIX,
     Adapter,
+    LowRank,
     Modules,
     Stamp,
     fingerprint_of,
@@ -63,14 +64,17 @@ class LoraPool:
         *,
         budget_bytes: int,
         on_loaded: Callable[[], None],
+        layers: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """
         Args:
             targets: "unet", "text_encoder", "text_encoder_2" → the module; those that there are.
+            layers: target → the only layers that can take an adapter, where not all can.
             budget_bytes: of loaded adapters. Pinned ones and those in use may exceed it.
             on_loaded: called from the loader thread when one load has ended, well or badly.
         """
-        self._targets = {name: Modules(module) for name, module in targets.items()}
+        only = layers or {}
+        self._targets = {name: Modules(module, only.get(name)) for name, module in targets.items()}
         self._budget = budget_bytes
         self._on_loaded = on_loaded
         self._lock = RLock()
@@ -255,6 +259,27 @@ class LoraPool:
                 raise RequestFailed(f"not loaded: {', '.join(absent)}")
             adapters = {name: self._loaded[name].layers.get(target, {}) for name in names}
         return self._batches.composition(target, rows, adapters).active()
+
+    def factors(
+        self, target: str, names: Iterable[str]
+    ) -> tuple[dict[str, Mapping[str, LowRank]], dict[str, str]]:
+        """Of loaded adapters, by name: layer of the target -> factors; and the file's hash.
+
+        Raises:
+            RequestFailed: an adapter is not loaded; call `ready` and `use` first.
+        """
+        with self._lock:
+            loaded = {name: self._adapter(name) for name in names}
+        return (
+            {name: adapter.layers.get(target, {}) for name, adapter in loaded.items()},
+            {name: adapter.fingerprint for name, adapter in loaded.items()},
+        )
+
+    def _adapter(self, name: str) -> Adapter:
+        adapter = self._loaded.get(name)
+        if adapter is None:
+            raise RequestFailed(f"not loaded: {name}")
+        return adapter
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,8 +59,10 @@ class Adapter:
 class Modules:
     """The layers of one target, found by the names that LoRA files use for them."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, only: Collection[str] | None = None) -> None:
+        """`only`: the names of those that can take an adapter; None: all."""
         self.root = root
+        self.only = only
         self._by_name: dict[str, nn.Module] = dict(root.named_modules())
 
     def find(self, layer: str) -> tuple[str, nn.Module] | None:
@@ -134,7 +136,10 @@ def _fit_all(
                 misfits["the model has no such layer"] += pair.keys
                 continue
             module_name, module = found
+            only = targets[target].only
             reason = _misfit(pair, module)
+            if only is not None and module_name not in only:
+                reason = "the compiled model has no slot for the layer; SDXL_BACKEND=eager has"
             if reason:
                 misfits[reason] += pair.keys
             elif not misfits:

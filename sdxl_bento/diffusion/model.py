@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,25 @@ class Model:
         self.refiner = refiner
 
     @classmethod
-    def load(cls, name: str, tag: str, folder: Path, placement: Placement) -> Model:
-        """Read the model that `export` wrote to `folder`, onto its device."""
+    def load(
+        cls,
+        name: str,
+        tag: str,
+        folder: Path,
+        placement: Placement,
+        compiled: Collection[str] = (),
+    ) -> Model:
+        """Read the model that `export` wrote to `folder`, onto its device.
+
+        Of UNets among the `compiled` parts ("base/unet") only the layers' shapes are kept.
+        """
         manifest = Manifest.load(folder)
-        base = _load_pipeline(folder, manifest.base, placement)
+        base = _load_pipeline(folder, manifest.base, placement, "base/unet" in compiled)
         refiner = None
         if manifest.refiner is not None:
-            refiner = _load_pipeline(folder, manifest.refiner, placement)
+            refiner = _load_pipeline(
+                folder, manifest.refiner, placement, "refiner/unet" in compiled
+            )
         return cls(name, tag, folder, manifest, placement, base, refiner)
 
     def pipeline(self, stage: Stage) -> Pipeline:
@@ -138,7 +150,9 @@ def _statistics(
     return first.view(1, -1, 1, 1), second.view(1, -1, 1, 1)
 
 
-def _load_pipeline(folder: Path, info: PipelineInfo, placement: Placement) -> Pipeline:
+def _load_pipeline(
+    folder: Path, info: PipelineInfo, placement: Placement, no_unet: bool = False
+) -> Pipeline:
     import diffusers
     import transformers
 
@@ -153,6 +167,9 @@ def _load_pipeline(folder: Path, info: PipelineInfo, placement: Placement) -> Pi
             parts[name] = json.loads((root / name / "scheduler_config.json").read_text())
         elif name.startswith("tokenizer"):
             parts[name] = cls.from_pretrained(root / name)
+        elif name == "unet" and no_unet:
+            with torch.device("meta"):
+                parts[name] = cls.from_config(cls.load_config(root / name)).to(placement.dtype)
         else:
             dtype = _vae_dtype(root, placement) if name == "vae" else placement.dtype
             key = "torch_dtype" if component.library == "diffusers" else "dtype"
@@ -186,7 +203,10 @@ def _vae_dtype(root: Path, placement: Placement) -> torch.dtype:
 def _place(pipeline: Pipeline, placement: Placement) -> None:
     """Move the parts to the device, or hand them to accelerate's hooks, which move them."""
     if placement.mode not in _OFFLOAD:
-        for part in (pipeline.unet, pipeline.vae, *pipeline.text_encoders):
+        parts = [pipeline.vae, *pipeline.text_encoders]
+        if pipeline.unet.device.type != "meta":
+            parts.append(pipeline.unet)
+        for part in parts:
             part.to(placement.device)
         return
     from diffusers import StableDiffusionXLImg2ImgPipeline
