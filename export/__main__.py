@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from json import dumps as dump_json
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -14,8 +17,20 @@ from rich.markup import escape
 
 from export.errors import ExportError
 from export.job import Options, Result, run
+from export.pictures import PROMPTS
 from export.progress import Progress
+from export.targets import parse_targets
+from export.verify_command import verify_model
 from export.weights import as_dtype
+from sdxl_bento.errors import ConfigurationError
+
+
+class Quantize(StrEnum):
+    """Low-bit forms of a UNet's large matrices."""
+
+    int8_weights = "int8-weights"
+    int8 = "int8"
+    fp8 = "fp8"
 
 
 class Dtype(StrEnum):
@@ -45,6 +60,29 @@ def export(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compile for: inductor, onnx, tensorrt, openvino, or auto, the one that suits "
+            "this machine. Several with commas. Weights that run eagerly are always written."
+        ),
+    ] = None,
+    compute_dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="What compiled parts compute in; fp16 on CUDA, else what the CPU has."),
+    ] = None,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Low-bit weights for the compiled UNets.")
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Sizes with shapes of their own, as 1024x1024,896x1152.")
+    ] = "",
+    rows: Annotated[
+        str, typer.Option(help="Numbers of UNet rows with shapes of their own, as 1,2,4,8.")
+    ] = "",
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Pictures that each target draws to be verified; 0: none.")
+    ] = len(PROMPTS),
     force: Annotated[
         bool, typer.Option("--force", help="Export even if the store has the same model.")
     ] = False,
@@ -58,6 +96,14 @@ def export(
     the store as it was.
     """
     progress = Progress()
+    with _refusals(progress):
+        targets = parse_targets(
+            ",".join(target or ()),
+            dtype=as_dtype(compute_dtype.value) if compute_dtype else None,
+            quantization=quantize.value if quantize else None,
+            sizes=sizes,
+            rows=rows,
+        )
     options = Options(
         source=source,
         refiner=refiner,
@@ -66,16 +112,44 @@ def export(
         dtype=as_dtype(dtype.value) if dtype else None,
         revision=revision,
         force=force,
+        targets=targets,
+        pictures=pictures,
     )
-    try:
+    with _refusals(progress):
         result = run(options, progress)
-    except ExportError as error:
-        progress.console.print(f"[red]Not exported.[/] {escape(str(error))}", soft_wrap=True)
+    _report(result, progress, brief)
+
+
+def verify(
+    tag: Annotated[str, typer.Argument(help="Tag of a model in the store.")],
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Pictures that each backend draws; 0: none.")
+    ] = len(PROMPTS),
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compare every compiled backend of a stored model with the original, on this machine.
+
+    Ends with 1 if one is further from it than its dtype allows.
+    """
+    progress = Progress()
+    with _refusals(progress, "Not verified."):
+        backends = verify_model(tag, pictures, progress)
+    if json:
+        found = [info.model_dump(mode="json") for info in backends]
+        sys.stdout.write(dump_json(found, indent=2) + "\n")
+
+
+@contextmanager
+def _refusals(progress: Progress, what: str = "Not exported.") -> Iterator[None]:
+    """Say what is wrong, and end with the status that scripts look at."""
+    try:
+        yield
+    except (ExportError, ConfigurationError) as error:
+        progress.console.print(f"[red]{what}[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         progress.say("Interrupted; the store is as it was.")
         raise typer.Exit(130) from None
-    _report(result, progress, brief)
 
 
 def _report(result: Result, progress: Progress, brief: bool) -> None:
@@ -96,9 +170,13 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point: `verify TAG`, or a source to export."""
     signal.signal(signal.SIGTERM, _terminate)
-    typer.run(export)
+    if sys.argv[1:2] == ["verify"]:
+        del sys.argv[1]
+        typer.run(verify)
+    else:
+        typer.run(export)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,24 @@ def content_bytes(folder: Path) -> int:
     )
 
 
-def find(name: str, sha256: str, dtype: str) -> str | None:
+def find(
+    name: str, sha256: str, dtype: str, fits: Callable[[Manifest], bool] = lambda _: True
+) -> str | None:
     """The tag of a whole model with this name and content, the newest first; None if there is none.
 
-    It must also come from this version of the exporter, which may write more than an older one.
-
     It becomes the `latest` one, so that the name alone leads to what was asked for.
+    """
+    for folder in same_content(name, sha256, dtype):
+        if fits(Manifest.load(folder)):
+            _set_latest(folder)
+            return f"{name}:{folder.name}"
+    return None
+
+
+def same_content(name: str, sha256: str, dtype: str) -> Iterator[Path]:
+    """Folders of whole models with this name and content, the newest first.
+
+    They must also come from this version of the exporter, which may write more than an older one.
     """
     folders = [path for path in (store() / name).glob("*") if (path / "model.yaml").is_file()]
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -69,9 +81,7 @@ def find(name: str, sha256: str, dtype: str) -> str | None:
         same = (manifest.source.sha256, manifest.dtype) == (sha256, dtype)
         same = same and manifest.versions.sdxl_bento == __version__
         if same and manifest.bytes == content_bytes(folder):
-            _set_latest(folder)
-            return f"{name}:{folder.name}"
-    return None
+            yield folder
 
 
 @contextmanager

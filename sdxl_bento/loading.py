@@ -83,8 +83,17 @@ def load(
     cache = PromptCache(settings.prompt_cache_mb * MIB)
     models: dict[str, Loaded] = {}
     for tag, name in zip(settings.model_tags, _names(settings.model_tags), strict=True):
-        models[name] = _load_one(name, tag, settings, placement, cache, wake)
-    engine = Engine(
+        version, folder = find(tag)
+        models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
+    engine = engine_of(models, settings)
+    seconds = warm_up(engine, models, placement)
+    logger.info("warmed up in %.1f s", seconds)
+    return engine, models, partial(keep_profiles, engine, models, placement)
+
+
+def engine_of(models: Mapping[str, Loaded], settings: Settings) -> Engine:
+    """An engine that runs these models."""
+    return Engine(
         Runner({name: loaded.served for name, loaded in models.items()}),
         Limits(
             max_rows=settings.max_batch_rows,
@@ -97,9 +106,6 @@ def load(
             max_pixels=int(settings.max_queue_megapixels * 1e6),
         ),
     )
-    seconds = warm_up(engine, models, placement)
-    logger.info("warmed up in %.1f s", seconds)
-    return engine, models, partial(keep_profiles, engine, models, placement)
 
 
 def find(tag: str) -> tuple[str, Path]:
@@ -126,16 +132,31 @@ def folder_of(tag: str) -> Path:
     return find(tag)[1]
 
 
-def _load_one(
+def load_folder(
     name: str,
-    tag: str,
+    tags: tuple[str, str],
+    folder: Path,
     settings: Settings,
     placement: Placement,
     cache: PromptCache,
     wake: Callable[[], None],
 ) -> Loaded:
+    """Load the model that `export` wrote to `folder`.
+
+    Args:
+        name: what requests call it.
+        tags: as the settings have it, and the exact one.
+        folder: of the model.
+        settings: of the service.
+        placement: where it is to run.
+        cache: of encoded prompts, shared by all models.
+        wake: called from another thread when an adapter has been loaded.
+
+    Raises:
+        ConfigurationError: it cannot be read, or no backend that is allowed fits.
+    """
     begin = time.perf_counter()
-    version, folder = find(tag)
+    tag, version = tags
     info, parts = load_parts(folder, settings, placement)
     model = Model.load(name, version, folder, placement, parts)
     unet_layers = SlotLayout(model.base.unet).columns if "base/unet" in parts else None

@@ -158,7 +158,8 @@ class BackendInfo(_Part):
     the compiled parts compute in (None: the service chooses), `vae_dtype` the decoder's. Empty
     `sizes` or `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
     `artifacts` are compiled files by part (the table is in `export/graphs.py`). `versions` are
-    those a compiled file is bound to. `accuracy` is what a checker read off its pictures, 0 to 1.
+    those a compiled file is bound to. `step_ms` is the time of one forward of the base UNet where
+    it was exported, two rows at the native size. `accuracy` is what a checker read off its pictures, 0 to 1.
     """
 
     backend: BackendName
@@ -174,6 +175,7 @@ class BackendInfo(_Part):
     artifacts: dict[str, RelativePath] = {}
     bytes: int = Field(0, ge=0)
     compile_seconds: float = Field(0.0, ge=0)
+    step_ms: float | None = None
     parity: tuple[ParityFigure, ...] = ()
     images: tuple[ImageFigure, ...] = ()
     accuracy: dict[str, float] = {}
