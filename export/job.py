@@ -10,11 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export import bento, sources, verify, weights, writer
+from export.compiling import add_backends, same_build
 from export.errors import ExportError
 from export.inspection import Pipeline, read_pipeline, slug
+from export.pictures import PROMPTS
 from export.preview import fit_latent_rgb
 from export.progress import Progress
 from export.sources import Source
+from export.targets import TargetRequest
 from sdxl_bento import __version__
 from sdxl_bento.manifest import (
     BackendInfo,
@@ -32,7 +35,10 @@ LEAST_SIDE = 64  # pixels; smaller pictures are refused by the API too
 
 @dataclass(frozen=True)
 class Options:
-    """What to export. `dtype` None keeps that of the source; `name` None is made from it."""
+    """What to export. `dtype` None keeps that of the source; `name` None is made from it.
+
+    `targets` are compiled beside the eager model; `pictures` are drawn to verify each, 0 for none.
+    """
 
     source: str
     refiner: str | None = None
@@ -41,6 +47,8 @@ class Options:
     dtype: WeightDtype | None = None
     revision: str | None = None
     force: bool = False
+    targets: tuple[TargetRequest, ...] = ()
+    pictures: int = len(PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -80,13 +88,25 @@ def run(options: Options, progress: Progress | None = None) -> Result:
     """
     started = time.perf_counter()
     progress = progress or Progress()
+    wanted = [request.info() for request in options.targets]
     plan = _plan(options, progress)
-    if not options.force and (tag := bento.find(plan.name, plan.sha256, plan.dtype)):
+
+    def has_targets(manifest: Manifest) -> bool:
+        return all(any(same_build(i, w) for i in manifest.backends) for w in wanted)
+
+    content = plan.name, plan.sha256, plan.dtype
+    if not options.force and (tag := bento.find(*content, has_targets)):
         return Result(tag, created=False)
     with bento.staging() as scratch:
         folder = scratch / "model"
         folder.mkdir()
         manifest = _stage(plan, options.dtype, folder, progress, started)
+        if options.targets:
+            earlier = () if options.force else bento.same_content(*content)
+            manifest = add_backends(
+                manifest, folder, options.targets, earlier, options.pictures, progress
+            )
+            manifest = _measured(manifest, folder, started)
         with progress.stage("Move it into the model store"):
             manifest.save(folder)
             tag = bento.commit(folder, plan.name, {"family": manifest.family}, _metadata(manifest))
@@ -198,6 +218,13 @@ def _stage(
         bytes=bento.content_bytes(folder),
         export_seconds=round(time.perf_counter() - started, 2),
     )
+
+
+def _measured(manifest: Manifest, folder: Path, started: float) -> Manifest:
+    """With its size and time as they are now."""
+    seconds = round(time.perf_counter() - started, 2)
+    size = bento.content_bytes(folder)
+    return manifest.model_copy(update={"bytes": size, "export_seconds": seconds})
 
 
 def _versions() -> Versions:
