@@ -18,11 +18,22 @@ from rich.markup import escape
 from export.errors import ExportError
 from export.job import Options, Result, run
 from export.pictures import PROMPTS
-from export.progress import Progress
+from export.progress import Durations, Progress
 from export.targets import parse_targets
+from export.variants import as_variant
 from export.verify_command import verify_model
 from export.weights import as_dtype
+from sdxl_bento.config import load_export_settings
 from sdxl_bento.errors import ConfigurationError
+
+
+class VariantName(StrEnum):
+    """Relatives of SDXL that want other defaults."""
+
+    base = "base"
+    turbo = "turbo"
+    lightning = "lightning"
+    lcm = "lcm"
 
 
 class Quantize(StrEnum):
@@ -43,11 +54,15 @@ class Dtype(StrEnum):
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="'embedded', a folder in diffusers' layout, or a hub id.")
-    ],
-    refiner: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a refiner to go with it.")
-    ] = None,
+        str,
+        typer.Argument(
+            help="'embedded'; a folder in diffusers' layout or a checkpoint file; a hub id; "
+            "hf://, https://, s3://, gs://, pvc:// or file://. If not given: STORAGE_URI, "
+            "MODEL_ID, or /mnt/models.",
+            show_default=False,
+        ),
+    ] = "",
+    refiner: Annotated[str | None, typer.Option(help="Source of a refiner to go with it.")] = None,
     lora: Annotated[
         list[Path] | None, typer.Option(help="A LoRA's .safetensors file; may be given again.")
     ] = None,
@@ -59,6 +74,14 @@ def export(
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id with the configs of a checkpoint in one file."),
+    ] = None,
+    variant: Annotated[
+        VariantName | None,
+        typer.Option(help="Kind of model, where its scheduler's config does not say it."),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -95,7 +118,7 @@ def export(
     Stages go to stderr, the model's tag alone to stdout. A failed or interrupted export leaves
     the store as it was.
     """
-    progress = Progress()
+    progress = _progress()
     with _refusals(progress):
         targets = parse_targets(
             ",".join(target or ()),
@@ -111,6 +134,8 @@ def export(
         name=name,
         dtype=as_dtype(dtype.value) if dtype else None,
         revision=revision,
+        config=config,
+        variant=as_variant(variant.value) if variant else None,
         force=force,
         targets=targets,
         pictures=pictures,
@@ -131,12 +156,16 @@ def verify(
 
     Ends with 1 if one is further from it than its dtype allows.
     """
-    progress = Progress()
+    progress = _progress()
     with _refusals(progress, "Not verified."):
         backends = verify_model(tag, pictures, progress)
     if json:
         found = [info.model_dump(mode="json") for info in backends]
         sys.stdout.write(dump_json(found, indent=2) + "\n")
+
+
+def _progress() -> Progress:
+    return Progress(durations=Durations(load_export_settings().cache / "durations.json"))
 
 
 @contextmanager
