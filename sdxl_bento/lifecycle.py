@@ -33,8 +33,12 @@ async def announce(generator: Generator, url: str | None) -> None:
 
 async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1.0) -> None:
     """Keep the gauges up to date until cancelled; over many processes, none can be a function."""
+    started = False
     while True:
         metrics.load(generator.stats())
+        if not started and generator.state == "ready":
+            metrics.started(generator.models())
+            started = True
         await asyncio.sleep(every_s)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,8 @@ class Loaded:
     facts: ModelFacts
     served: Served
     info: BackendInfo | None  # the compiled backend; None: eager
-    seconds: float
+    load_seconds: float
+    warm_up_seconds: float = 0.0
 
     def summary(self, *, default: bool) -> ModelSummary:
         model, manifest = self.served.model, self.facts.manifest
@@ -62,6 +63,8 @@ class Loaded:
             dtype=str(model.placement.dtype).removeprefix("torch."),
             backend=self.info.label if self.info is not None else self.served.backend.name,
             device=str(model.placement.device),
+            load_seconds=round(self.load_seconds, 3),
+            warm_up_seconds=round(self.warm_up_seconds, 3),
         )
 
 
@@ -86,8 +89,9 @@ def load(
         version, folder = find(tag)
         models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
     engine = engine_of(models, settings)
-    seconds = warm_up(engine, models, placement)
-    logger.info("warmed up in %.1f s", seconds)
+    for name, seconds in warm_up(engine, models, placement).items():
+        models[name] = replace(models[name], warm_up_seconds=seconds)
+        logger.info("%s warmed up in %.1f s", name, seconds)
     return engine, models, partial(keep_profiles, engine, models, placement)
 
 
@@ -265,9 +269,7 @@ def _backend(
 ) -> Backend:
     if info is None:
         return EagerBackend(model, adapters, tile_pixels)
-    backend = CompiledBackend(model, adapters, info, parts, tile_pixels)
-    backend.warm_up()
-    return backend
+    return CompiledBackend(model, adapters, info, parts, tile_pixels)
 
 
 def _lora_targets(model: Model) -> dict[str, nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sdxl_bento import errors
 
 if TYPE_CHECKING:
-    from sdxl_bento.generation import Timings
+    from sdxl_bento.generation import ModelSummary, Timings
 
 _OUTCOMES: Mapping[type[BaseException], str] = {
     errors.InvalidInput: "invalid",
@@ -55,6 +55,13 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
+        self._start = Gauge(
+            "sdxl_model_start_seconds",
+            "Time to load a model and to warm it up, the longest of the workers.",
+            ["model", "phase"],
+            multiprocess_mode="livemax",
+        )
+
     @contextmanager
     def request(self, protocol: str) -> Iterator[None]:
         """Count and time the call that runs inside; an exception decides its outcome."""
@@ -75,6 +82,12 @@ class Metrics:
         for state in ("running", "waiting"):
             count = stats.get(state)
             self._pictures.labels(state).set(count if isinstance(count, int) else 0)
+
+    def started(self, models: Iterable[ModelSummary]) -> None:
+        """Note what the start of each model took; there are as many as the settings name."""
+        for model in models:
+            self._start.labels(model.name, "load").set(model.load_seconds)
+            self._start.labels(model.name, "warm_up").set(model.warm_up_seconds)
 
     def generated(self, protocol: str, images: int, timings: Timings) -> None:
         """Count the pictures of one call and the time that each stage took."""

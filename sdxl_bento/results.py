@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What a client may know of a loaded model. Sizes in pixels."""
+    """What a client may know of a loaded model. Sizes in pixels, times in seconds."""
 
     name: str
     tag: str
@@ -69,6 +69,8 @@ class ModelSummary:
     dtype: str
     backend: str
     device: str
+    load_seconds: float
+    warm_up_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

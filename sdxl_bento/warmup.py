@@ -25,14 +25,18 @@ logger = logging.getLogger("bentoml.sdxl_bento.warmup")
 STEPS = 2  # the first forward of a kind pays for what the second no longer does
 
 
-def warm_up(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> float:
-    """Draw one small picture with each model, by each of its UNets; the seconds it took.
+def warm_up(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> dict[str, float]:
+    """Run every compiled shape and draw pictures with each model, by each of its UNets.
+
+    Returns the seconds that each model took.
 
     Raises:
         SDXLError: a model cannot draw even that.
     """
-    begin = time.perf_counter()
+    took = {}
     for loaded in models.values():
+        begin = time.perf_counter()
+        loaded.served.backend.warm_up()
         profile = _profile(loaded, placement)
         _read(engine, profile, loaded.name)
         for request in _requests(loaded):
@@ -42,7 +46,8 @@ def warm_up(engine: Engine, models: Mapping[str, Loaded], placement: Placement) 
             if request.error is not None:
                 raise request.error
         _write(engine, profile, loaded.name)
-    return time.perf_counter() - begin
+        took[loaded.name] = time.perf_counter() - begin
+    return took
 
 
 def keep_profiles(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> None:

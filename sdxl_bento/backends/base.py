@@ -57,6 +57,14 @@ class Backend(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Run whatever has a shape of its own once, before the first request.
+
+        Raises:
+            SDXLError, RuntimeError: it does not run on this machine.
+        """
+        ...
+
     def unload(self) -> None:
         """Give the device's memory back. The backend cannot be used any more."""
         ...

@@ -52,5 +52,8 @@ class EagerBackend:
         )[0]
         return pixels.float()
 
+    def warm_up(self) -> None:
+        """Nothing has a shape of its own here."""
+
     def unload(self) -> None:
         self._model.unload()

@@ -146,7 +146,9 @@ class FakeGenerator:
             raise RequestNotFound(request_id) from None
 
     def models(self) -> list[ModelSummary]:
-        return [ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu")]
+        return [
+            ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu", 0.5, 0.1)
+        ]
 
     def loras(self) -> list[LoraSummary]:
         return [LoraSummary("striped", ("fake",), 1000, False, False)]
