@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export import weights
+from export import variants, weights
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.geometry import Geometry, check_geometry
 from export.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library, Role
-from sdxl_bento.manifest import WeightDtype
+from sdxl_bento.manifest import Variant, WeightDtype
 
 Json = dict[str, Any]
+FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class Pipeline:
     def dtype(self) -> WeightDtype:
         """Dtype of the UNet's weights, which stands for the pipeline's."""
         return self.components["unet"].dtype or "fp32"
+
+    @property
+    def variant(self) -> Variant:
+        """What its scheduler's config says of it."""
+        return variants.recognise(self.components["scheduler"].config)
+
+    @property
+    def has_family_vae(self) -> bool:
+        """Whether its VAE has the shape of SDXL's, and so SDXL's latent space."""
+        return self.components["vae"].config.get("block_out_channels") == FAMILY_VAE
 
     def files(self) -> dict[str, Path]:
         """Every file that is taken, by its path below the pipeline's folder."""

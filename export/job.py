@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from export import bento, sources, verify, weights, writer
 from export.compiling import add_backends, same_build
+from export.downloads import Workspace
 from export.errors import ExportError
 from export.inspection import Pipeline, read_pipeline, slug
 from export.pictures import PROMPTS
@@ -18,6 +20,7 @@ from export.preview import fit_latent_rgb
 from export.progress import Progress
 from export.sources import Source
 from export.targets import TargetRequest
+from export.transfer import show_transfer
 from sdxl_bento import __version__
 from sdxl_bento.manifest import (
     BackendInfo,
@@ -26,6 +29,7 @@ from sdxl_bento.manifest import (
     PipelineInfo,
     SizeLimits,
     SourceInfo,
+    Variant,
     Versions,
     WeightDtype,
 )
@@ -35,7 +39,8 @@ LEAST_SIDE = 64  # pixels; smaller pictures are refused by the API too
 
 @dataclass(frozen=True)
 class Options:
-    """What to export. `dtype` None keeps that of the source; `name` None is made from it.
+    """What to export. `dtype` None keeps that of the source; `name` None is made from it. An
+    empty `source` takes the environment's. `config` and `variant` are those of `sources.Wanted`.
 
     `targets` are compiled beside the eager model; `pictures` are drawn to verify each, 0 for none.
     """
@@ -46,6 +51,8 @@ class Options:
     name: str | None = None
     dtype: WeightDtype | None = None
     revision: str | None = None
+    config: str | None = None
+    variant: Variant | None = None
     force: bool = False
     targets: tuple[TargetRequest, ...] = ()
     pictures: int = len(PROMPTS)
@@ -68,6 +75,7 @@ class _Plan:
     loras: dict[str, Path]
     sha256: str
     dtype: WeightDtype
+    variant: Variant
 
     @property
     def pipelines(self) -> list[Pipeline]:
@@ -86,10 +94,17 @@ def run(options: Options, progress: Progress | None = None) -> Result:
 
     Raises `ExportError`; whatever is raised, the store is as it was.
     """
-    started = time.perf_counter()
     progress = progress or Progress()
+    options = replace(options, source=sources.named(options.source))
+    transfer = partial(show_transfer, progress.console)
+    with bento.staging() as scratch, Workspace(scratch, sources.settings(), transfer) as workspace:
+        return _run(options, progress, workspace)
+
+
+def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
+    started = time.perf_counter()
     wanted = [request.info() for request in options.targets]
-    plan = _plan(options, progress)
+    plan = _plan(options, progress, workspace)
 
     def has_targets(manifest: Manifest) -> bool:
         return all(any(same_build(i, w) for i in manifest.backends) for w in wanted)
@@ -113,11 +128,11 @@ def run(options: Options, progress: Progress | None = None) -> Result:
     return Result(tag, created=True)
 
 
-def _plan(options: Options, progress: Progress) -> _Plan:
-    """Find and check everything; nothing is written yet."""
-    with progress.stage(f"Read and check {options.source}"):
-        source, refiner, loras = _sources(options)
-        name = options.name or _default_name(options.source, source)
+def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
+    """Find and check everything; nothing of the model is written yet."""
+    with progress.stage(f"Read and check {sources.shown(options.source)}"):
+        source, refiner, loras = _sources(options, workspace)
+        name = options.name or slug(source.name)
         bento.check_name(name)
         base = read_pipeline(source.folder, "base", options.dtype)
         second = read_pipeline(refiner.folder, "refiner", options.dtype) if refiner else None
@@ -130,9 +145,11 @@ def _plan(options: Options, progress: Progress) -> _Plan:
             loras=writer.check_loras(loras),
             sha256="",
             dtype=options.dtype or base.dtype,
+            variant=options.variant or base.variant,
         )
         digests = {path: weights.digest(file) for path, file in plan.files().items()}
         digests |= {f"{part.role}/#": _choices(part, options.dtype) for part in plan.pipelines}
+        digests["variant/#"] = plan.variant
         return _Plan(**{**plan.__dict__, "sha256": weights.combined_digest(digests)})
 
 
@@ -147,21 +164,19 @@ def _choices(pipeline: Pipeline, dtype: WeightDtype | None) -> str:
     return f"{sorted(pipeline.flags.items())} {changed}"
 
 
-def _sources(options: Options) -> tuple[Source, Source | None, list[Path]]:
+def _sources(options: Options, workspace: Workspace) -> tuple[Source, Source | None, list[Path]]:
     if options.source == sources.EMBEDDED:
         base, refiner, loras = sources.embedded()
         return base, refiner, [*loras, *options.loras]
-    base = sources.resolve(options.source, options.revision, options.dtype)
-    refiner_source = (
-        sources.resolve(options.refiner, dtype=options.dtype) if options.refiner else None
+    wanted = sources.Wanted(
+        "base", options.revision, options.dtype, options.config, options.variant
     )
+    base = sources.resolve(options.source, workspace, wanted)
+    refiner_source = None
+    if options.refiner:
+        wanted = sources.Wanted("refiner", dtype=options.dtype)
+        refiner_source = sources.resolve(options.refiner, workspace, wanted)
     return base, refiner_source, list(options.loras)
-
-
-def _default_name(text: str, source: Source) -> str:
-    if source.kind == "embedded":
-        return "sdxl-embedded"
-    return slug(source.location.rpartition("/")[2] or text)
 
 
 def _check_pair(base: Pipeline, refiner: Pipeline | None) -> None:
@@ -194,12 +209,13 @@ def _stage(
                 pipeline, folder / pipeline.role, written.converted, folder.parent
             )
     latent_rgb = None
-    if plan.source.kind == "embedded":  # its VAE is its own; others have the family's
+    if not plan.base.has_family_vae:
         latent_rgb = fit_latent_rgb(folder / "base" / "vae", infos["base"].width)
     loras = writer.write_loras(plan.loras, folder)
     weights.share_equal(folder)
     return Manifest(
         name=plan.name,
+        variant=plan.variant,
         source=SourceInfo(
             kind=plan.source.kind,
             location=plan.source.location,

@@ -22,6 +22,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+VOCABULARY = ("vocab.json", "merges.txt")
+
 # Schedulers whose noise schedule is SDXL's (betas and a prediction type). Which sampler runs is
 # the request's choice; the config only carries that schedule.
 SCHEDULERS = (

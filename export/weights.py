@@ -23,6 +23,8 @@ from sdxl_bento.manifest import WeightDtype
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 VARIANTS: Mapping[WeightDtype, str] = {"fp16": "fp16", "bf16": "bf16"}
 _DTYPES: Mapping[str, WeightDtype] = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
+MAGIC_BYTES = 9
+MOST_HEADER_BYTES = 100_000_000  # as the safetensors library allows
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
@@ -72,6 +74,22 @@ def shards(index: Path) -> tuple[dict[str, object], list[str]]:
         if not name.endswith(".safetensors"):
             raise UnsafeSourceError(index, f"a shard {name!r}", "safetensors shards")
     return content, names
+
+
+def check_start(first: bytes, where: object, note: str = "") -> None:
+    """Raise unless `first` (`MAGIC_BYTES` or more) can begin a safetensors file.
+
+    Such a file begins with the length of its header, eight bytes, and the header's brace.
+    `note` is added to what was found.
+    """
+    length = int.from_bytes(first[:8], "little")
+    if len(first) >= MAGIC_BYTES and length <= MOST_HEADER_BYTES and first[8:9] == b"{":
+        return
+    if first[:2] == b"PK" or first[:1] == b"\x80":
+        raise UnsafeSourceError(
+            where, f"a pickle or zip file{note}, which can run code when loaded", "safetensors"
+        )
+    raise SourceError(where, f"no safetensors file{note}", "the whole of a .safetensors file")
 
 
 def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:

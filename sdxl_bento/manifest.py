@@ -57,11 +57,12 @@ class _Part(BaseModel):
 class SourceInfo(_Part):
     """Where the weights came from.
 
-    `location` is a hub id, or the name (not the path) of a folder. `sha256` covers every file that
-    was taken, by path and content, so it changes when anything that matters does.
+    `location` is a hub id, the name (not the path) of a folder or file, or a URL without password
+    and query. `revision` is a commit, or the version that a server gives of a file. `sha256` covers
+    every file that was taken, by path and content, so it changes when anything that matters does.
     """
 
-    kind: Literal["embedded", "folder", "hub"]
+    kind: Literal["embedded", "folder", "file", "hub", "url", "object", "mounted"]
     location: str
     revision: str | None = None
     sha256: Sha256

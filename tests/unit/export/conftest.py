@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from export.downloads import Workspace
 from export.embedded import WEIGHTS
+from sdxl_bento.config import ExportSettings
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -60,3 +62,22 @@ def base(tmp_path: Path) -> Copy:
 @pytest.fixture
 def refiner(tmp_path: Path) -> Copy:
     return _copy(tmp_path, "refiner")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ExportSettings:
+    """The environment's settings of an export, with every folder below `tmp_path`."""
+    return ExportSettings().model_copy(
+        update={
+            "cache": tmp_path / "cache",
+            "model_mount": tmp_path / "mnt-models",
+            "pvc_mount": tmp_path / "mnt-pvc",
+        }
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, settings: ExportSettings) -> Iterator[Workspace]:
+    (tmp_path / "scratch").mkdir()
+    with Workspace(tmp_path / "scratch", settings) as made:
+        yield made

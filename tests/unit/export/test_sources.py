@@ -1,58 +1,73 @@
-"""What a source's name leads to; the hub through a stub of its HTTP interface."""
+"""What a source's name leads to, of those that need no server."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from export import sources
+from export.downloads import Workspace
 from export.embedded import WEIGHTS
 from export.errors import SourceError, UnsafeSourceError
 from export.inspection import read_pipeline
+from sdxl_bento.config import ExportSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_embedded() -> None:
     base, refiner, loras = sources.embedded()
-    assert (base.kind, base.location) == ("embedded", "embedded")
+    assert (base.kind, base.location, base.name) == ("embedded", "embedded", "sdxl-embedded")
     assert (refiner.folder.root / "unet").is_dir()
     assert {path.stem for path in loras} >= {"striped", "outlined"}
 
 
-def test_folder_records_its_name_only() -> None:
-    source = sources.resolve(str(WEIGHTS / "base"))
+@pytest.mark.parametrize("text", [str(WEIGHTS / "base"), (WEIGHTS / "base").as_uri()])
+def test_folder_records_its_name_only(workspace: Workspace, text: str) -> None:
+    source = sources.resolve(text, workspace)
     assert (source.kind, source.location, source.revision) == ("folder", "base", None)
+    assert source.name == "base"
 
 
-@pytest.mark.parametrize("text", ["/no/such/folder", "no-such-name", "a/b/c", "https://x.y/z"])
-def test_names_nothing(text: str) -> None:
-    with pytest.raises(SourceError, match="neither a folder nor a hub id"):
-        sources.resolve(text)
+@pytest.mark.parametrize("text", ["/no/such/folder", "no-such-name", "a/b/c", "file:///no/such"])
+def test_names_nothing(workspace: Workspace, text: str) -> None:
+    with pytest.raises(SourceError, match="neither a folder, a file nor a hub id"):
+        sources.resolve(text, workspace)
 
 
-def test_pickled_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "model.ckpt").write_bytes(b"")
+def test_unknown_scheme(workspace: Workspace) -> None:
+    with pytest.raises(SourceError, match=r"ftp://x/y(?s:.)*s3://") as error:
+        sources.resolve("ftp://me:secret@x/y?token=secret", workspace)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.PT", "model.bin", "model.pickle"])
+def test_pickled_checkpoint(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
     with pytest.raises(UnsafeSourceError, match="pickled checkpoint"):
-        sources.resolve(str(tmp_path / "model.ckpt"))
+        sources.resolve(str(tmp_path / name), workspace)
 
 
-def test_single_file(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(SourceError, match="a single file"):
-        sources.resolve(str(tmp_path / "model.safetensors"))
+@pytest.mark.parametrize(
+    "text",
+    ["https://x.y/model.ckpt", "s3://bucket/model.zip", "hf://a/b/model.pt", "a/b/model.bin"],
+)
+def test_refused_by_its_name_before_anything_is_asked(workspace: Workspace, text: str) -> None:
+    with pytest.raises(SourceError, match=r"pickled checkpoint|an archive"):
+        sources.resolve(text, workspace)
 
 
-def test_folder_of_the_hub_cache_may_link_to_its_blobs(base: Any, tmp_path: Path) -> None:
+def test_a_file_of_another_kind(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"a \.txt file"):
+        sources.resolve(str(tmp_path / "notes.txt"), workspace)
+
+
+def test_folder_of_the_hub_cache_may_link_to_its_blobs(
+    workspace: Workspace, base: Any, tmp_path: Path
+) -> None:
     repository = tmp_path / "models--a--b"
     (repository / "blobs").mkdir(parents=True)
     (repository / "snapshots").mkdir()
@@ -60,176 +75,60 @@ def test_folder_of_the_hub_cache_may_link_to_its_blobs(base: Any, tmp_path: Path
     folder = repository / "snapshots" / COMMIT
     (folder / "unet" / "config.json").rename(repository / "blobs" / "x")
     (folder / "unet" / "config.json").symlink_to("../../../blobs/x")
-    read_pipeline(sources.resolve(str(folder)).folder, "base", None)
+    read_pipeline(sources.resolve(str(folder), workspace).folder, "base", None)
 
 
-class TestHubFiles:
-    names: ClassVar[list[str]] = [
-        "model_index.json",
-        "README.md",
-        "pipeline.py",
-        "sdxl.safetensors",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "unet/model.onnx",
-        "text_encoder/config.json",
-        "text_encoder/model.safetensors",
-        "text_encoder/pytorch_model.bin",
-        "tokenizer/vocab.json",
-        "vae_1_0/diffusion_pytorch_model.safetensors",
-    ]
+class TestMounted:
+    """As KServe mounts what its users name."""
 
-    def test_only_what_is_needed(self) -> None:
-        assert set(sources.hub_files(self.names, None, "a/b")) == {
-            "model_index.json",
-            "unet/config.json",
-            "unet/diffusion_pytorch_model.fp16.safetensors",
-            "text_encoder/config.json",
-            "text_encoder/model.safetensors",
-            "tokenizer/vocab.json",
-        }
+    def test_claim(self, workspace: Workspace, base: Any, settings: ExportSettings) -> None:
+        settings.pvc_mount.mkdir()
+        base.path.rename(settings.pvc_mount / "sdxl")
+        source = sources.resolve("pvc://my-claim/sdxl", workspace)
+        assert (source.kind, source.location) == ("mounted", "pvc://my-claim/sdxl")
+        assert source.name == "sdxl"
+        read_pipeline(source.folder, "base", None)
 
-    def test_dtype_chooses_the_variant(self) -> None:
-        chosen = sources.hub_files(self.names, "fp32", "a/b")
-        assert "unet/diffusion_pytorch_model.safetensors" in chosen
-        assert "unet/diffusion_pytorch_model.fp16.safetensors" not in chosen
+    def test_claim_of_which_the_path_itself_is_mounted(
+        self, workspace: Workspace, base: Any, settings: ExportSettings
+    ) -> None:
+        base.path.rename(settings.model_mount)
+        source = sources.resolve("pvc://my-claim/sdxl", workspace)
+        read_pipeline(source.folder, "base", None)
 
-    def test_shards_of_one_variant(self) -> None:
-        stem = "diffusion_pytorch_model"
-        half = [f"unet/{stem}-0000{i}-of-00002.fp16.safetensors" for i in (1, 2)]
-        full = [f"unet/{stem}-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-        half_index = f"unet/{stem}.safetensors.index.fp16.json"
-        full_index = f"unet/{stem}.safetensors.index.json"
-        names = ["model_index.json", *half, *full, half_index, full_index]
-        assert sources.hub_files(names, None, "a/b")[1:] == [half_index, *half]
-        assert sources.hub_files(names, "fp32", "a/b")[1:] == [full_index, *full]
+    def test_claim_that_is_not_there(self, workspace: Workspace, settings: ExportSettings) -> None:
+        settings.pvc_mount.mkdir()
+        with pytest.raises(SourceError, match="the claim 'my-claim' mounted at"):
+            sources.resolve("pvc://my-claim/sdxl", workspace)
+        with pytest.raises(UnsafeSourceError, match="leads out"):
+            sources.resolve("pvc://my-claim/../etc", workspace)
 
-    def test_pickles_are_refused_before_any_download(self) -> None:
-        names = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
-        with pytest.raises(UnsafeSourceError, match="a/b/unet"):
-            sources.hub_files(names, None, "a/b")
-
-    def test_not_diffusers(self) -> None:
-        with pytest.raises(SourceError, match=r"without model_index\.json"):
-            sources.hub_files(["config.json", "model.safetensors"], None, "a/b")
+    def test_folder(self, workspace: Workspace, base: Any, settings: ExportSettings) -> None:
+        base.path.rename(settings.model_mount)
+        source = sources.resolve(str(settings.model_mount), workspace)
+        assert (source.kind, source.location) == ("mounted", str(settings.model_mount))
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download of `shapes/base` needs."""
+class TestNamed:
+    """What is exported when the command names nothing."""
 
-    asked: ClassVar[list[str]] = []
-    tokens: ClassVar[set[str | None]] = set()
+    @pytest.fixture(autouse=True)
+    def _clean(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        for name in ("STORAGE_URI", "MODEL_ID"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("SDXL_EXPORT_MODEL_MOUNT", str(tmp_path / "mounted"))
 
-    def files(self) -> dict[str, bytes]:
-        root = WEIGHTS / "base"
-        found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
-        extra = {"unet/evil.py": b"raise SystemExit", "unet/diffusion_pytorch_model.bin": b"x"}
-        return {name: path.read_bytes() for name, path in found.items()} | extra
+    def test_nothing(self) -> None:
+        with pytest.raises(SourceError, match="STORAGE_URI or MODEL_ID"):
+            sources.named("")
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.tokens.add(self.headers.get("authorization"))
-        prefix = f"/shapes/base/resolve/{COMMIT}/"
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/shapes/base"):
-            siblings = [{"rfilename": name} for name in self.files()]
-            body = {"id": "shapes/base", "sha": COMMIT, "siblings": siblings}
-            if "/tree/" in path:
-                self.answer(json.dumps(self.tree()).encode())
-            else:
-                self.answer(json.dumps(body).encode())
-        elif path.startswith(prefix) and path.removeprefix(prefix) in self.files():
-            name = path.removeprefix(prefix)
-            self.asked.append(name)
-            self.answer(self.files()[name])
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def tree(self) -> list[dict[str, Any]]:
-        return [
-            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-            for name, data in self.files().items()
-        ]
-
-    def answer(self, data: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Stay quiet."""
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    Hub.asked.clear()
-    Hub.tokens.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-SCRIPT = """
-import sys
-from export.errors import ExportError
-from export.inspection import read_pipeline
-from export.sources import resolve
-try:
-    source = resolve(sys.argv[1])
-    read_pipeline(source.folder, "base", None)
-    print(source.kind, source.location, source.revision)
-except ExportError as error:
-    print(type(error).__name__, error)
-"""
-
-
-def ask(endpoint: str, cache: Path, name: str, **environment: str) -> str:
-    """In a process of its own: the hub's client reads its settings when it is imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name],
-        capture_output=True, text=True, check=True, timeout=120,
-        cwd=WEIGHTS.parents[2],
-        env={"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "NO_PROXY": "*",
-             "HF_HUB_DISABLE_XET": "1", **environment},
-    )  # fmt: skip
-    return done.stdout.strip()
-
-
-def test_hub(hub: str, tmp_path: Path) -> None:
-    assert ask(hub, tmp_path, "shapes/base") == f"hub shapes/base {COMMIT}"
-    assert "unet/diffusion_pytorch_model.safetensors" in Hub.asked
-    assert not [name for name in Hub.asked if name.endswith((".py", ".bin"))]
-    assert Hub.tokens == {None}
-    # Again without the hub: from the cache.
-    offline = ask("http://127.0.0.1:9", tmp_path, "shapes/base", HF_HUB_OFFLINE="1")
-    assert offline == f"hub shapes/base {COMMIT}"
-
-
-def test_hub_token_comes_from_the_environment(hub: str, tmp_path: Path) -> None:
-    ask(hub, tmp_path, "shapes/base", HF_TOKEN="secret")
-    assert "Bearer secret" in Hub.tokens
-
-
-def test_hub_has_no_such_model(hub: str, tmp_path: Path) -> None:
-    assert "the hub says" in ask(hub, tmp_path, "shapes/none")
-
-
-def test_hub_out_of_reach(tmp_path: Path) -> None:
-    answer = ask("http://127.0.0.1:9", tmp_path, "shapes/base")
-    assert answer.startswith("SourceError shapes/base")
-    assert "HF_TOKEN" in answer
-    assert "SourceError" in ask("http://127.0.0.1:9", tmp_path, "shapes/base", HF_HUB_OFFLINE="1")
+    def test_the_order(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "mounted").mkdir()
+        assert sources.named("") == str(tmp_path / "mounted")
+        monkeypatch.setenv("MODEL_ID", "organisation/model")
+        assert sources.named("") == "organisation/model"
+        monkeypatch.setenv("STORAGE_URI", "s3://bucket/sdxl")
+        assert sources.named("") == "s3://bucket/sdxl"
+        assert sources.named("embedded") == "embedded"
+        monkeypatch.setenv("STORAGE_URI", "")
+        assert sources.named("") == "organisation/model"

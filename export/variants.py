@@ -1,0 +1,49 @@
+"""Distilled relatives of SDXL, told by the scheduler that they are published with.
+
+Turbo, Lightning and LCM have SDXL's architecture; only their weights differ. What tells them is
+the scheduler's config: few steps from a consistency model need `LCMScheduler` or `TCDScheduler`;
+adversarial distillation starts at the last timestep (`timestep_spacing="trailing"`), with an
+ancestral Euler sampler in SDXL Turbo (arXiv 2311.17042) and a plain one in SDXL Lightning (arXiv
+2402.13929). A single checkpoint file says nothing of all this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from sdxl_bento.manifest import Variant
+
+_TRAILING = {"timestep_spacing": "trailing"}
+
+SCHEDULERS: Mapping[Variant, Mapping[str, Any]] = {
+    "base": {},
+    "turbo": {"_class_name": "EulerAncestralDiscreteScheduler", **_TRAILING},
+    "lightning": {"_class_name": "EulerDiscreteScheduler", **_TRAILING},
+    "lcm": {"_class_name": "LCMScheduler", "original_inference_steps": 50},
+}
+"""What a variant's scheduler has in place of the base model's values."""
+
+
+def recognise(scheduler: Mapping[str, Any]) -> Variant:
+    """The variant that a scheduler's config stands for; "base" if it could be any."""
+    name = scheduler.get("_class_name")
+    if name in ("LCMScheduler", "TCDScheduler"):
+        return "lcm"
+    # Models with a zero terminal signal start at the last timestep too, and are not distilled.
+    if scheduler.get("rescale_betas_zero_snr") or scheduler.get("prediction_type") not in (
+        None, "epsilon"
+    ):  # fmt: skip
+        return "base"
+    if scheduler.get("timestep_spacing") == "trailing":
+        found: Mapping[object, Variant] = {
+            "EulerAncestralDiscreteScheduler": "turbo",
+            "EulerDiscreteScheduler": "lightning",
+        }
+        return found.get(name, "base")
+    return "base"
+
+
+def as_variant(name: str) -> Variant:
+    """`name` as a variant, for callers that have checked it."""
+    return cast(Variant, name)
