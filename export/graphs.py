@@ -113,7 +113,7 @@ class Decoder(nn.Module):
 
 
 def unet_graph(role: Role, unet: Any, cells: int, *, slots: bool = False) -> Graph:
-    """The graph of a UNet, which is hooked for good if it is to have slots: hand in a copy.
+    """The graph of a UNet, which is changed by being prepared for it: hand in one of your own.
 
     Args:
         role: base or refiner.
@@ -122,10 +122,8 @@ def unet_graph(role: Role, unet: Any, cells: int, *, slots: bool = False) -> Gra
         slots: whether it takes adapters.
     """
     inputs = unet_example(role, unet, rows=2, height=cells, width=cells)
-    levels = 2 ** (len(unet.config.block_out_channels) - 1)
     rows = Dim("rows", min=1, max=MOST_ROWS)
-    height = levels * Dim("height", min=1, max=MOST_CELLS // levels)
-    width = levels * Dim("width", min=1, max=MOST_CELLS // levels)
+    height, width = _any_size(unet) if role == "refiner" else _whole_sizes(unet)
     dynamic: dict[str, dict[int, Any]] = {name: {0: rows} for name in inputs}
     dynamic["sample"] |= {2: height, 3: width}
     if not slots:
@@ -135,6 +133,23 @@ def unet_graph(role: Role, unet: Any, cells: int, *, slots: bool = False) -> Gra
     table = {0: Dim("slots", min=2, max=MOST_SLOTS), 1: Dim("rank", min=2, max=MOST_RANK)}
     dynamic |= {"slot": {0: rows}, "down": table, "up": table}
     return Graph(f"{role}/unet_slots", module, inputs, dynamic)
+
+
+def _whole_sizes(unet: Any) -> tuple[Any, Any]:
+    """Sides of which every level of the UNet has whole cells."""
+    cell = 2 ** (len(unet.config.block_out_channels) - 1)
+    most = MOST_CELLS // cell
+    return cell * Dim("height", min=1, max=most), cell * Dim("width", min=1, max=most)
+
+
+def _any_size(unet: Any) -> tuple[Any, Any]:
+    """Any sides: those that are whole for a base model need not be for a refiner of more levels.
+
+    diffusers hands the size of each level to the upsampling if a side does not divide by
+    2 ** num_upsamplers; so it always does.
+    """
+    unet.num_upsamplers = MOST_CELLS.bit_length()
+    return Dim("height", min=9, max=MOST_CELLS), Dim("width", min=9, max=MOST_CELLS)
 
 
 def decoder_graph(role: Role, vae: Any, cells: int) -> Graph:

@@ -124,7 +124,7 @@ def _cases(
 def _sizes(native: tuple[int, int]) -> list[tuple[int, int]]:
     """Where any size may come: the native one, and another of other proportions."""
     height, width = native
-    return [native, (height, width * 3 // 2)]
+    return [native, (height, width * 5 // 4)]
 
 
 def compare(part: str, found: torch.Tensor, expected: torch.Tensor) -> ParityFigure:

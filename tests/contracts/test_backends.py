@@ -1,0 +1,301 @@
+"""One suite that every backend passes: rows, sizes, timesteps, padding, adapters, errors, unload.
+
+Each runs the embedded model's own parts, compiled for real, through `loading`, as the service
+does. What a backend gives is compared with diffusers' modules in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.parity import LEAST_PSNR_DB
+from sdxl_bento.backends.base import Mix, UNetInputs
+from sdxl_bento.backends.compiled import CompiledBackend
+from sdxl_bento.config import Settings
+from sdxl_bento.diffusion.conditioning import PromptCache
+from sdxl_bento.diffusion.model import Placement
+from sdxl_bento.engine.request import Stage
+from sdxl_bento.errors import RequestFailed
+from sdxl_bento.loading import Loaded, folder_of, load_folder
+from sdxl_bento.manifest import BackendInfo, Manifest
+from tests.support.loras import mix, wait_ready
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROOT = Path(__file__).resolve().parents[2]
+
+COMPILED = ("openvino", "onnx", "inductor")  # those that this machine's CPU can run
+HARDWARE = {
+    "eager on cuda": "cuda", "inductor on cuda": "cuda", "onnx on cuda": "cuda", "tensorrt": "cuda",
+}  # fmt: skip
+ADAPTERS = ("outlined", "striped")
+
+
+@pytest.fixture(scope="module")
+def compiled_folder(embedded_tag: str) -> Path:
+    """The embedded model with every compiled backend of a CPU in it."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "export", "embedded", "--name", "sdxl-compiled",
+            "--target", ",".join(COMPILED), "--pictures", "0",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder_of(done.stdout.strip())
+
+
+def load(folder: Path, backend: str, dtype: Any = "auto") -> Loaded:
+    settings = Settings(backend=backend, dtype=dtype, allow_fallback=False)
+    placement = Placement.choose("auto", dtype)
+    tags = ("model", "model:1")
+    loaded = load_folder("model", tags, folder, settings, placement, PromptCache(0), lambda: None)
+    for name in ADAPTERS:
+        wait_ready(loaded.served.adapters, name)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def reference(compiled_folder: Path) -> Iterator[Loaded]:
+    loaded = load(compiled_folder, "eager", "fp32")
+    yield loaded
+    loaded.served.adapters.close()
+
+
+@pytest.fixture(scope="module", params=["eager", *COMPILED, *HARDWARE])
+def loaded(request: pytest.FixtureRequest, compiled_folder: Path) -> Iterator[Loaded]:
+    name: str = request.param
+    if HARDWARE.get(name) == "cuda" and not torch.cuda.is_available():
+        pytest.skip(f"{name}: this machine has no CUDA device")
+    loaded = load(compiled_folder, name.partition(" ")[0])
+    yield loaded
+    loaded.served.adapters.close()
+    loaded.served.backend.unload()
+
+
+def info_of(loaded: Loaded) -> BackendInfo:
+    return loaded.info or BackendInfo(backend="eager", device="any", versions={}, dtype="fp32")
+
+
+def draw_inputs(
+    stage: Stage, mixes: Sequence[Mix], height: int = 16, width: int = 16, first: int = 0
+) -> UNetInputs:
+    """Rows with timesteps of their own; row i is the same in whatever batch it is."""
+    rows = range(first, first + len(mixes))
+
+    def draw(*shape: int) -> torch.Tensor:
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(row)) for row in rows]
+        return torch.stack(drawn)
+
+    base = stage is Stage.BASE
+    ids = [128.0, 128.0, 0.0, 0.0, 128.0, 128.0] if base else [128.0, 128.0, 0.0, 0.0, 6.0]
+    pooled = 64
+    return UNetInputs(
+        sample=draw(4, height, width),
+        timestep=torch.tensor([float(999 - 90 * (row % 11)) for row in rows]),
+        encoder_hidden_states=draw(77, 128 if base else 64),
+        text_embeds=draw(pooled),
+        time_ids=torch.tensor([ids] * len(mixes)),
+        mixes=mixes,
+    )
+
+
+@torch.inference_mode()
+def denoise(loaded: Loaded, stage: Stage, inputs: UNetInputs) -> torch.Tensor:
+    return loaded.served.backend.denoise(stage, inputs).float()
+
+
+def psnr(found: torch.Tensor, expected: torch.Tensor) -> float:
+    mse = float((found - expected).pow(2).mean())
+    span = float(expected.max() - expected.min())
+    return math.inf if mse == 0 else 10 * math.log10(span**2 / mse)
+
+
+def assert_close(loaded: Loaded, found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert psnr(found, expected) >= LEAST_PSNR_DB[info_of(loaded).dtype or "fp32"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+@pytest.mark.parametrize("stage", [Stage.BASE, Stage.REFINE])
+def test_rows_with_their_own_timesteps(
+    loaded: Loaded, reference: Loaded, stage: Stage, rows: int
+) -> None:
+    inputs = draw_inputs(stage, [()] * rows)
+    assert_close(loaded, denoise(loaded, stage, inputs), denoise(reference, stage, inputs))
+
+
+@pytest.mark.parametrize("stage", [Stage.BASE, Stage.REFINE])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 20), (32, 12)])
+def test_sizes(loaded: Loaded, reference: Loaded, stage: Stage, height: int, width: int) -> None:
+    """All that the model takes: whole for the base model's levels, not all for the refiner's."""
+    inputs = draw_inputs(stage, [(), ()], height, width)
+    assert_close(loaded, denoise(loaded, stage, inputs), denoise(reference, stage, inputs))
+
+
+def test_a_row_does_not_depend_on_its_company(loaded: Loaded) -> None:
+    together = denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [()] * 4))
+    alone = [denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [()], first=i)) for i in range(4)]
+    assert_close(loaded, together, torch.cat(alone))
+
+
+MIXES: list[list[Mix]] = [
+    [mix(outlined=1.0)] * 2,
+    [mix(outlined=1.0), (), mix(striped=0.7)],
+    [mix(striped=-0.5), mix(outlined=0.8, striped=0.4), mix(striped=0.5), ()],
+]
+
+
+@pytest.mark.parametrize("mixes", MIXES, ids=["one", "mixed", "several"])
+def test_adapters_by_row(loaded: Loaded, reference: Loaded, mixes: list[Mix]) -> None:
+    inputs = draw_inputs(Stage.BASE, mixes)
+    expected = denoise(reference, Stage.BASE, inputs)
+    plain = denoise(reference, Stage.BASE, replace_mixes(inputs))
+    assert psnr(plain, expected) < 30, "the adapters change too little to tell"
+    assert_close(loaded, denoise(loaded, Stage.BASE, inputs), expected)
+
+
+def replace_mixes(inputs: UNetInputs) -> UNetInputs:
+    return replace(inputs, mixes=[()] * len(inputs.mixes))
+
+
+def test_rows_without_adapters_are_as_if_there_were_none(loaded: Loaded) -> None:
+    inputs = draw_inputs(Stage.BASE, [mix(outlined=1.0), (), ()])
+    plain = denoise(loaded, Stage.BASE, replace_mixes(inputs))
+    assert_close(loaded, denoise(loaded, Stage.BASE, inputs)[1:], plain[1:])
+
+
+def test_batches_with_other_adapters_follow_each_other(loaded: Loaded, reference: Loaded) -> None:
+    for mixes in [*MIXES, *reversed(MIXES)]:
+        inputs = draw_inputs(Stage.BASE, mixes)
+        assert_close(
+            loaded, denoise(loaded, Stage.BASE, inputs), denoise(reference, Stage.BASE, inputs)
+        )
+
+
+def test_the_refiner_takes_no_adapters(loaded: Loaded) -> None:
+    inputs = draw_inputs(Stage.REFINE, [mix(outlined=1.0)] * 2)
+    plain = denoise(loaded, Stage.REFINE, replace_mixes(inputs))
+    assert torch.equal(denoise(loaded, Stage.REFINE, inputs), plain)
+
+
+def test_an_adapter_that_is_not_loaded_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(RequestFailed, match="not loaded: missing"):
+        denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [mix(missing=1.0)]))
+
+
+@pytest.mark.parametrize("stage", [Stage.BASE, Stage.REFINE])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 16, 16), (3, 16, 24)])
+def test_decode(
+    loaded: Loaded, reference: Loaded, stage: Stage, batch: int, height: int, width: int
+) -> None:
+    latents = draw_inputs(stage, [()] * batch, height, width).sample
+    with torch.inference_mode():
+        found = loaded.served.backend.decode(stage, latents)
+        expected = reference.served.backend.decode(stage, latents)
+    assert found.dtype is torch.float32
+    assert_close(loaded, found, expected)
+
+
+def test_decode_in_tiles(loaded: Loaded, reference: Loaded) -> None:
+    latents = draw_inputs(Stage.BASE, [()], 40, 48).sample
+    outputs = []
+    for each in (loaded, reference):
+        vae = each.served.model.base.vae
+        eager = getattr(each.served.backend, "_eager", each.served.backend)
+        before = eager._tile_pixels, vae.tile_latent_min_size, vae.tile_sample_min_size
+        eager._tile_pixels, vae.tile_latent_min_size, vae.tile_sample_min_size = 1, 16, 128
+        try:
+            with torch.inference_mode():
+                outputs.append(each.served.backend.decode(Stage.BASE, latents))
+        finally:
+            eager._tile_pixels, vae.tile_latent_min_size, vae.tile_sample_min_size = before
+    assert_close(loaded, *outputs)
+
+
+def test_more_rows_than_a_graph_takes(loaded: Loaded) -> None:
+    inputs = draw_inputs(Stage.BASE, [()] * 65, 8, 8)
+    found = denoise(loaded, Stage.BASE, inputs)
+    first = denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [()] * 2, 8, 8))
+    last = denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [()] * 2, 8, 8, first=63))
+    assert_close(loaded, found[:2], first)
+    assert_close(loaded, found[63:], last)
+
+
+def test_rows_are_filled_up_to_the_numbers_that_there_are_graphs_for(loaded: Loaded) -> None:
+    backend = loaded.served.backend
+    if not isinstance(backend, CompiledBackend):
+        pytest.skip("eager: takes any number of rows")
+    inputs = draw_inputs(Stage.BASE, [mix(outlined=1.0), *[()] * 4])
+    expected = denoise(loaded, Stage.BASE, inputs)
+    seen: list[int] = []
+    real = backend._parts["base/unet_slots"]
+
+    class Watched:
+        def __call__(self, tensors: Any) -> torch.Tensor:
+            seen.append(len(tensors["sample"]))
+            return real(tensors)
+
+        def unload(self) -> None:
+            real.unload()
+
+    before = backend._info
+    backend._info = before.model_copy(update={"rows": (2, 4)})
+    backend._parts["base/unet_slots"] = Watched()
+    try:
+        found = denoise(loaded, Stage.BASE, inputs)
+    finally:
+        backend._info, backend._parts["base/unet_slots"] = before, real
+    assert seen == [4, 2], "five rows: a full four, and one filled up to two"
+    assert_close(loaded, found, expected)
+
+
+def test_a_wrong_input_is_an_error_and_harms_nothing(loaded: Loaded, reference: Loaded) -> None:
+    good = draw_inputs(Stage.BASE, [(), ()])
+    wrong = replace(good, encoder_hidden_states=good.encoder_hidden_states[:, :, :5])
+    with pytest.raises(Exception):  # noqa: B017  each runtime has its own
+        denoise(loaded, Stage.BASE, wrong)
+    assert_close(loaded, denoise(loaded, Stage.BASE, good), denoise(reference, Stage.BASE, good))
+
+
+def test_warm_up_runs_every_part(loaded: Loaded) -> None:
+    loaded.served.backend.warm_up()
+
+
+def test_weights_are_not_there_twice(loaded: Loaded) -> None:
+    on_meta = loaded.served.model.base.unet.device.type == "meta"
+    assert on_meta == (loaded.info is not None)
+
+
+def test_unload(compiled_folder: Path, loaded: Loaded) -> None:
+    other = load(compiled_folder, loaded.served.backend.name)
+    other.served.adapters.close()
+    other.served.backend.unload()
+    with pytest.raises(Exception):  # noqa: B017  whatever it says, it does not run
+        denoise(other, Stage.BASE, draw_inputs(Stage.BASE, [()]))
+    assert denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [()])).isfinite().all()
+
+
+def test_the_manifest_says_what_it_is(compiled_folder: Path, loaded: Loaded) -> None:
+    manifest = Manifest.load(compiled_folder)
+    if loaded.info is None:
+        return
+    info = loaded.info
+    assert info in manifest.backends
+    assert info.adapters == "slots"
+    assert set(info.artifacts) == {
+        "base/unet", "base/unet_slots", "base/vae_decoder", "refiner/unet", "refiner/vae_decoder",
+    }  # fmt: skip
+    assert {figure.part for figure in info.parity} == set(info.artifacts)
+    assert info.step_ms is not None
+    assert info.step_ms > 0
+    folder = compiled_folder / "compiled" / info.label
+    assert info.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
