@@ -30,10 +30,10 @@ class Looped(LayerRows):
         self.pieces = [run.mixed.factors(x, run.mixed.rank, self.arrange) for run in self.runs]
         return self.pieces[0]
 
-    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, y: torch.Tensor, *_: torch.Tensor) -> None:
         for run, (down, up) in zip(self.runs, self.pieces, strict=True):
             mine = slice(run.start - self.start, run.stop - self.start)
-            y[mine] += _product(module, _hidden(module, x[mine], down), up)
+            y[mine] += _product(self.layer, _hidden(self.layer, x[mine], down), up)
 
 
 class Masked(LayerRows):
@@ -54,15 +54,13 @@ class Masked(LayerRows):
             self.mask[mine, column[id(run.mixed)]] = 1
         return down, torch.cat([up for _, up in pieces], 1)
 
-    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-        assert self.factors
-        down, up = self.factors
-        hidden = _hidden(module, x, down)
-        if isinstance(module, nn.Conv2d):
+    def add(self, x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+        hidden = _hidden(self.layer, x, down)
+        if isinstance(self.layer, nn.Conv2d):
             hidden *= self.mask[:, :, None, None]
         else:
             hidden *= self.mask.view(len(x), *[1] * (hidden.dim() - 2), -1)
-        y += _product(module, hidden, up)
+        y += _product(self.layer, hidden, up)
 
 
 def _hidden(module: nn.Module, x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -81,11 +79,11 @@ class OurWay:
     """`gathered`, or the same frame around another way to compute a layer's rows."""
 
     def __init__(
-        self, unet: nn.Module, adapters: Adapters, hook_type: type[LayerRows] | None
+        self, unet: nn.Module, adapters: Adapters, rows_type: type[LayerRows] | None
     ) -> None:
         self._modules, self._adapters = Modules(unet), adapters
         self._mixes: dict[Mix, Mixed] = {}
-        self._kind = {"hook_type": lambda _: hook_type} if hook_type else {}
+        self._kind = {"rows_type": lambda _: rows_type} if rows_type else {}
 
     def prepare(self, rows: Sequence[Mix]) -> Composition:
         for mix in rows:

@@ -22,8 +22,8 @@ from sdxl_bento.params import GenerateParams
 class Text:
     """One prompt as the encoders of one pipeline see it: a cache key.
 
-    `prompts` has one entry for each encoder. `adapters` are the text-encoder adapters in it,
-    by content.
+    `prompts` has one entry for each encoder. `mix` has only the adapters that change an encoder,
+    so that the others share one entry; `adapters` are the same by content.
     """
 
     model: str
@@ -115,10 +115,19 @@ class Conditioner:
         if params.uses_guidance and not self._zero_negative(params, stage):
             negative = params.negative_prompt or ""
             prompts.append((negative, params.negative_prompt_2 or negative))
-        mix = mix if stage is Stage.BASE else ()
+        mix = self._changing(mix) if stage is Stage.BASE else ()
         adapters = self._adapters.fingerprint(name for name, _ in mix) if mix else ""
         encoders = len(self._model.pipeline(stage).text_encoders)
         return [Text(self._model.name, stage, p[:encoders], mix, adapters) for p in prompts]
+
+    def _changing(self, mix: Mix) -> Mix:
+        """Those of a loaded mix that have anything for a text encoder."""
+        changes = self._adapters.changes
+        return tuple(
+            (name, scale)
+            for name, scale in mix
+            if changes(name, "text_encoder") or changes(name, "text_encoder_2")
+        )
 
     def _zero_negative(self, params: GenerateParams, stage: Stage) -> bool:
         """SDXL base stands in zeros for a negative prompt that was not given."""

@@ -22,7 +22,6 @@ from sdxl_bento.diffusion.lora_files import LowRank, Modules
 from sdxl_bento.errors import RequestFailed
 
 Mix = tuple[tuple[str, float], ...]
-Inputs = tuple[torch.Tensor, ...]
 Factors = tuple[torch.Tensor, torch.Tensor]
 Arrange = Callable[[torch.Tensor, torch.Tensor], Factors]
 
@@ -80,14 +79,15 @@ class Run:
 
 
 class LayerRows:
-    """A forward hook of one layer. Gathers its factors at the first call and keeps them.
+    """One layer's forward with what each row's adapters add.
 
-    Only then are the device and dtype known that the layer computes in: under offload, neither is
-    what its weight says.
+    Gathers its factors at the first call and keeps them. Only then are the device and dtype known
+    that the layer computes in: under offload, neither is what its weight says.
     """
 
-    def __init__(self, runs: Sequence[Run], rows: int) -> None:
-        self.runs, self.rows = runs, rows
+    def __init__(self, layer: nn.Module, runs: Sequence[Run], rows: int) -> None:
+        self.layer, self.runs, self.rows = layer, runs, rows
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = layer.forward  # the layer's own
         self.start, self.stop = runs[0].start, runs[-1].stop
         edges = (edge - self.start for run in runs for edge in (run.start, run.stop))
         # Rows are taken in blocks of one mix, the larger the better.
@@ -95,14 +95,19 @@ class LayerRows:
         self.groups = (self.stop - self.start) // self.block
         self.factors: Factors | None = None
 
-    def __call__(self, module: nn.Module, inputs: Inputs, output: torch.Tensor) -> None:
-        if len(output) != self.rows:
-            raise RequestFailed(f"{len(output)} rows in a batch whose adapters are for {self.rows}")
-        # Offload may hand a layer its input on another device.
-        x = inputs[0][self.start : self.stop].to(output)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        # Called a hundred times in a step. A small layer takes less time than a few lines here.
+        output = self.forward(x)
+        y, rows = output, output.shape[0]
+        if rows != self.rows:
+            raise RequestFailed(f"{rows} rows in a batch whose adapters are for {self.rows}")
+        if self.stop - self.start != rows:
+            x, y = x[self.start : self.stop], y[self.start : self.stop]
+        x = x.to(y)  # offload may hand a layer its input on another device
         if self.factors is None:
             self.factors = self.gather(x)
-        self.add(module, x, output[self.start : self.stop])
+        self.add(x, y, *self.factors)
+        return output
 
     @staticmethod
     def arrange(down: torch.Tensor, up: torch.Tensor) -> Factors:
@@ -125,7 +130,8 @@ class LayerRows:
             ups += [up] * count
         return torch.stack(downs), torch.stack(ups)
 
-    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
+        """Add the product of the three to y, in place."""
         raise NotImplementedError
 
 
@@ -137,9 +143,7 @@ class LinearRows(LayerRows):
         # As they multiply from the right: [in, rank], [rank, out].
         return down.mT.contiguous(), up.mT.contiguous()
 
-    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-        assert self.factors
-        down, up = self.factors
+    def add(self, x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
         hidden = torch.bmm(x.reshape(self.groups, -1, x.shape[-1]), down)
         _add_product(y, hidden, up)
 
@@ -147,38 +151,37 @@ class LinearRows(LayerRows):
 class ConvRows(LayerRows):
     """x [rows, in, h, w], y [rows, out, h', w']: a grouped convolution, then a product by pixel."""
 
-    def __init__(self, runs: Sequence[Run], rows: int) -> None:
-        super().__init__(runs, rows)
+    layer: nn.Conv2d
+
+    def __init__(self, layer: nn.Module, runs: Sequence[Run], rows: int) -> None:
+        super().__init__(layer, runs, rows)
         if len(runs) > 1:
             # Groups lie along the channels, so a block of rows would have to be moved there.
             self.block, self.groups = 1, self.stop - self.start
 
-    def add(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-        assert self.factors
-        assert isinstance(module, nn.Conv2d)
-        down, up = self.factors
+    def add(self, x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> None:
         hidden = F.conv2d(
             x.reshape(-1, self.groups * x.shape[1], *x.shape[2:]),
             down.flatten(0, 1),
             None,
-            module.stride,
-            module.padding,
-            module.dilation,
+            self.layer.stride,
+            self.layer.padding,
+            self.layer.dilation,
             self.groups,
         )
-        hidden = hidden.view(len(y), down.shape[1], -1)
-        _add_product(y, up.expand(len(y), -1, -1), hidden)
+        rows = y.shape[0]
+        _add_product(y, up.expand(rows, -1, -1), hidden.view(rows, down.shape[1], -1))
 
 
 def _add_product(y: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """y += left @ right, one matrix product for each of `left`."""
     if y.is_contiguous():
-        y.view(len(left), left.shape[1], right.shape[2]).baddbmm_(left, right)
+        y.view(left.shape[0], left.shape[1], right.shape[2]).baddbmm_(left, right)
     else:  # channels_last
         y += torch.bmm(left, right).view(y.shape)
 
 
-def hook_type_of(module: nn.Module) -> type[LayerRows]:
+def rows_type_of(module: nn.Module) -> type[LayerRows]:
     return ConvRows if isinstance(module, nn.Conv2d) else LinearRows
 
 
@@ -190,14 +193,14 @@ class Composition:
         modules: Modules,
         mixes: Mapping[Mix, Mixed],
         rows: Sequence[Mix],
-        hook_type: Callable[[nn.Module], type[LayerRows]] = hook_type_of,
+        rows_type: Callable[[nn.Module], type[LayerRows]] = rows_type_of,
     ) -> None:
         """
         Args:
             modules: of the target.
             mixes: what each mix in `rows` adds; () needs no entry.
             rows: one mix for each row.
-            hook_type: how a layer's rows are computed; another than ours for comparison only.
+            rows_type: how a layer's rows are computed; another than ours for comparison only.
         """
         runs: dict[str, list[Run]] = {}
         self.nbytes = 0  # at most, and but for zeros: a stack may have one entry for several rows
@@ -210,15 +213,26 @@ class Composition:
                     runs.setdefault(layer, []).append(Run(start, stop, mixed))
             start = stop
         self._layers = [
-            (modules[layer], hook_type(modules[layer])(found, len(rows)))
+            rows_type(modules[layer])(modules[layer], found, len(rows))
             for layer, found in runs.items()
         ]
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        handles = [module.register_forward_hook(hook) for module, hook in self._layers]
+        """While inside, the layers run with the adapters.
+
+        Their `forward` is set on the instance, over what may be there by offload. That costs a
+        tenth of registering a forward hook and of calling it.
+        """
+        own = [vars(rows.layer).get("forward") for rows in self._layers]
+        for rows in self._layers:
+            rows.forward = rows.layer.forward
+            vars(rows.layer)["forward"] = rows
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for rows, forward in zip(self._layers, own, strict=True):
+                if forward is None:
+                    del vars(rows.layer)["forward"]
+                else:
+                    vars(rows.layer)["forward"] = forward

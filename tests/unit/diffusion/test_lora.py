@@ -298,12 +298,12 @@ def test_the_same_rows_gather_nothing_again(pool: LoraPool, targets: Targets) ->
     rows, inputs = [mix(a=1.0), mix(b=1.0)], loras.unet_inputs(2)
     first = loras.unet_output(targets["unet"], inputs, pool, rows)
     (composition,) = pool._batches._compositions.values()
-    gathered = [hook.factors for _, hook in composition._layers]
+    gathered = [layer.factors for layer in composition._layers]
     assert torch.equal(loras.unet_output(targets["unet"], inputs, pool, rows), first)
     assert list(pool._batches._compositions.values()) == [composition]
     assert all(
-        hook.factors is before
-        for (_, hook), before in zip(composition._layers, gathered, strict=True)
+        layer.factors is before
+        for layer, before in zip(composition._layers, gathered, strict=True)
     )
 
 

@@ -157,7 +157,7 @@ def test_nothing_is_left_behind_after_an_error() -> None:
     ):
         raise ZeroDivisionError
     assert torch.equal(layer(x), before)
-    assert not layer._forward_hooks
+    assert "forward" not in vars(layer)
 
 
 def test_a_batch_of_another_size_is_refused() -> None:
@@ -196,3 +196,22 @@ def test_channels_last() -> None:
     layer.to(memory_format=torch.contiguous_format)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert (plain - last).abs().max() < 1e-5
+
+
+def test_a_forward_that_was_set_on_the_layer_runs_and_stays() -> None:
+    """Offload sets one on each layer, to move its weights."""
+    layer = nn.Linear(6, 5).requires_grad_(False)
+    network, called = nn.ModuleDict({"linear": layer}), []
+    loaded = {"a": {"linear": low_rank(layer, 2, 0)}}
+
+    def moving(x: torch.Tensor) -> torch.Tensor:
+        called.append(len(x))
+        return F.linear(x, layer.weight, layer.bias)
+
+    layer.forward = moving  # type: ignore[method-assign,assignment]
+    x = input_of("linear", 2)
+    with compose(network, loaded, [A, A]).active():
+        given = layer(x)
+    assert called == [2]
+    assert (given - by_formula(layer, x, [A, A], loaded, "linear")).abs().max() < 1e-4
+    assert layer.forward is moving
