@@ -22,7 +22,6 @@ from export import weights
 from export.errors import SourceError, UnsafeSourceError
 from export.remote import Hash, Interrupted, RemoteFile, changed
 
-CHUNK = 1 << 20
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 _SHA256 = re.compile(r"^sha256=([0-9a-fA-F]{64})$")
@@ -103,7 +102,7 @@ class Web:
                 f"bytes {offset}-"
             ):
                 raise Interrupted("the server sends another part than was asked for")
-            yield from response.iter_raw(CHUNK)
+            yield from response.iter_raw()  # in pieces as they come: a break loses none
 
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[httpx.Response]:
