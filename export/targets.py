@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -215,7 +216,8 @@ def compile_target(
             with progress.stage("Choose the dtype of the VAE"):
                 vae_dtype = pick_vae_dtype(root / "vae", info.dtype or "fp32", request.device)
         for part in parts_of(role):
-            with progress.stage(f"Compile {part} for {info.label}"):
+            with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
                 options = _options(request, info, vae_dtype, root / component_of(part))
                 module = _load(request, part, options)
                 graph = _graph(part, role, module, pipeline)
