@@ -29,8 +29,8 @@ class Recipe:
         keys: tensors of the safetensors files, joined along their first side if several.
         dtype: as torch names it, "bfloat16".
         shape, stride: as the graph was compiled for.
-        values: whether it is the tensor itself ("plain"), or the numbers ("quantized") or scales
-            ("scale") of its quantized form.
+        values: "plain" for the tensor itself; "int8" or "fp8" for the numbers of its quantized
+            form, "int8-scale" or "fp8-scale" for the scales of its rows.
     """
 
     keys: tuple[str, ...]
@@ -96,8 +96,8 @@ class SharedWeights:
         if recipe.values != "plain":
             from sdxl_bento.backends.quantized import quantize_weight
 
-            numbers, scale = quantize_weight(tensor, getattr(torch, recipe.dtype), recipe.values)
-            tensor = numbers if recipe.values == "quantized" else scale
+            kind, _, scale_wanted = recipe.values.partition("-")
+            tensor = quantize_weight(tensor, kind)[1 if scale_wanted else 0]
         if tuple(tensor.shape) != recipe.shape:
             raise ArtifactMismatch(
                 f"{self._folder}: {', '.join(recipe.keys)} is {list(tensor.shape)}, the compiled "

@@ -1,0 +1,130 @@
+"""Graphs that TorchInductor compiled ahead of time (AOTInductor, `.pt2`).
+
+A package holds machine code and no weights: those come from the component's safetensors, one set
+for all graphs of a component. It is bound to the version of torch, and to the instruction set of
+the CPU or the architecture of the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sdxl_bento.backends.shared_weights import Recipe, shared
+from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdxl_bento.backends.parts import Part, PartOptions
+
+# Keys of a package's metadata, each a JSON document.
+INPUTS: Final = "sdxl_bento_inputs"  # [[name, dtype], …] in the order of the call
+CONSTANTS: Final = "sdxl_bento_constants"  # name -> the fields of a `Recipe`
+ALIGNMENT: Final = 16  # bytes, what compiled kernels take for granted of their inputs
+
+
+def versions() -> dict[str, str]:
+    """What a package is bound to: torch, and what the CPU can do."""
+    import torch
+
+    return {"torch": torch.__version__, "cpu_isa": cpu_isa()}
+
+
+def cpu_isa() -> str:
+    """The instruction sets that Inductor makes use of and this CPU has.
+
+    Inductor's own `pick_vec_isa` says the same, but compiles a test program to find out, and where
+    a model is served there may be no compiler.
+    """
+    import platform
+
+    import torch
+
+    known = {
+        "avx2": torch.cpu._is_avx2_supported,
+        "avx512": torch.cpu._is_avx512_supported,
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
+        "avx512_vnni": torch.cpu._is_vnni_supported,
+        "amx_tile": torch.cpu._is_amx_tile_supported,
+        "amx_fp16": torch.cpu._is_amx_fp16_supported,
+    }
+    return " ".join([platform.machine(), *(name for name, has in known.items() if has())])
+
+
+def load(path: Path, options: PartOptions) -> Part:
+    """Load the package at `path`; on CUDA, with a CUDA graph for each of its shapes.
+
+    Raises:
+        ConfigurationError: the package or a weight is missing, or the package cannot be loaded.
+        ArtifactMismatch: it was not made by our export, or for other weights.
+    """
+    part = InductorPart(path, options)
+    shapes = options.info.rows and options.info.sizes
+    if options.device.type != "cuda" or not shapes or "sample" not in part.inputs:
+        return part  # a decoder's few large kernels leave the host time to launch them
+    from sdxl_bento.backends.cuda_graphs import GraphedPart
+
+    return GraphedPart(part, options.info)
+
+
+class InductorPart:
+    """One package with its weights."""
+
+    def __init__(self, path: Path, options: PartOptions) -> None:
+        import torch
+
+        self._path, self._device = path, options.device
+        if not path.is_file():
+            raise ConfigurationError(f"{path}: no such file; export the model again")
+        index = options.device.index if options.device.type == "cuda" else None
+        try:
+            # What `torch._inductor.aoti_load_package` ends in. That imports the compiler first and
+            # compiles a test program: seconds, and a compiler that a server may not have.
+            self._loader: Any = torch._C._aoti.AOTIModelPackageLoader(
+                str(path), "model", options.device.type == "cuda", 1, -1 if index is None else index
+            )
+        except RuntimeError as error:
+            raise ConfigurationError(f"{path}: cannot be loaded: {error}") from error
+        metadata = self._loader.get_metadata()
+        if INPUTS not in metadata or CONSTANTS not in metadata:
+            raise ArtifactMismatch(f"{path}: not a package of this project's export")
+        self._inputs = [
+            (name, getattr(torch, dtype)) for name, dtype in json.loads(metadata[INPUTS])
+        ]
+        known = json.loads(metadata[CONSTANTS])
+        # Fewer than the graph has: Inductor writes tensors of a few numbers into the code.
+        names = self._loader.get_constant_fqns()
+        if unknown := sorted(set(names) - set(known)):
+            raise ArtifactMismatch(f"{path}: no recipe for its constant {unknown[0]!r}")
+        recipes = {name: Recipe.from_json(known[name]) for name in names}
+        # `user_managed` takes pointers, so both objects stay with this one.
+        self._weights = shared(options.weights, options.device)
+        self._constants = self._weights.make(recipes)
+        self._loader.load_constants(self._constants, False, True, True)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names, in the order of the call."""
+        return [name for name, _ in self._inputs]
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        ready = [_ready(inputs[name].to(dtype)) for name, dtype in self._inputs]
+        with torch.no_grad():
+            output: torch.Tensor = self._loader.boxed_run(ready)[0]
+        return output
+
+    def unload(self) -> None:
+        self._loader = None
+        self._constants = {}
+        del self._weights
+
+
+def _ready(tensor: torch.Tensor) -> torch.Tensor:
+    """As the kernels take it for granted: contiguous, and aligned although it may be a slice."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
