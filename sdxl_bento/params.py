@@ -71,9 +71,15 @@ class GenerateParams(BaseModel):
     )
     width: int | None = Field(None, ge=64, le=4096, description="Pixels.")
     height: int | None = Field(None, ge=64, le=4096, description="Pixels.")
-    num_inference_steps: int = Field(25, ge=1, le=200, description="Denoising steps.")
+    num_inference_steps: int = Field(
+        25, ge=1, le=200, description="Denoising steps. Left out, 4 with a distilled model."
+    )
     guidance_scale: float = Field(
-        5.0, ge=0.0, le=50.0, description="Classifier-free guidance; 1 or less turns it off."
+        5.0,
+        ge=0.0,
+        le=50.0,
+        description="Classifier-free guidance; 1 or less turns it off. "
+        "Left out, 0 with a distilled model.",
     )
     guidance_rescale: float = Field(
         0.0, ge=0.0, le=1.0, description="Rescale of the guided prediction (arXiv 2305.08891)."

@@ -60,9 +60,9 @@ def _requests(loaded: Loaded) -> list[Request]:
     from sdxl_bento.diffusion.plan import plan, resolve
     from sdxl_bento.generation import to_request
 
-    asked = [{"guidance_scale": 1.0}, {}]
+    asked = [{"guidance_scale": 1.0}, {"guidance_scale": 5.0}]
     if loaded.facts.refiner_scheduler is not None:
-        asked.append({"refiner": True, "high_noise_frac": 0.5})
+        asked.append({"guidance_scale": 5.0, "refiner": True, "high_noise_frac": 0.5})
     requests = []
     for index, options in enumerate(asked):
         given = {"prompt": "warm-up", "num_inference_steps": STEPS, "sampler": "euler", **options}

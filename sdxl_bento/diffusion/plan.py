@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+# What distilled models are published for: few steps, and no guidance, which is in their weights
+# (SDXL Turbo, arXiv 2311.17042; SDXL Lightning, arXiv 2402.13929; LCM, arXiv 2310.04378).
+DISTILLED_STEPS = 4
+DISTILLED_GUIDANCE = 0.0
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What planning needs to know of a model, without its weights."""
@@ -76,6 +82,8 @@ class Job:
 def resolve(params: GenerateParams, facts: ModelFacts, seed: int) -> GenerateParams:
     """Fill in the model's defaults. `seed` is taken if the caller gave none.
 
+    Steps and guidance that the caller left out are those of the model's variant.
+
     Raises:
         InvalidInput: a size that the model does not draw.
     """
@@ -98,8 +106,20 @@ def resolve(params: GenerateParams, facts: ModelFacts, seed: int) -> GeneratePar
             "height": height,
             "sampler": params.sampler or default_sampler(facts.base_scheduler),
             "seed": seed if params.seed is None else params.seed,
+            **_variant_defaults(params, manifest),
         }
     )
+
+
+def _variant_defaults(params: GenerateParams, manifest: Manifest) -> dict[str, object]:
+    """What a distilled model has in place of the defaults that `params` was made with."""
+    if manifest.variant == "base":
+        return {}
+    defaults = {
+        "num_inference_steps": max(DISTILLED_STEPS, params.degrade_min_steps or 0),
+        "guidance_scale": DISTILLED_GUIDANCE,
+    }
+    return {name: value for name, value in defaults.items() if name not in params.model_fields_set}
 
 
 def plan(

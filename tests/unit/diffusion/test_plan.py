@@ -1,0 +1,62 @@
+"""What a request gets that leaves steps and guidance to the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
+from sdxl_bento.diffusion.schedules import SAMPLER_OF_CLASS
+from sdxl_bento.manifest import Manifest
+from sdxl_bento.params import GenerateParams
+
+
+def facts(variant: str, scheduler: str = "EulerDiscreteScheduler") -> ModelFacts:
+    manifest: Any = Manifest.model_construct(
+        variant=variant,
+        base=type("Base", (), {"width": 128, "height": 128})(),
+        size_limits=type("Limits", (), {"multiple": 16, "min": 64, "max": 256})(),
+    )
+    config = {"_class_name": scheduler, "num_train_timesteps": 1000, "beta_start": 0.00085,
+              "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # fmt: skip
+    return ModelFacts("mine", manifest, config, None)
+
+
+def asked(**given: Any) -> GenerateParams:
+    return GenerateParams.model_validate({"prompt": "a red circle", **given})
+
+
+def test_base() -> None:
+    params = resolve(asked(), facts("base"), seed=1)
+    assert (params.num_inference_steps, params.guidance_scale) == (25, 5.0)
+
+
+@pytest.mark.parametrize("variant", ["turbo", "lightning", "lcm"])
+def test_distilled(variant: str) -> None:
+    params = resolve(asked(), facts(variant), seed=1)
+    assert (params.num_inference_steps, params.guidance_scale) == (4, 0.0)
+    assert not params.uses_guidance
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    """Even where it is what another model takes by default."""
+    params = resolve(asked(num_inference_steps=25, guidance_scale=5.0), facts("turbo"), seed=1)
+    assert (params.num_inference_steps, params.guidance_scale) == (25, 5.0)
+
+
+def test_never_fewer_steps_than_the_caller_allows() -> None:
+    params = resolve(asked(slo_ms=1000, degrade_min_steps=8), facts("lcm"), seed=1)
+    assert params.num_inference_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("variant", "scheduler"),
+    [("turbo", "EulerAncestralDiscreteScheduler"), ("lcm", "LCMScheduler")],
+)
+def test_the_plan_of_a_distilled_model(variant: str, scheduler: str) -> None:
+    model = facts(variant, scheduler)
+    job = plan(resolve(asked(), model, seed=1), model)
+    assert job.params.sampler == SAMPLER_OF_CLASS[scheduler]
+    assert [len(table) for table in job.tables.values()] == [4]
+    assert job.rows == 1
