@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+from tools import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+ALL_BUT_GPU = [line for name, lines in EXTRAS.items() if name != "gpu" for line in lines]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -25,8 +30,9 @@ def pins(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "wanted"),
     [
-        ("requirements.txt", PROJECT["dependencies"]),
-        ("constraints.txt", PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["gpu"]),
+        ("requirements-cpu.txt", PROJECT["dependencies"] + EXTRAS["cpu"]),
+        ("requirements-gpu.txt", PROJECT["dependencies"] + EXTRAS["gpu"]),
+        ("constraints.txt", PROJECT["dependencies"] + ALL_BUT_GPU),
     ],
 )
 def test_pins_are_within_the_ranges(file: str, wanted: list[str]) -> None:
@@ -36,7 +42,40 @@ def test_pins_are_within_the_ranges(file: str, wanted: list[str]) -> None:
 
 
 def test_a_bento_installs_what_was_tested() -> None:
-    assert pins("requirements.txt").items() <= pins("constraints.txt").items()
+    cpu, gpu = pins("requirements-cpu.txt"), pins("requirements-gpu.txt")
+    tested = pins("constraints.txt")
+    assert cpu.items() <= tested.items()
+    common = gpu.keys() & tested.keys()
+    assert {name: gpu[name] for name in common} == {name: tested[name] for name in common}
+
+
+def test_each_bento_has_its_own_runtimes() -> None:
+    cpu, gpu = pins("requirements-cpu.txt").keys(), pins("requirements-gpu.txt").keys()
+    # Two builds of one Python package, which would overwrite each other's files.
+    assert {"onnxruntime", "onnxruntime-gpu"} & cpu == {"onnxruntime"}
+    assert {"onnxruntime", "onnxruntime-gpu"} & gpu == {"onnxruntime-gpu"}
+    # nvidia-ml-py is a few files of Python, which BentoML itself asks for.
+    cuda = {name for name in gpu - {"nvidia-ml-py"} if name.startswith(("nvidia-", "cuda-"))}
+    assert {"nvidia-cublas", "nvidia-ml-py"} <= gpu
+    assert len(cuda) > 10
+    assert not cpu & (cuda | {"triton"})
+    assert not gpu & {"openvino"}
+
+
+def test_the_two_bentos_differ_in_little_else() -> None:
+    cpu = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
+    gpu = yaml.safe_load((ROOT / "deploy/container/bentofile.gpu.yaml").read_text())
+    assert {key for key in cpu.keys() | gpu.keys() if cpu.get(key) != gpu.get(key)} == {
+        "name", "labels", "python", "envs",
+    }  # fmt: skip
+
+
+def test_lock_stops_where_torch_would_come_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a find-links folder has a CPU wheel."""
+    answer = subprocess.CompletedProcess([], 0, stdout="torch==2.13.0+cpu\n", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    with pytest.raises(SystemExit, match="torch without CUDA"):
+        lock.resolve(["torch"], "")
 
 
 def test_every_dependency_has_its_reason() -> None:
