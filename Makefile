@@ -16,10 +16,10 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 export BENTOML_DO_NOT_TRACK ?= True
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format export build bench clean
+.PHONY: help serve test lint format export build bench container-check clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.runtime ## export the embedded model if need be, then serve on PORT (3000)
 	@if [ -z "$$SDXL_MODEL" ]; then $(BIN)/python -m export embedded --brief; fi
@@ -48,6 +48,9 @@ build: $(VENV)/.dev ## pack service and model (SDXL_MODEL) into a bento of this 
 
 bench: $(VENV)/.dev ## run the benchmarks; ARGS go to them
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+container-check: $(VENV)/.dev ## build an image for real, run it, check it; as root. ARGS=--help
+	@PYTHON=$(BIN)/python deploy/container/check.sh $(ARGS)
 
 clean: ## remove the environment and all caches; the model store stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
