@@ -1,0 +1,133 @@
+"""Graphs that OpenVINO runs on a CPU.
+
+Tensors are shared with torch both ways; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdxl_bento.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdxl_bento.backends.parts import Part, PartOptions
+
+log = logging.getLogger(__name__)
+
+
+def versions() -> dict[str, str]:
+    """What a graph is bound to."""
+    import openvino
+
+    return {"openvino": openvino.__version__.partition("-")[0]}
+
+
+def weights_of(path: Path) -> Path:
+    """The file of weights of a graph; a UNet and its variant with slots have the same."""
+    return path.with_name(f"{path.stem.removesuffix('_slots')}.bin")
+
+
+def load(path: Path, options: PartOptions) -> Part:
+    """Compile the graph at `path` for this machine's CPU, or take it from the cache.
+
+    Raises:
+        ConfigurationError: the package or a file is missing, the device is not a CPU, or OpenVINO
+            cannot read the graph.
+    """
+    return OpenVinoPart(path, options)
+
+
+class OpenVinoPart:
+    """One graph, and one request of it: a part is called by one thread at a time."""
+
+    def __init__(self, path: Path, options: PartOptions) -> None:
+        ov = _openvino()
+        if options.device.type != "cpu":
+            raise ConfigurationError(
+                f"backend openvino runs on the CPU, SDXL_DEVICE is {options.device}; "
+                "set SDXL_DEVICE=cpu, or SDXL_BACKEND to another backend"
+            )
+        weights = weights_of(path)
+        for file in (path, weights):
+            if not file.is_file():
+                raise ConfigurationError(f"{file}: no such file; export the model again")
+        core = ov.Core()
+        try:
+            model = core.read_model(path, weights)
+            self._compiled: Any = core.compile_model(model, "CPU", settings(core, options))
+        except RuntimeError as error:
+            raise ConfigurationError(f"{path}: OpenVINO cannot load it: {error}") from error
+        self._request: Any = self._compiled.create_infer_request()
+        self._dtypes = {port.any_name: _torch_dtype(port) for port in self._compiled.inputs}
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        arrays = {
+            name: inputs[name].detach().to("cpu", dtype).contiguous().numpy()
+            for name, dtype in self._dtypes.items()
+        }
+        try:
+            results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            short = "alloc" in str(error).lower()
+            raise RuntimeError(
+                f"{'not enough memory' if short else 'OpenVINO'}: {error}"
+            ) from error
+        output: torch.Tensor = torch.from_numpy(results[0])
+        return output
+
+    def unload(self) -> None:
+        self._request = self._compiled = None
+
+
+def settings(core: Any, options: PartOptions) -> dict[str, Any]:
+    """OpenVINO's properties for one part.
+
+    bfloat16 only where the CPU multiplies it by instructions of its own: elsewhere it is slower
+    than float32, and OpenVINO takes float32 by itself.
+    """
+    import torch
+
+    dtype = options.info.dtype
+    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        log.warning("this CPU has no bfloat16 instructions: OpenVINO computes in float32")
+        dtype = "fp32"
+    chosen = {
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
+        # Several workers would be pinned to the same cores.
+        "ENABLE_CPU_PINNING": False,
+        "ENABLE_HYPER_THREADING": True,
+    }
+    cache = options.cache
+    if cache is not None and os.access(cache, os.W_OK):
+        chosen["CACHE_DIR"] = str(cache)
+    return chosen
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConfigurationError(
+            "openvino is not installed; pip install 'sdxl-bento[cpu]'"
+        ) from error
+    return openvino
+
+
+def _torch_dtype(port: Any) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(
+        torch,
+        {"f32": "float32", "i64": "int64", "f16": "float16"}[port.element_type.get_type_name()],
+    )
+    return found

@@ -1,0 +1,229 @@
+"""A small UNet as ONNX and as OpenVINO's IR, made and run for real, against torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from export import onnx as to_onnx
+from export import openvino as to_openvino
+from export.errors import ExportError
+from export.graphs import Graph, slot_example, unet_example
+from sdxl_bento.backends import onnx as by_onnx
+from sdxl_bento.backends import openvino as by_openvino
+from sdxl_bento.backends.parts import Part, PartOptions
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import BackendInfo
+from tests.support.small_unet import CPU, compile_options, small_graph, small_unet
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx's own, of its parts
+TARGETS: Mapping[str, tuple[Any, Any]] = {
+    "onnx": (to_onnx, by_onnx),
+    "openvino": (to_openvino, by_openvino),
+}
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass
+class Compiled:
+    """The files of one target; `folder` may be moved."""
+
+    folder: Path
+    plain: Path
+    slots: Path
+    runtime: Any
+    options: PartOptions
+
+    def load(self, *, slots: bool = False, **changes: Any) -> Part:
+        path = self.folder / (self.slots if slots else self.plain)
+        part: Part = self.runtime.load(path, replace(self.options, **changes))
+        return part
+
+
+@pytest.fixture(scope="module")
+def plain() -> Graph:
+    return small_graph()
+
+
+@pytest.fixture(scope="module")
+def slots() -> Graph:
+    return small_graph(slots=True)
+
+
+@pytest.fixture(scope="module")
+def all_compiled(
+    plain: Graph, slots: Graph, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Compiled]:
+    program = plain.trace()
+    root = tmp_path_factory.mktemp("compiled")
+    options = compile_options(root)
+    found = {}
+    for name, (target, runtime) in TARGETS.items():
+        folder = root / name
+        folder.mkdir()
+        info = BackendInfo(backend=name, device="cpu", versions={}, dtype="fp32")  # type: ignore[arg-type]
+        found[name] = Compiled(
+            folder,
+            target.compile_part(plain, program, folder, options).relative_to(folder),
+            target.compile_part(slots, None, folder, options).relative_to(folder),
+            runtime,
+            PartOptions(info, CPU, options.weights, threads=1),
+        )
+    return found
+
+
+@pytest.fixture(params=list(TARGETS))
+def compiled(request: pytest.FixtureRequest, all_compiled: dict[str, Compiled]) -> Compiled:
+    return all_compiled[request.param]
+
+
+@pytest.fixture
+def moved(compiled: Compiled, tmp_path: Path) -> Iterator[Compiled]:
+    """The same in another folder, which cannot be written to."""
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(compiled.folder, folder)
+    for path in folder.iterdir():
+        path.chmod(0o444)
+    folder.chmod(0o555)
+    yield replace(compiled, folder=folder)
+    folder.chmod(0o755)
+
+
+def inputs(rows: int, height: int, width: int) -> Inputs:
+    return unet_example("base", small_unet(), rows, height, width)
+
+
+@torch.no_grad()
+def test_any_rows_and_sizes_equal_torch(compiled: Compiled, plain: Graph) -> None:
+    part = compiled.load()
+    for shape in ((1, 4, 4), (3, 8, 6), (2, 2, 10)):
+        given = inputs(*shape)
+        torch.testing.assert_close(part(given), plain.module(**given), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_adapters_of_any_number_and_rank_equal_torch(compiled: Compiled, slots: Graph) -> None:
+    part = compiled.load(slots=True)
+    given = inputs(3, 8, 6)
+    tables = slot_example(slots.module.layout, 3, given["sample"])
+    random = torch.Generator().manual_seed(1)
+    for count, rank in ((3, 8), (5, 16)):
+        tables["slot"] = torch.tensor([count - 1, 0, 1])
+        for name in ("down", "up"):
+            table = torch.randn(count, rank, tables[name].shape[2], generator=random) * 0.1
+            tables[name] = table
+        expected = slots.module(**given, **tables)
+        torch.testing.assert_close(part(given | tables), expected, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_slot_zero_of_zeros_is_the_plain_graph(compiled: Compiled, slots: Graph) -> None:
+    given = inputs(2, 4, 4)
+    tables = slot_example(slots.module.layout, 2, given["sample"])
+    tables["slot"] = torch.zeros(2, dtype=torch.int64)
+    with_slots = compiled.load(slots=True)(given | tables)
+    torch.testing.assert_close(with_slots, compiled.load()(given), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_runs_where_it_was_copied_to_and_cannot_write(moved: Compiled, plain: Graph) -> None:
+    given = inputs(2, 4, 4)
+    part = moved.load(cache=moved.folder / "cache")
+    torch.testing.assert_close(part(given), plain.module(**given), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_takes_any_floating_dtype(compiled: Compiled) -> None:
+    part = compiled.load()
+    given = inputs(2, 4, 4)
+    half = {name: tensor.half() for name, tensor in given.items()}
+    again = {name: tensor.float() for name, tensor in half.items()}
+    torch.testing.assert_close(part(half), part(again), check_dtype=False)
+
+
+def test_an_output_stays_when_the_part_runs_again(compiled: Compiled) -> None:
+    part = compiled.load()
+    first = part(inputs(2, 4, 4))
+    kept = first.clone()
+    part({name: tensor * 2 for name, tensor in inputs(2, 4, 4).items()})
+    torch.testing.assert_close(first, kept, atol=0, rtol=0)
+
+
+def test_the_weights_stand_once(compiled: Compiled) -> None:
+    weights = sum(p.numel() for p in small_unet().parameters()) * 4
+    files = [path for path in compiled.folder.iterdir() if path.suffix in (".data", ".bin")]
+    assert len(files) == 1
+    assert 0.9 * weights < files[0].stat().st_size < 1.1 * weights  # small ones may be in the graph
+
+
+def test_nothing_of_this_machine_is_written(all_compiled: dict[str, Compiled]) -> None:
+    here = str(Path(__file__).resolve().parents[3]).encode()
+    for compiled in all_compiled.values():
+        for path in compiled.folder.iterdir():
+            assert here not in path.read_bytes(), path.name
+    model = onnx.load(all_compiled["onnx"].folder / "base_unet.onnx", load_external_data=False)
+    assert not any(node.metadata_props for node in model.graph.node)
+
+
+def test_slots_need_the_plain_graph(slots: Graph, tmp_path: Path) -> None:
+    for target, _ in TARGETS.values():
+        folder = tmp_path / target.__name__
+        folder.mkdir()
+        with pytest.raises(ExportError, match=r"base_unet\.onnx is to be written before"):
+            target.compile_part(slots, None, folder, compile_options(tmp_path))
+
+
+def test_a_missing_file_is_named(compiled: Compiled, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing-here"):
+        compiled.runtime.load(tmp_path / "nothing-here", compiled.options)
+
+
+def test_a_broken_file_is_named(moved: Compiled) -> None:
+    path = moved.folder / moved.plain
+    path.chmod(0o644)
+    path.write_bytes(b"not a graph")
+    with pytest.raises(ConfigurationError, match=path.name):
+        moved.load()
+
+
+def test_an_impossible_size_is_an_error_of_the_run(compiled: Compiled) -> None:
+    part = compiled.load()
+    given = inputs(2, 4, 4)
+    given["text_embeds"] = given["text_embeds"][:, :-1]
+    with pytest.raises(RuntimeError, match=r"(?i)onnx runtime|openvino"):
+        part(given)
+
+
+def test_an_unloaded_part_cannot_be_used(compiled: Compiled) -> None:
+    part = compiled.load()
+    part.unload()
+    with pytest.raises((RuntimeError, AttributeError)):
+        part(inputs(2, 4, 4))
+
+
+def test_a_device_without_its_provider_is_refused(all_compiled: dict[str, Compiled]) -> None:
+    onnx_part, ir = all_compiled["onnx"], all_compiled["openvino"]
+    with pytest.raises(ConfigurationError, match="runs on the CPU"):
+        ir.load(device=torch.device("cuda"))
+    if "CUDAExecutionProvider" not in by_onnx.available_providers():
+        with pytest.raises(ConfigurationError, match="CUDAExecutionProvider"):
+            onnx_part.load(device=torch.device("cuda"))
+
+
+def test_openvino_keeps_what_it_compiled(all_compiled: dict[str, Compiled], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    first = all_compiled["openvino"].load(cache=cache)
+    kept = {path.name for path in cache.iterdir()}
+    assert kept
+    second = all_compiled["openvino"].load(cache=cache)
+    assert {path.name for path in cache.iterdir()} == kept
+    given = inputs(2, 4, 4)
+    torch.testing.assert_close(first(given), second(given), atol=0, rtol=0)
