@@ -181,7 +181,7 @@ class Engine:
         """Try again with half of the batch, or once nothing else is on the device."""
         if len(unit.requests) > 1:
             with self.lock:
-                self.scheduler.halve(unit)
+                self.scheduler.halve(unit, self.clock())
         elif not self._in_flight:
             self._end(unit.requests[0], Status.FAILED, OutOfMemory(str(error)))
 

@@ -23,7 +23,7 @@ class CostTable:
     def __init__(self) -> None:
         self.epoch = 0
         self._cells: dict[BatchKey, dict[int, float]] = {}
-        self._estimates: dict[tuple[BatchKey, int], float] = {}  # of this epoch
+        self._estimates: dict[BatchKey, dict[int, float]] = {}  # of this epoch
 
     def observe(self, key: BatchKey, rows: int, seconds: float) -> None:
         """Correct the table by one measured unit."""
@@ -31,19 +31,22 @@ class CostTable:
         old = cells.get(rows)
         if not old:
             cells[rows] = seconds
-            self._new_epoch()
+            self._new_epoch(key)
             return
         cells[rows] = new = old + SMOOTHING * (min(seconds, HICCUP * old) - old)
-        used = self._estimates.get((key, rows), new)
+        used = self._estimates.get(key, {}).get(rows, new)
         if abs(new - used) > DRIFT * used:
-            self._new_epoch()
+            self._new_epoch(key)
 
     def unit(self, key: BatchKey, rows: int) -> float:
         """Seconds of one unit of `rows` rows."""
-        known = self._estimates.get((key, rows))
+        known = self._estimates.get(key)
         if known is None:
-            known = self._estimates[key, rows] = self._estimate(key, rows)
-        return known
+            known = self._estimates[key] = {}
+        seconds = known.get(rows)
+        if seconds is None:
+            seconds = known[rows] = self._estimate(key, rows)
+        return seconds
 
     def remaining(self, request: Request) -> float:
         """Seconds of work that the request has left if it runs without company."""
@@ -57,10 +60,11 @@ class CostTable:
         if request.costs is None or request.costs[0] != self.epoch:
             costs: list[Cost] = []
             later = 0.0
-            for key, phase in zip(reversed(request.keys), reversed(request.phases), strict=True):
-                costs.append(Cost(self.unit(key, phase.rows), later))
-                later += phase.steps * costs[-1].seconds
-            request.costs = (self.epoch, tuple(reversed(costs)))
+            for key, phase in zip(request.keys[::-1], request.phases[::-1], strict=True):
+                seconds = self.unit(key, phase.rows)
+                costs.append(Cost(seconds, later))
+                later += phase.steps * seconds
+            request.costs = (self.epoch, tuple(costs[::-1]))
         return request.costs[1]
 
     def dump(self) -> list[dict[str, object]]:
@@ -89,11 +93,14 @@ class CostTable:
             )
             cells = self._cells.setdefault(key, {})
             cells[int(str(cell["rows"]))] = float(str(cell["seconds"]))
-        self._new_epoch()
+            self._new_epoch(key)
 
-    def _new_epoch(self) -> None:
+    def _new_epoch(self, key: BatchKey) -> None:
+        """What was known of `key` has changed."""
         self.epoch += 1
-        self._estimates.clear()
+        self._estimates.pop(key, None)
+        for other in self._estimates.keys() - self._cells.keys():
+            del self._estimates[other]  # it may have been read off this one
 
     def _estimate(self, key: BatchKey, rows: int) -> float:
         cells = self._cells.get(key)

@@ -18,13 +18,24 @@ if they can spare that too. A short unit may have to wait for a stranger's step,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
 
 from sdxl_bento.engine.cost import CostTable
 from sdxl_bento.engine.request import DENOISING, BatchKey, Request
 
 RESERVE = 0.1  # share of the device that no promise counts on: others have a claim to it
 NEVER = float("inf")
-NOBODY = (0, 0)
+
+
+@dataclass(slots=True)
+class Ride:
+    """The batch of one key that promises may still join."""
+
+    rows: int
+    steps: int  # of who has the most
+    seconds: float  # of one forward
+    limit: int  # rows
 
 
 class Ledger:
@@ -49,18 +60,20 @@ class Ledger:
         self._cost = cost
         self._toll = toll
         self._row_limit = row_limit
-        self._open: dict[BatchKey, tuple[int, int]] = {}  # batch to ride in: rows, steps
-        self._promises = sorted(promises, key=_deadline)
+        self._open: dict[BatchKey, Ride] = {}
+        self._promises = sorted(promises, key=attrgetter("deadline"))
         self._place = {request.id: place for place, request in enumerate(self._promises)}
         self._spare: list[float] = []
         self._least: list[float] = []  # of this promise and those due before it
         rides: list[float] = []
+        least = NEVER
         for request in self._promises:
-            least = self._least[-1] if self._least else NEVER
+            assert request.deadline is not None
             ride = self._add(request, least)
-            spare = (_deadline(request) - start) * (1 - RESERVE) - self.work
+            spare = (request.deadline - start) * (1 - RESERVE) - self.work
+            least = min(least - ride, spare)
             self._spare.append(spare)
-            self._least.append(min(least - ride, spare))
+            self._least.append(least)
             rides.append(ride)
         self._charge(rides)
 
@@ -84,26 +97,34 @@ class Ledger:
     def _add(self, request: Request, spare: float) -> float:
         """Count a promise's work; returns the part of it that slows the earlier ones."""
         slows = 0.0
-        self.work += self._cost.remaining(request)
+        costs = self._cost.costs(request)
         for index in range(request.phase, len(request.phases)):
-            key, (stage, steps, rows) = request.keys[index], request.phases[index]
+            stage, steps, rows = request.phases[index]
+            alone = costs[index].seconds
+            if index == request.phase:
+                steps -= request.step
+            self.work += steps * alone
             if stage not in DENOISING:
                 self.work += self._toll
                 continue
-            if index == request.phase:
-                steps -= request.step
-            others, longest = self._open.get(key, NOBODY)
-            self._open[key] = (rows, steps)
-            if not others or others + rows > self._row_limit(key):
+            key = request.keys[index]
+            batch = self._open.get(key)
+            if batch is None:
+                self._open[key] = Ride(rows, steps, alone, self._row_limit(key))
                 continue
-            shared = min(longest, steps)
-            alone = self._cost.costs(request)[index].seconds
-            adds = self._cost.unit(key, others + rows) - self._cost.unit(key, others)
-            if slows + shared * adds <= spare:
-                slows += shared * adds
-                self.work -= shared * (alone - adds)
-                self.riders.add(request.id)
-                self._open[key] = (others + rows, max(longest, steps))
+            together = batch.rows + rows
+            if together <= batch.limit:
+                shared = min(batch.steps, steps)
+                seconds = self._cost.unit(key, together)
+                adds = seconds - batch.seconds
+                if slows + shared * adds <= spare:
+                    slows += shared * adds
+                    self.work -= shared * (alone - adds)
+                    self.riders.add(request.id)
+                    batch.rows, batch.seconds = together, seconds
+                    batch.steps = max(batch.steps, steps)
+                    continue
+            batch.rows, batch.steps, batch.seconds = rows, steps, alone
         return slows
 
     def _charge(self, rides: list[float]) -> None:
@@ -113,7 +134,3 @@ class Ledger:
             self._spare[place] -= slowed
             self._least[place] -= slowed
             slowed += rides[place]
-
-
-def _deadline(request: Request) -> float:
-    return NEVER if request.deadline is None else request.deadline

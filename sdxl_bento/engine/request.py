@@ -17,6 +17,8 @@ class Stage(StrEnum):
     REFINE = "refine"  # denoise with the refiner UNet
     DECODE = "decode"  # latents -> picture
 
+    __hash__ = str.__hash__  # enum's own is Python, and stages are part of every key looked up
+
     @property
     def denoises(self) -> bool:
         return self in DENOISING

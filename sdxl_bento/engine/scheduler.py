@@ -25,6 +25,8 @@ from sdxl_bento.engine.request import BatchKey, Request, Stage, Status, Unit
 STRETCH = 4.0  # a request without a deadline may take about this many times its own work
 GRACE = 0.1  # share of the time allowed by which a deadline may be missed before it is given up
 PRIORITY = 0.05  # one step of priority counts as much as this share of `ageing_s`
+PROBE_S = 60.0  # after so long a batch that did not fit is tried again, doubled if it fails again
+MAX_PROBE_S = 3600.0
 MAX_DECODES = 4  # pictures decoded by one unit: more would hold up the steps behind it
 
 
@@ -41,6 +43,15 @@ class Limits:
     ageing_s: float = 30.0
 
 
+@dataclass(slots=True)
+class Learned:
+    """A limit by rows that the device's memory has set, until it is worth asking for more."""
+
+    rows: int
+    wait: float
+    until: float
+
+
 class Scheduler:
     """Two containers, requests that wait and requests that run, and the choice among them."""
 
@@ -49,7 +60,7 @@ class Scheduler:
         self.limits = limits
         self.waiting: dict[str, Request] = {}
         self.running: dict[str, Request] = {}
-        self._learned_rows: dict[BatchKey, int] = {}
+        self._learned_rows: dict[BatchKey, Learned] = {}
         self._last_was_short = False
         self._owed = 0.0  # device seconds that those without a promise have a claim to
 
@@ -68,6 +79,7 @@ class Scheduler:
         Args:
             busy: seconds that the device still needs for the units it has been given.
         """
+        self._probe(now)
         self._start_waiting(now)
         able = [r for r in self.running.values() if not r.launched_all and ready(r)]
         if not able:
@@ -106,17 +118,21 @@ class Scheduler:
         return Ledger(self.cost, self.row_limit, promises, start, toll)
 
     def row_limit(self, key: BatchKey) -> int:
-        """Most rows of one unit of `key`: by setting, by pixels, and by what once did not fit."""
-        limit = min(self.limits.max_rows, self._learned_rows.get(key, self.limits.max_rows))
+        """Most rows of one unit of `key`: by setting, by pixels, by what of late did not fit."""
+        limit = self.limits.max_rows
+        if learned := self._learned_rows.get(key):
+            limit = min(limit, learned.rows)
         if key.stage is Stage.DECODE:
             limit = min(limit, MAX_DECODES)
         if pixels := key.height * key.width:
             limit = min(limit, self.limits.max_pixels // pixels)
         return max(limit, 1)
 
-    def halve(self, unit: Unit) -> None:
-        """The unit did not fit the device: remember to stay at half of it."""
-        self._learned_rows[unit.key] = max(unit.rows // 2, 1)
+    def halve(self, unit: Unit, now: float) -> None:
+        """The unit did not fit the device: stay at half of it for a while, longer each time."""
+        before = self._learned_rows.get(unit.key)
+        wait = PROBE_S if before is None else min(2 * before.wait, MAX_PROBE_S)
+        self._learned_rows[unit.key] = Learned(max(unit.rows // 2, 1), wait, now + wait)
 
     @property
     def places(self) -> int:
@@ -132,6 +148,12 @@ class Scheduler:
             self.waiting.values(), key=lambda other: self.urgency(other, self.promised(other, now))
         )
         return 1 + queue.index(request)
+
+    def _probe(self, now: float) -> None:
+        """Let limits grow again: what held the memory may be gone, an adapter or a neighbour."""
+        for learned in self._learned_rows.values():
+            if now >= learned.until and learned.rows < self.limits.max_rows:
+                learned.rows, learned.until = 2 * learned.rows, now + learned.wait
 
     def _start_waiting(self, now: float) -> None:
         begins = [request for request in self.waiting.values() if request.deadline is not None]
@@ -155,7 +177,7 @@ class Scheduler:
                 return request
             if seconds <= self._owed and not ledger.holds(request):
                 return request
-        return min(ranked, key=able.index)
+        return steps[0] if ranked is steps else able[0]
 
     def _batch(self, lead: Request, able: list[Request], ledger: Ledger) -> Iterator[Request]:
         """The lead and, in order of urgency, those that fit into its forward."""

@@ -14,7 +14,7 @@ from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.cost import CostTable
 from sdxl_bento.engine.request import BatchKey, Phase, Request, Stage, Status, Unit
-from sdxl_bento.engine.scheduler import Limits
+from sdxl_bento.engine.scheduler import PROBE_S, Limits
 from sdxl_bento.errors import DeadlineInfeasible, Refused
 
 SIZES = (512, 768, 1024)
@@ -61,7 +61,7 @@ class Auditor(FakeExecutor):
     def __init__(self, clock: FakeClock, faults: Faults | None = None) -> None:
         super().__init__(clock, faults=faults)
         self.wrong: list[str] = []
-        self.refused_rows: dict[BatchKey, int] = {}  # fewest rows that did not fit
+        self.refused_rows: dict[BatchKey, list[tuple[float, int]]] = {}  # when, how many
         self._last_was_short = False
 
     def launch(self, unit: Unit) -> None:
@@ -73,8 +73,8 @@ class Auditor(FakeExecutor):
             raise
         except Exception as error:
             if type(error).__name__ == "DeviceOutOfMemory":
-                before = self.refused_rows.get(unit.key, unit.rows)
-                self.refused_rows[unit.key] = min(before, unit.rows)
+                refused = self.refused_rows.setdefault(unit.key, [])
+                refused.append((self.clock.now, unit.rows))
             raise
 
     def _audit(self, unit: Unit) -> None:
@@ -84,8 +84,9 @@ class Auditor(FakeExecutor):
             self.wrong.append(f"{unit.rows} rows")
         if several and unit.rows * unit.key.height * unit.key.width > limits.max_pixels:
             self.wrong.append(f"{unit.rows} rows of {unit.key}")
-        if several and unit.rows >= self.refused_rows.get(unit.key, 1 << 30):
-            self.wrong.append(f"{unit.rows} rows did not fit before")
+        for at, rows in self.refused_rows.get(unit.key, []):
+            if several and unit.rows >= rows and self.clock.now < at + PROBE_S:
+                self.wrong.append(f"{unit.rows} rows did not fit just before")
         if sum(request.deadline is None for request in running.values()) > limits.max_running:
             self.wrong.append(f"{len(running)} run")
         for request in unit.requests:
