@@ -65,6 +65,18 @@ def test_estimates_hold_until_they_have_drifted() -> None:
     assert cost.unit(BASE, 2) > 0.105
 
 
+def test_what_was_read_off_another_size_follows_it() -> None:
+    cost = CostTable()
+    half = BASE._replace(width=512)
+    cost.observe(BASE, 2, 0.1)
+    assert cost.unit(half, 2) == pytest.approx(0.05)
+    for _ in range(50):
+        cost.observe(BASE, 2, 0.2)
+    assert cost.unit(half, 2) == pytest.approx(0.1, rel=0.06)
+    cost.observe(half, 2, 0.5)
+    assert cost.unit(half, 2) == 0.5
+
+
 def test_remaining_follows_the_request() -> None:
     cost = CostTable()
     phases = (Phase(Stage.BASE, 3, 2), Phase(Stage.DECODE, 1, 1))
