@@ -49,13 +49,17 @@ MAX_BATCH_ITEMS = 256
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call as it arrived. `fields` is decoded, not validated; `error` says why it is not."""
+    """One call as it arrived. `fields` is decoded, not validated; `error` says why it is not.
+
+    An adapter of another protocol makes one, too: of the native fields that it has translated to.
+    """
 
     request_id: str
     wants_json: bool
     fields: object
     caller: Caller
     error: SDXLError | None = None
+    protocol: str = "native"
 
     def params(self) -> GenerateParams:
         """The validated parameters. Raises InvalidInput."""

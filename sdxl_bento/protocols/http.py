@@ -1,6 +1,7 @@
 """HTTP in one place: which error is which status, how a body is read, when a caller has left.
 
-Every error that a client sees has this body, whichever route it came from:
+Every error that a client sees has this body, whichever route it came from, or what `envelopes`
+makes of it for the route's protocol:
 
     {"error": {"type", "message", "field", "value", "allowed", "request_id"}}
 
@@ -25,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdxl_bento import errors
 from sdxl_bento.images import ImageTooLarge
+from sdxl_bento.protocols.envelopes import envelope_of
 
 T = TypeVar("T")
 
@@ -181,7 +183,7 @@ async def _until_disconnect(receive: Receive) -> None:
 
 
 class ErrorBodies:
-    """ASGI middleware that gives BentoML's and Starlette's own error answers our error body."""
+    """ASGI middleware that gives every error, BentoML's and Starlette's too, its protocol's body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -204,12 +206,14 @@ class ErrorBodies:
                 return
             chunks.append(message.get("body", b""))
             if not message.get("more_body", False):
-                await _send_error(send, start, b"".join(chunks), request_id)
+                await _send_error(send, start, b"".join(chunks), request_id, scope["path"])
 
         await self.app(scope, receive, reshape)
 
 
-async def _send_error(send: Send, start: Message, body: bytes, request_id: str | None) -> None:
+async def _send_error(
+    send: Send, start: Message, body: bytes, request_id: str | None, path: str
+) -> None:
     status: int = start["status"]
     ours = _our_body(body)
     if ours is None:
@@ -217,7 +221,7 @@ async def _send_error(send: Send, start: Message, body: bytes, request_id: str |
         message = _message_in(body) or HTTPStatus(status).phrase
         fields = {"field": None, "value": None, "allowed": None, "request_id": request_id}
         ours = {"error": {"type": name, "message": message[:MAX_MESSAGE_CHARS], **fields}}
-    data = json.dumps(ours).encode()
+    data = json.dumps(envelope_of(path)(ours["error"], status)).encode()
     dropped = (b"content-length", b"content-type")
     headers = [(key, value) for key, value in start["headers"] if key.lower() not in dropped]
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]

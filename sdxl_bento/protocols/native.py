@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # A child of BentoML's logger, because only those show INFO under `bentoml serve`.
 logger = logging.getLogger("bentoml.sdxl")
-PROTOCOL = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class NativeAPI:
 
     async def img2img(self, call: Call) -> Response:
         """POST /img2img: the base model redraws `image` as far as `strength` says."""
-        return await self._respond(call, self._image_to_image)
+        return await self._respond(call, self.image_to_image)
 
     async def refine(self, call: Call) -> Response:
         """POST /refine: the refiner redraws `image`, or a stored picture."""
@@ -98,13 +97,14 @@ class NativeAPI:
         async def awaited() -> Answer:
             return await work
 
-        with self._metrics.request(PROTOCOL):
+        with self._metrics.request(call.protocol):
             answer = await call.caller.wait_for(awaited(), self.settings.timeout_s)
         made = answer.generation
-        self._metrics.generated(PROTOCOL, len(made.images), made.timings)
+        self._metrics.generated(call.protocol, len(made.images), made.timings)
         return answer
 
-    async def _image_to_image(self, call: Call) -> Answer:
+    async def image_to_image(self, call: Call) -> Answer:
+        """Run one call with a picture in `image` or `image_id`. Raises SDXLError."""
         params, image = await self._with_image(call)
         return await self._finish(
             await self.generator.generate(params, image=image, request_id=call.request_id)
