@@ -42,8 +42,12 @@ MOST_EXAMPLE_CELLS = 32  # side of the latents that a graph is traced with
 class Compiler(Protocol):
     """What the module of a target offers."""
 
+    def traces(self, part: str) -> bool:
+        """Whether a part is made from a program; one that is not is given None."""
+        ...
+
     def compile_part(
-        self, graph: Graph, program: ExportedProgram, folder: Path, options: CompileOptions
+        self, graph: Graph, program: ExportedProgram | None, folder: Path, options: CompileOptions
     ) -> Path:
         """Write the artifact of one part into `folder`; returns its file."""
         ...
@@ -205,7 +209,7 @@ def compile_target(
         ExportError: it cannot be compiled here.
     """
     began = time.perf_counter()
-    info = request.info()
+    info, compiler = request.info(), request.target.compiler
     target = folder / "compiled" / info.label
     target.mkdir(parents=True)
     artifacts: dict[str, str] = {}
@@ -221,7 +225,8 @@ def compile_target(
                 options = _options(request, info, vae_dtype, root / component_of(part))
                 module = _load(request, part, options)
                 graph = _graph(part, role, module, pipeline)
-                path = request.target.compiler.compile_part(graph, graph.trace(), target, options)
+                program = graph.trace() if compiler.traces(part) else None
+                path = compiler.compile_part(graph, program, target, options)
                 artifacts[part] = path.relative_to(folder).as_posix()
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     changes = {

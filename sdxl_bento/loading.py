@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -233,6 +234,7 @@ def _load_all(
     folder: Path, manifest: Manifest, info: BackendInfo, settings: Settings, placement: Placement
 ) -> dict[str, Part]:
     parts: dict[str, Part] = {}
+    cache = _writable(folder / CACHE)
     try:
         for part, path in info.artifacts.items():
             role, _, name = part.partition("/")
@@ -243,7 +245,7 @@ def _load_all(
                 info,
                 placement.device,
                 weights=folder / pipeline.path / component,
-                cache=folder / CACHE,
+                cache=cache,
                 threads=settings.threads,
             )
             parts[part] = runtime(info.backend).load(folder / path, options)
@@ -252,6 +254,15 @@ def _load_all(
             loaded.unload()
         raise
     return parts
+
+
+def _writable(folder: Path) -> Path | None:
+    """The folder, made if need be; None where the model is read-only."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _log_misfits(name: str, misfits: Sequence[Misfit], chosen: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sdxl_bento.config import ComputeDtype, DeviceMode
 from sdxl_bento.diffusion.transfer import constant
@@ -169,7 +170,8 @@ def _load_pipeline(
             parts[name] = cls.from_pretrained(root / name)
         elif name == "unet" and no_unet:
             with torch.device("meta"):
-                parts[name] = cls.from_config(cls.load_config(root / name)).to(placement.dtype)
+                skeleton = cls.from_config(cls.load_config(root / name))
+            parts[name] = nn.Module.to(skeleton, placement.dtype)  # diffusers' own would warn
         else:
             dtype = _vae_dtype(root, placement) if name == "vae" else placement.dtype
             key = "torch_dtype" if component.library == "diffusers" else "dtype"
