@@ -7,7 +7,7 @@
 #   --ca FILE         certificates that downloads are checked with (SSL_CERT_FILE), where a proxy
 #                     has its own
 #   --keep            leave everything in FOLDER for a look
-#   FOLDER            where to work (a new one under TMPDIR); about 10 GB, removed at the end
+#   FOLDER            where to work, empty (else a new one under TMPDIR); 10 GB, removed at the end
 #
 # No Docker engine is needed, but root is, and Debian's packages buildah and debootstrap. The base
 # image is made on the spot by debootstrap, under the name that the Dockerfile asks for. The packages
@@ -30,7 +30,7 @@ read_arguments() {
       --wheels) wheels=$(realpath "${2:?--wheels needs a folder}") && shift 2 ;;
       --ca) ca=${2:?--ca needs a file} && shift 2 ;;
       --keep) keep=yes && shift ;;
-      -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
+      -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//p}' deploy/container/check.sh && exit ;;
       -*) fail "there is no option $1; --help lists them" ;;
       *) work=$1 && shift ;;
     esac
