@@ -24,7 +24,7 @@ from torch import nn
 
 from sdxl_bento.manifest import Quantization
 
-_LAYERS: Final = re.compile(
+LARGE_LAYERS: Final = re.compile(
     r"(attn1\.to_(q|k|v|qkv)|attn2\.to_q|attn\d\.to_out\.0|ff\.net\.(0\.proj|2)|proj_in|proj_out)$"
 )
 MULTIPLE: Final = 16  # of both sides of a matrix: what 8-bit tensor cores take
@@ -52,7 +52,7 @@ def fits(name: str, module: nn.Module) -> bool:
     """Whether a layer of a UNet is one that is quantized."""
     return (
         type(module) is nn.Linear
-        and bool(_LAYERS.search(name))
+        and bool(LARGE_LAYERS.search(name))
         and module.in_features % MULTIPLE == 0
         and module.out_features % MULTIPLE == 0
     )
@@ -112,7 +112,7 @@ class Int8WeightsLinear(QuantizedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class _DynamicLinear(QuantizedLinear):
@@ -125,7 +125,7 @@ class _DynamicLinear(QuantizedLinear):
         numbers, scale = _quantize(tokens.float(), self.most)
         y = self._product(numbers, scale).to(x.dtype)
         if self.bias is not None:
-            y = y + self.bias
+            y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
