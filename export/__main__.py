@@ -103,6 +103,10 @@ def export(
     rows: Annotated[
         str, typer.Option(help="Numbers of UNet rows with shapes of their own, as 1,2,4,8.")
     ] = "",
+    attention: Annotated[
+        str,
+        typer.Option(help="Attention backend of the eager model; auto: the fastest on a GPU."),
+    ] = "auto",
     pictures: Annotated[
         int, typer.Option(min=0, help="Pictures that each target draws to be verified; 0: none.")
     ] = len(PROMPTS),
@@ -139,6 +143,7 @@ def export(
         force=force,
         targets=targets,
         pictures=pictures,
+        attention=attention,
     )
     with _refusals(progress):
         result = run(options, progress)

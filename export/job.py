@@ -19,7 +19,7 @@ from export.pictures import PROMPTS
 from export.preview import fit_latent_rgb
 from export.progress import Progress
 from export.sources import Source
-from export.targets import TargetRequest
+from export.targets import TargetRequest, choose_attention
 from export.transfer import show_transfer
 from sdxl_bento import __version__
 from sdxl_bento.manifest import (
@@ -43,6 +43,7 @@ class Options:
     empty `source` takes the environment's. `config` and `variant` are those of `sources.Wanted`.
 
     `targets` are compiled beside the eager model; `pictures` are drawn to verify each, 0 for none.
+    `attention` is the eager model's backend, "auto" for the fastest on a GPU.
     """
 
     source: str
@@ -56,6 +57,7 @@ class Options:
     force: bool = False
     targets: tuple[TargetRequest, ...] = ()
     pictures: int = len(PROMPTS)
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
     plan = _plan(options, progress, workspace)
 
     def has_targets(manifest: Manifest) -> bool:
-        return all(any(same_build(i, w) for i in manifest.backends) for w in wanted)
+        attention = manifest.backends[0].attention
+        return options.attention in ("auto", attention) and all(
+            any(same_build(info, each) for info in manifest.backends) for each in wanted
+        )
 
     content = plan.name, plan.sha256, plan.dtype
     if not options.force and (tag := bento.find(*content, has_targets)):
@@ -115,7 +120,7 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
     with bento.staging() as scratch:
         folder = scratch / "model"
         folder.mkdir()
-        manifest = _stage(plan, options.dtype, folder, progress, started)
+        manifest = _stage(plan, options, folder, progress, started)
         if options.targets:
             earlier = () if options.force else bento.same_content(*content)
             manifest = add_backends(
@@ -193,9 +198,10 @@ def _check_pair(base: Pipeline, refiner: Pipeline | None) -> None:
 
 
 def _stage(
-    plan: _Plan, dtype: WeightDtype | None, folder: Path, progress: Progress, started: float
+    plan: _Plan, options: Options, folder: Path, progress: Progress, started: float
 ) -> Manifest:
     """Write the model into `folder` and verify it."""
+    dtype = options.dtype
     growth = 2.0 if plan.dtype == "fp32" and plan.base.dtype != "fp32" else 1.0
     writer.check_space(folder, plan.files().values(), growth)
     infos: dict[str, PipelineInfo] = {}
@@ -211,6 +217,9 @@ def _stage(
     latent_rgb = None
     if not plan.base.has_family_vae:
         latent_rgb = fit_latent_rgb(folder / "base" / "vae", infos["base"].width)
+    attention = choose_attention(
+        folder / "base" / "unet", infos["base"], options.attention, progress
+    )
     loras = writer.write_loras(plan.loras, folder)
     weights.share_equal(folder)
     return Manifest(
@@ -228,7 +237,7 @@ def _stage(
         base=infos["base"],
         refiner=infos.get("refiner"),
         loras=loras,
-        backends=(_eager(tuple(figures)),),
+        backends=(_eager(tuple(figures), attention),),
         size_limits=_limits(plan.base),
         latent_rgb=latent_rgb,
         bytes=bento.content_bytes(folder),
@@ -254,10 +263,12 @@ def _versions() -> Versions:
     )
 
 
-def _eager(parity: tuple[ParityFigure, ...]) -> BackendInfo:
+def _eager(parity: tuple[ParityFigure, ...], attention: str | None) -> BackendInfo:
     """The backend that every model has: diffusers' own modules, any device, any size."""
     versions = {name: version(name) for name in ("torch", "diffusers")}
-    return BackendInfo(backend="eager", device="any", versions=versions, parity=parity)
+    return BackendInfo(
+        backend="eager", device="any", versions=versions, attention=attention, parity=parity
+    )
 
 
 def _limits(base: Pipeline) -> SizeLimits:

@@ -16,7 +16,7 @@ import torch
 
 from export.components import DTYPES, component_of, load_component
 from export.errors import ExportError
-from export.graphs import Graph, decoder_graph, unet_graph
+from export.graphs import Graph, decoder_graph, unet_example, unet_graph
 from export.layout import Role
 from export.options import CompileOptions
 from export.parity import pick_vae_dtype
@@ -58,12 +58,14 @@ class Target:
     """A compiler, and what it works on.
 
     `devices`: those that it compiles for, the first that is there. `float32_graph`: its graph is
-    float32 whatever it computes in.
+    float32 whatever it computes in. `quantizes_module`: low-bit layers are put into the module
+    before it is traced, and not by the compiler.
     """
 
     name: BackendName
     devices: tuple[str, ...]
     float32_graph: bool = False
+    quantizes_module: bool = False
 
     @property
     def compiler(self) -> Compiler:
@@ -74,7 +76,7 @@ class Target:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("inductor", ("cuda", "cpu")),
+        Target("inductor", ("cuda", "cpu"), quantizes_module=True),
         Target("onnx", ("cuda", "cpu")),
         Target("tensorrt", ("cuda",)),
         Target("openvino", ("cpu",), float32_graph=True),
@@ -91,7 +93,6 @@ class TargetRequest:
     quantization: Quantization | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     rows: tuple[int, ...] = ()
-    attention: str | None = None
     threads: int = 0
 
     @property
@@ -224,6 +225,8 @@ def compile_target(
                 warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
                 options = _options(request, info, vae_dtype, root / component_of(part))
                 module = _load(request, part, options)
+                if request.target.quantizes_module and component_of(part) == "unet":
+                    _quantize(module, info)
                 graph = _graph(part, role, module, pipeline)
                 program = graph.trace() if compiler.traces(part) else None
                 path = compiler.compile_part(graph, program, target, options)
@@ -264,6 +267,46 @@ def _load(request: TargetRequest, part: str, options: CompileOptions) -> Any:
     if request.target.float32_graph:
         dtype = "fp32"
     return load_component(options.weights, DTYPES[dtype], options.device)
+
+
+def _quantize(unet: Any, info: BackendInfo) -> None:
+    from sdxl_bento.backends.quantized import quantize_unet
+
+    if info.quantization is not None:
+        quantize_unet(unet, info.quantization)
+
+
+def choose_attention(
+    folder: Path, pipeline: PipelineInfo, wanted: str, progress: Progress
+) -> str | None:
+    """The attention backend that the eager model is to run with; None leaves it to PyTorch.
+
+    Args:
+        folder: of the base UNet.
+        pipeline: the base model's.
+        wanted: "auto" measures those that are installed, on a GPU alone; or a name.
+        progress: what the user sees.
+
+    Raises:
+        ExportError: the one that was named does not run here, or not well enough.
+    """
+    from export.attention import pick_attention
+    from sdxl_bento.backends.attention import installed
+
+    cuda = torch.cuda.is_available()
+    if wanted == "auto" and not cuda:
+        return None
+    device = torch.device("cuda" if cuda else "cpu")
+    with progress.stage("Choose the attention backend"):
+        unet = load_component(folder, torch.float16 if cuda else torch.float32, device)
+        side = pipeline.width // pipeline.vae_scale_factor
+        inputs = unet_example("base", unet, rows=2, height=side, width=side)
+        candidates = installed(device) if wanted == "auto" else [wanted]
+        choice = pick_attention(unet, inputs, candidates)
+    for figure in choice.figures:
+        if figure.name == wanted and figure.refused:
+            raise ExportError(f"--attention {wanted}: {figure.refused}")
+    return wanted if wanted != "auto" else choice.name
 
 
 def _graph(part: str, role: Role, module: Any, pipeline: PipelineInfo) -> Graph:

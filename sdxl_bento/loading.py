@@ -279,8 +279,24 @@ def _backend(
     tile_pixels: int,
 ) -> Backend:
     if info is None:
+        _apply_attention(model)
         return EagerBackend(model, adapters, tile_pixels)
     return CompiledBackend(model, adapters, info, parts, tile_pixels)
+
+
+def _apply_attention(model: Model) -> None:
+    """The attention backend that was the fastest where the model was exported, if it is here."""
+    from sdxl_bento.backends.attention import apply_attention
+
+    name = model.manifest.backends[0].attention
+    if name is None:
+        return
+    try:
+        for pipeline in (model.base, model.refiner):
+            if pipeline is not None:
+                apply_attention(pipeline.unet, name)
+    except ConfigurationError as error:
+        logger.warning("%s: PyTorch's own attention is used: %s", model.name, error)
 
 
 def _lora_targets(model: Model) -> dict[str, nn.Module]:
