@@ -6,6 +6,7 @@ profile, an instance's role) or by those that KServe's users set (`S3_ENDPOINT`,
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ class Objects:
         return head
 
     def read(self, file: RemoteFile, offset: int) -> Generator[bytes]:
-        """The content from `offset` on, a range a request, each bound to the same ETag."""
+        """The content from `offset` on, a range a request; S3 binds each to the same ETag."""
         path = f"{self._path}/{file.name}"
         try:
             with self._files.open(path, "rb", block_size=BLOCK, cache_type="none") as reader:
@@ -126,6 +127,8 @@ def _filesystem(scheme: str, settings: ExportSettings) -> Any:
             options["client_kwargs"] = {"verify": False}
         if settings.s3_virtual_bucket:
             options["config_kwargs"] = {"s3": {"addressing_style": "virtual"}}
+    # Without credentials it warns at every call that it cannot ask for the kind of bucket.
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError:

@@ -124,7 +124,7 @@ def _plain(key: str) -> str:
 
 def _shapes(name: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Tensors of an empty model of this config."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import init_empty_weights
 
     try:
         with init_empty_weights():

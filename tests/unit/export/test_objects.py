@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.registry import _registry as registry
 
 from export import objects, remote, sources
 from export.downloads import Workspace
@@ -17,6 +19,7 @@ from export.errors import ExportError, SourceError, UnsafeSourceError
 from export.inspection import read_pipeline
 from sdxl_bento.config import ExportSettings
 from tests.support import checkpoints
+from tests.support.gcs import GoogleStorage
 from tests.support.s3 import Bucket, s3_server
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -246,6 +249,40 @@ class TestHash:
             resolve(workspace, "s3://models/sdxl")
 
 
+class TestGoogle:
+    """The same through gcsfs."""
+
+    @pytest.fixture
+    def storage(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[GoogleStorage]:
+        pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
+        with GoogleStorage().running() as running:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
+            yield running
+
+    def test_folder(self, storage: GoogleStorage, workspace: Workspace) -> None:
+        for path in (WEIGHTS / "base").rglob("*.*"):
+            name = path.relative_to(WEIGHTS / "base").as_posix()
+            storage.objects[f"sdxl/{name}"] = path.read_bytes()
+        source = resolve(workspace, "gs://models/sdxl")
+        assert (source.kind, source.location) == ("object", "gs://models/sdxl")
+        pipeline = read_pipeline(source.folder, "base", None)
+        assert pipeline.files()[UNET].read_bytes() == (WEIGHTS / "base" / UNET).read_bytes()
+
+    def test_md5(self, storage: GoogleStorage, settings: ExportSettings) -> None:
+        storage.objects["x"] = b"abc"
+        found = objects.Objects("gs://models", settings).stat("x")
+        assert found.hash == remote.Hash("md5", hashlib.md5(b"abc").hexdigest())
+        assert found.size == 3
+
+    def test_replaced(self, storage: GoogleStorage, settings: ExportSettings) -> None:
+        storage.objects["x"] = b"abc"
+        store = objects.Objects("gs://models", settings)
+        file = store.stat("x")
+        storage.objects["x"] = b"abd"
+        with pytest.raises(SourceError, match="another content than when"):
+            list(store.read(file, 0))
+
+
 class TestRefused:
     def test_nothing_there(self, workspace: Workspace, bucket: Bucket) -> None:
         with pytest.raises(SourceError, match="nothing there"):
@@ -274,6 +311,7 @@ class TestRefused:
     def test_a_package_that_is_missing(
         self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+        monkeypatch.setitem(sys.modules, "gcsfs", None)
+        monkeypatch.delitem(registry, "gs", raising=False)
         with pytest.raises(ExportError, match=r"pip install 'sdxl-bento\[gcs\]'"):
             resolve(workspace, "gs://models/x")
