@@ -15,20 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qsl
 
 import bentoml
 import pydantic
 import pydantic_core
 from bentoml.exceptions import BentoMLException
 from pydantic import Field, WithJsonSchema
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.forms import read_multipart, read_urlencoded
 from sdxl_bento.protocols.http import (
     BodyTooLarge,
     Caller,
@@ -153,14 +150,14 @@ async def _read_batch(request: Request) -> list[Call]:
 async def _read_fields(request: Request) -> object:
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request)
+        return await read_multipart(request, MAX_JSON_BYTES)
     if kind not in ("application/json", "application/x-www-form-urlencoded"):
         raise UnsupportedBody("Content-Type", kind, "application/json or multipart/form-data")
     body = (await request.body()).strip()
     # `curl -d` calls JSON a form unless it is told otherwise, and no form begins like this.
     if kind == "application/json" or body.startswith(b"{"):
         return _read_json(body)
-    return {name: _form_value(value) for name, value in parse_qsl(body.decode("utf-8", "replace"))}
+    return read_urlencoded(body)
 
 
 def _read_json(body: bytes) -> object:
@@ -169,25 +166,6 @@ def _read_json(body: bytes) -> object:
     except ValueError as error:
         shown = body[:80].decode("utf-8", "replace")
         raise MalformedBody("body", shown, f"JSON; this is wrong: {error}") from None
-
-
-async def _read_form(request: Request) -> dict[str, object]:
-    try:
-        async with request.form(max_files=1, max_fields=64, max_part_size=MAX_JSON_BYTES) as form:
-            return {
-                name: await value.read() if isinstance(value, UploadFile) else _form_value(value)
-                for name, value in form.items()
-            }
-    except (HTTPException, MultiPartException, KeyError) as error:
-        raise MalformedBody("body", "a form", f"multipart/form-data; {error}") from None
-
-
-def _form_value(text: str) -> object:
-    """A form's field is JSON where it parses as that: so BentoML's clients send them."""
-    try:
-        return pydantic_core.from_json(text)
-    except ValueError:
-        return text
 
 
 def _with_headers(fields: object, headers: Mapping[str, str]) -> object:

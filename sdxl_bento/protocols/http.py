@@ -183,7 +183,7 @@ async def _until_disconnect(receive: Receive) -> None:
 
 
 class ErrorBodies:
-    """ASGI middleware that gives every error, BentoML's and Starlette's too, its protocol's body."""
+    """ASGI middleware that gives all errors, BentoML's and Starlette's too, their route's body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

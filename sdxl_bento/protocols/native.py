@@ -86,7 +86,7 @@ class NativeAPI:
     async def text_to_image(
         self, call: Call, on_progress: Callable[[Progress], None] | None = None
     ) -> Answer:
-        """Run one call of /generate, /generate_batch or /generate/stream. Raises SDXLError."""
+        """Run one call without a picture. Raises SDXLError."""
         params = call.params()
         work = self.generator.generate(params, request_id=call.request_id, on_progress=on_progress)
         return await self._finish(await work)
@@ -103,12 +103,15 @@ class NativeAPI:
         self._metrics.generated(call.protocol, len(made.images), made.timings)
         return answer
 
-    async def image_to_image(self, call: Call) -> Answer:
+    async def image_to_image(
+        self, call: Call, on_progress: Callable[[Progress], None] | None = None
+    ) -> Answer:
         """Run one call with a picture in `image` or `image_id`. Raises SDXLError."""
         params, image = await self._with_image(call)
-        return await self._finish(
-            await self.generator.generate(params, image=image, request_id=call.request_id)
+        work = self.generator.generate(
+            params, image=image, request_id=call.request_id, on_progress=on_progress
         )
+        return await self._finish(await work)
 
     async def _refine(self, call: Call) -> Answer:
         params, image = await self._with_image(call)

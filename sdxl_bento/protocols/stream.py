@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response, StreamingResponse
@@ -20,12 +21,14 @@ from sdxl_bento.images import encode
 from sdxl_bento.protocols.bodies import Call
 from sdxl_bento.protocols.http import error_body, error_response, status_of
 from sdxl_bento.protocols.native import Answer, NativeAPI, answer_json, logged
+from sdxl_bento.results import Progress
 
 if TYPE_CHECKING:
-    from sdxl_bento.generation import Progress
+    Work = Callable[[Call, Callable[[Progress], None]], Awaitable[Answer]]
 
 KEEP_ALIVE_S = 10.0
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+KEEP_ALIVE = b": still here\n\n"  # proxies close silent connections
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def stream(api: NativeAPI, call: Call) -> Response:
@@ -34,57 +37,77 @@ async def stream(api: NativeAPI, call: Call) -> Response:
         call.params()
     except SDXLError as error:
         return error_response(error, call.request_id)
-    headers = {**_HEADERS, "X-Request-Id": call.request_id}
+    headers = {**HEADERS, "X-Request-Id": call.request_id}
     return StreamingResponse(_events(api, call), headers=headers, media_type="text/event-stream")
 
 
-async def _events(api: NativeAPI, call: Call) -> AsyncIterator[bytes]:
+async def happenings(
+    api: NativeAPI, call: Call, work: Work
+) -> AsyncGenerator[Progress | Answer | Exception | None]:
+    """What happens to a call until it ends, which its answer or its error tells.
+
+    None is given where nothing has happened for `KEEP_ALIVE_S`. To close it early ends the call.
+    """
     loop = asyncio.get_running_loop()
     progress: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     def on_progress(step: Progress) -> None:  # may come from the engine's thread
         loop.call_soon_threadsafe(progress.put_nowait, step)
 
-    task = asyncio.create_task(api.run(call, api.text_to_image(call, on_progress)))
+    task = asyncio.create_task(api.run(call, work(call, on_progress)))
     task.add_done_callback(lambda _: progress.put_nowait(None))
     try:
         while True:
             try:
                 step = await asyncio.wait_for(progress.get(), KEEP_ALIVE_S)
             except TimeoutError:
-                yield b": still here\n\n"  # proxies close silent connections
+                yield None
                 continue
             if step is None:
                 break
-            for event in await _progress_events(step):
-                yield event
-        yield _last_event(task, call)
+            yield step
+        yield _end(task)
     finally:
         if not task.done():
             task.cancel()
 
 
-def _last_event(task: asyncio.Task[Answer], call: Call) -> bytes:
+def event(name: str, data: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def _end(task: asyncio.Task[Answer]) -> Answer | Exception:
     error = task.exception()
     if error is None:
-        return _event("done", answer_json(task.result()))
+        return task.result()
     if not isinstance(error, Exception):
         raise error
-    body = error_body(logged(error, call), call.request_id)
-    return _event("error", {"error": body["error"] | {"status": int(status_of(error))}})
+    return error
+
+
+async def _events(api: NativeAPI, call: Call) -> AsyncIterator[bytes]:
+    async with aclosing(happenings(api, call, api.text_to_image)) as happened:
+        async for what in happened:
+            if what is None:
+                yield KEEP_ALIVE
+            elif isinstance(what, Progress):
+                for each in await _progress_events(what):
+                    yield each
+            elif isinstance(what, Answer):
+                yield event("done", answer_json(what))
+            else:
+                body = error_body(logged(what, call), call.request_id)
+                yield event("error", {"error": body["error"] | {"status": int(status_of(what))}})
 
 
 async def _progress_events(step: Progress) -> list[bytes]:
     about = {"request_id": step.request_id, "index": step.index, "stage": step.stage}
     if step.stage == "queued":
-        return [_event("queued", about | {"position": step.position})]
-    events = [_event("step", about | {"step": step.step, "steps": step.steps})]
+        return [event("queued", about | {"position": step.position})]
+    events = [event("step", about | {"step": step.step, "steps": step.steps})]
     if step.preview is not None:
         jpeg = await asyncio.to_thread(encode, step.preview, "jpeg", quality=80)
         picture = base64.b64encode(jpeg).decode("ascii")
-        events.append(_event("preview", about | {"step": step.step, "jpeg": picture}))
+        events.append(event("preview", about | {"step": step.step, "jpeg": picture}))
     return events
-
-
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sdxl_bento.errors import InvalidInput
+from sdxl_bento.errors import AdapterMismatch, InvalidInput
 from sdxl_bento.params import GenerateParams
 
 
@@ -22,6 +22,15 @@ def parse_params(fields: object) -> GenerateParams:
         return GenerateParams.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error.errors(include_url=False)[0], fields) from None
+
+
+def renamed(error: Exception, names: Mapping[str, str]) -> Exception:
+    """The same error about the field that the caller knows, `names` being native → the caller's."""
+    if isinstance(error, AdapterMismatch) or not isinstance(error, InvalidInput):
+        return error
+    if error.field not in names:
+        return error
+    return type(error)(names[error.field], error.value, error.allowed)
 
 
 def _invalid(detail: ErrorDetails, fields: Mapping[str, Any]) -> InvalidInput:

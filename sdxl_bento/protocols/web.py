@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols import kserve, openapi, v1_models
+from sdxl_bento.protocols import kserve, openai, openapi, v1_models
 from sdxl_bento.protocols.http import error_response
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.ui import api_page, front_page
@@ -38,6 +38,7 @@ def web_app() -> Starlette:
         Route("/cancel/{request_id}", _cancel, methods=["POST"]),
         *kserve.routes(),
         *v1_models.routes(),
+        *openai.routes(),
     ]
     return Starlette(routes=routes, exception_handlers={SDXLError: _failed})
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.support.server import FAKED, Server, faked_environment, serve
 
 RUN_S = 0.4
+MOST = 16 + 64  # requests that run and wait at once, by default
 
 
 @pytest.fixture(scope="session")
-def faked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def faked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Each call takes RUN_S in four steps, each with a preview."""
     folder = tmp_path_factory.mktemp("faked")
     fakes = {"FAKE_RUN_S": RUN_S, "FAKE_PREVIEWS": 1, "SDXL_MAX_PIXELS": 1_000_000}
@@ -22,10 +25,24 @@ def faked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def loading_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def loading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """It is alive and never ready."""
     folder = tmp_path_factory.mktemp("loading")
     env = faked_environment(folder / "home", FAKE_LOAD_S=3600)
     with serve(FAKED, folder / "log", env=env, ready=False) as running:
         running.wait_for("/livez", 200)
         yield running
+
+
+def until_running(server: Server, count: int) -> float:
+    """Wait until `count` calls run; returns the seconds that it took."""
+    begin = time.monotonic()
+    while (running := httpx.get(f"{server.url}/stats").json()["running"]) != count:
+        assert time.monotonic() - begin < 5, f"{running} run"
+        time.sleep(0.01)
+    return time.monotonic() - begin
+
+
+def until_idle(server: Server) -> float:
+    """Wait until nothing runs any more; returns the seconds that it took."""
+    return until_running(server, 0)

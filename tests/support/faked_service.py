@@ -6,6 +6,7 @@ FAKE_LOAD_S   seconds until it is ready (0)
 FAKE_RUN_S    seconds that each call takes (0)
 FAKE_LOAD_ERROR  if set, loading ends with this message
 FAKE_DIE_AFTER   the engine dies with this many calls answered
+FAKE_PREVIEWS    if set, each step brings a preview
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class FakeGenerator:
                         raise NotReady(self.state)
                     raise RequestCancelled("the request was cancelled")
                 if on_progress is not None:
-                    on_progress(Progress(request_id, 0, "base", step + 1, 4))
+                    preview = Image.new("RGB", (8, 8)) if "FAKE_PREVIEWS" in os.environ else None
+                    on_progress(Progress(request_id, 0, "base", step + 1, 4, preview=preview))
         finally:
             del self.ended[request_id]
 
