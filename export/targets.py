@@ -170,7 +170,14 @@ def _auto() -> str:
     """What suits this machine: compiled kernels on a GPU; on a CPU what is ready the soonest."""
     if torch.cuda.is_available():
         return "inductor"
-    return "openvino" if importlib.util.find_spec("openvino") is not None else "eager"
+    return next((name for name in ("openvino", "onnx") if _installed(name)), "eager")
+
+
+def _installed(target: str) -> bool:
+    """Whether the packages that compile for it are here."""
+    needed = {"openvino": ("onnx", "onnxscript", "openvino"),
+              "onnx": ("onnx", "onnxscript", "onnxruntime")}[target]  # fmt: skip
+    return all(importlib.util.find_spec(package) is not None for package in needed)
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:

@@ -31,9 +31,27 @@ def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded_tag(model_store: Path) -> str:
     """Tag of the embedded model, exported once into `model_store` by the real command."""
+    return _export("embedded").stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def compiled_export(model_store: Path) -> subprocess.CompletedProcess[str]:
+    """The same model with what compiles quickly for a CPU beside it: one target, then both."""
+    name = ("--name", "sdxl-compiled")
+    _export("embedded", *name, "--target", "onnx")
+    return _export("embedded", *name, "--target", "onnx,openvino")
+
+
+@pytest.fixture(scope="session")
+def compiled_tag(compiled_export: subprocess.CompletedProcess[str]) -> str:
+    """Tag of the embedded model with verified backends for a CPU."""
+    return compiled_export.stdout.strip()
+
+
+def _export(*arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "export", "embedded"],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, "-m", "export", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done

@@ -7,6 +7,7 @@ does. What a backend gives is compared with diffusers' modules in float32.
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,8 @@ from tests.support.loras import mix, wait_ready
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
 
-COMPILED = ("openvino", "onnx", "inductor")  # those that this machine's CPU can run
+COMPILED = ("openvino", "onnx", "inductor")  # those that a CPU can run
+SLOW = {"inductor": "its compiler takes five minutes; SDXL_TEST_INDUCTOR=1 waits for it"}
 HARDWARE = {
     "eager on cuda": "cuda", "inductor on cuda": "cuda", "onnx on cuda": "cuda", "tensorrt": "cuda",
 }  # fmt: skip
@@ -40,14 +42,21 @@ ADAPTERS = ("outlined", "striped")
 
 
 @pytest.fixture(scope="module")
-def compiled_folder(embedded_tag: str) -> Path:
-    """The embedded model with every compiled backend of a CPU in it."""
+def compiled_folder(compiled_tag: str) -> Path:
+    """The embedded model with compiled backends in it."""
+    return folder_of(compiled_tag)
+
+
+@pytest.fixture(scope="module")
+def inductor_folder(embedded_tag: str) -> Path:
+    if not os.environ.get("SDXL_TEST_INDUCTOR"):
+        pytest.skip(f"inductor: {SLOW['inductor']}")
     done = subprocess.run(
         [
-            sys.executable, "-m", "export", "embedded", "--name", "sdxl-compiled",
-            "--target", ",".join(COMPILED), "--pictures", "0",
+            sys.executable, "-m", "export", "embedded", "--name", "sdxl-inductor",
+            "--target", "inductor",
         ],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=900,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder_of(done.stdout.strip())
@@ -71,11 +80,19 @@ def reference(compiled_folder: Path) -> Iterator[Loaded]:
 
 
 @pytest.fixture(scope="module", params=["eager", *COMPILED, *HARDWARE])
-def loaded(request: pytest.FixtureRequest, compiled_folder: Path) -> Iterator[Loaded]:
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The model in which the backend of this round is."""
     name: str = request.param
     if HARDWARE.get(name) == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"{name}: this machine has no CUDA device")
-    loaded = load(compiled_folder, name.partition(" ")[0])
+    fixture = "inductor_folder" if name.startswith("inductor") else "compiled_folder"
+    found: Path = request.getfixturevalue(fixture)
+    return found
+
+
+@pytest.fixture(scope="module")
+def loaded(request: pytest.FixtureRequest, folder: Path) -> Iterator[Loaded]:
+    loaded = load(folder, request.node.callspec.params["folder"].partition(" ")[0])
     yield loaded
     loaded.served.adapters.close()
     loaded.served.backend.unload()
@@ -275,8 +292,8 @@ def test_weights_are_not_there_twice(loaded: Loaded) -> None:
     assert on_meta == (loaded.info is not None)
 
 
-def test_unload(compiled_folder: Path, loaded: Loaded) -> None:
-    other = load(compiled_folder, loaded.served.backend.name)
+def test_unload(folder: Path, loaded: Loaded) -> None:
+    other = load(folder, loaded.served.backend.name)
     other.served.adapters.close()
     other.served.backend.unload()
     with pytest.raises(Exception):  # noqa: B017  whatever it says, it does not run
@@ -284,8 +301,8 @@ def test_unload(compiled_folder: Path, loaded: Loaded) -> None:
     assert denoise(loaded, Stage.BASE, draw_inputs(Stage.BASE, [()])).isfinite().all()
 
 
-def test_the_manifest_says_what_it_is(compiled_folder: Path, loaded: Loaded) -> None:
-    manifest = Manifest.load(compiled_folder)
+def test_the_manifest_says_what_it_is(folder: Path, loaded: Loaded) -> None:
+    manifest = Manifest.load(folder)
     if loaded.info is None:
         return
     info = loaded.info
@@ -297,5 +314,5 @@ def test_the_manifest_says_what_it_is(compiled_folder: Path, loaded: Loaded) -> 
     assert {figure.part for figure in info.parity} == set(info.artifacts)
     assert info.step_ms is not None
     assert info.step_ms > 0
-    folder = compiled_folder / "compiled" / info.label
-    assert info.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = [path for path in (folder / "compiled" / info.label).rglob("*") if path.is_file()]
+    assert info.bytes == sum(path.stat().st_size for path in files)
