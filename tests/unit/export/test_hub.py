@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,55 +12,60 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
 
+from export import vocabulary
 from export.embedded import WEIGHTS
+from export.errors import SourceError, UnsafeSourceError
+from export.hub import Address
+from tests.support import checkpoints
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download of `shapes/base` needs."""
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as downloads from `repositories` need. Each has one commit."""
+
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
     asked: ClassVar[list[str]] = []
     tokens: ClassVar[set[str | None]] = set()
-
-    def files(self) -> dict[str, bytes]:
-        root = WEIGHTS / "base"
-        found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
-        extra = {"unet/evil.py": b"raise SystemExit", "unet/diffusion_pytorch_model.bin": b"x"}
-        return {name: path.read_bytes() for name, path in found.items()} | extra
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         self.tokens.add(self.headers.get("authorization"))
-        prefix = f"/shapes/base/resolve/{COMMIT}/"
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/shapes/base"):
-            siblings = [{"rfilename": name} for name in self.files()]
-            body = {"id": "shapes/base", "sha": COMMIT, "siblings": siblings}
-            if "/tree/" in path:
-                self.answer(json.dumps(self.tree()).encode())
-            else:
-                self.answer(json.dumps(body).encode())
-        elif path.startswith(prefix) and path.removeprefix(prefix) in self.files():
-            name = path.removeprefix(prefix)
-            self.asked.append(name)
-            self.answer(self.files()[name])
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        path = unquote(self.path.partition("?")[0])
+        found = re.match(r"/(?:api/models/)?([^/]+/[^/]+)", path)
+        files = self.repositories.get(found[1]) if found else None
+        if found is None or files is None:
+            return self.missing()
+        rest = path[found.end() :]
+        if path.startswith("/api/"):
+            siblings = [{"rfilename": name} for name in files]
+            info = {"id": found[1], "sha": COMMIT, "siblings": siblings}
+            return self.answer(json.dumps(tree(files) if "/tree/" in rest else info).encode())
+        file = re.match(rf"/resolve/(?:{COMMIT}|main|v2)/(.+)", rest)
+        if file is None or file[1] not in files:
+            return self.missing()
+        self.asked.append(file[1])
+        return self.answer(files[file[1]])
 
-    def tree(self) -> list[dict[str, Any]]:
-        return [
-            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-            for name, data in self.files().items()
-        ]
+    def missing(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def answer(self, data: bytes) -> None:
         self.send_response(200)
@@ -74,8 +80,30 @@ class Hub(BaseHTTPRequestHandler):
         """Stay quiet."""
 
 
+def tree(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        for name, data in files.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded base model in one file."""
+    path = tmp_path_factory.mktemp("hub") / "Fine Tune.safetensors"
+    return checkpoints.write(path, checkpoints.base())
+
+
 @pytest.fixture
-def hub() -> Iterator[str]:
+def hub(checkpoint: Path) -> Iterator[str]:
+    extra = {"unet/evil.py": b"raise SystemExit", "unet/diffusion_pytorch_model.bin": b"x"}
+    content = checkpoint.read_bytes()
+    Hub.repositories = {
+        "shapes/base": files_of(WEIGHTS / "base") | extra,
+        "shapes/tune": {"README.md": b"x", checkpoint.name: content},
+        "shapes/tunes": {"v1.safetensors": content, "v2.safetensors": content},
+        vocabulary.REPOSITORY: files_of(WEIGHTS / "base"),
+    }
     Hub.asked.clear()
     Hub.tokens.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -88,55 +116,120 @@ def hub() -> Iterator[str]:
 
 
 SCRIPT = """
+import json
 import sys
 from export.errors import ExportError
 from export.inspection import read_pipeline
 from export.downloads import Workspace
 from export.sources import Wanted, resolve, settings
 from pathlib import Path
-try:
-    workspace = Workspace(Path(sys.argv[2]), settings())
-    source = resolve(sys.argv[1], workspace, Wanted(config=(sys.argv[3:] or [None])[0]))
-    read_pipeline(source.folder, "base", None)
-    print(source.kind, source.location, source.revision)
-except ExportError as error:
-    print(type(error).__name__, error)
+for number, (name, config) in enumerate(json.loads(sys.argv[1])):
+    try:
+        workspace = Workspace(Path(sys.argv[2]) / str(number), settings())
+        source = resolve(name, workspace, Wanted(config=config))
+        read_pipeline(source.folder, "base", None)
+        print(source.kind, source.location, source.revision)
+    except ExportError as error:
+        print(type(error).__name__, *str(error).split())
 """
 
 
-def ask(endpoint: str, cache: Path, name: str, *config: str, **environment: str) -> str:
-    """In a process of its own: the hub's client reads its settings when it is imported."""
+def ask(
+    endpoint: str, cache: Path, *sources: str | tuple[str, str], **environment: str
+) -> list[str]:
+    """What each source, or source and config, has led to.
+
+    In a process of its own: the hub's client reads its settings when it is imported.
+    """
+    pairs = [(item, None) if isinstance(item, str) else item for item in sources]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, str(cache), *config],
+        [sys.executable, "-c", SCRIPT, json.dumps(pairs), str(cache / "scratch")],
         capture_output=True, text=True, check=True, timeout=120,
         cwd=WEIGHTS.parents[2],
         env={"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "NO_PROXY": "*",
-             "HF_HUB_DISABLE_XET": "1", **environment},
+             "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def test_hub(hub: str, tmp_path: Path) -> None:
-    assert ask(hub, tmp_path, "shapes/base") == f"hub shapes/base {COMMIT}"
+    assert ask(hub, tmp_path, "shapes/base") == [f"hub shapes/base {COMMIT}"]
     assert "unet/diffusion_pytorch_model.safetensors" in Hub.asked
     assert not [name for name in Hub.asked if name.endswith((".py", ".bin"))]
     assert Hub.tokens == {None}
     # Again without the hub: from the cache.
     offline = ask("http://127.0.0.1:9", tmp_path, "shapes/base", HF_HUB_OFFLINE="1")
-    assert offline == f"hub shapes/base {COMMIT}"
+    assert offline == [f"hub shapes/base {COMMIT}"]
+    # And not if a file in the cache is no longer the one that the hub has.
+    (weights,) = tmp_path.rglob("snapshots/*/unet/*.safetensors")
+    blob = weights.resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    (answer,) = ask("http://127.0.0.1:9", tmp_path, "shapes/base", HF_HUB_OFFLINE="1")
+    assert answer.startswith(f"SourceError {blob}")
+    assert "delete this one" in answer
 
 
 def test_hub_token_comes_from_the_environment(hub: str, tmp_path: Path) -> None:
-    ask(hub, tmp_path, "shapes/base", HF_TOKEN="secret")
+    base, none = ask(hub, tmp_path, "shapes/base", "shapes/none", HF_TOKEN="secret")
+    assert base.startswith("hub shapes/base")
     assert "Bearer secret" in Hub.tokens
-
-
-def test_hub_has_no_such_model(hub: str, tmp_path: Path) -> None:
-    assert "the hub says" in ask(hub, tmp_path, "shapes/none")
+    assert "the hub says" in none
 
 
 def test_hub_out_of_reach(tmp_path: Path) -> None:
-    answer = ask("http://127.0.0.1:9", tmp_path, "shapes/base")
+    (answer,) = ask("http://127.0.0.1:9", tmp_path, "shapes/base")
     assert answer.startswith("SourceError shapes/base")
     assert "HF_TOKEN" in answer
-    assert "SourceError" in ask("http://127.0.0.1:9", tmp_path, "shapes/base", HF_HUB_OFFLINE="1")
+    (answer,) = ask("http://127.0.0.1:9", tmp_path, "shapes/base", HF_HUB_OFFLINE="1")
+    assert "SourceError" in answer
+
+
+def test_hub_with_checkpoints(hub: str, tmp_path: Path, checkpoint: Path, base: Any) -> None:
+    """A repository of one, of two, and what a checkpoint on disk needs from the hub."""
+    for path in base.path.glob("tokenizer*/*"):
+        if path.name in ("vocab.json", "merges.txt", "tokenizer.json"):
+            path.unlink()
+    one, several, named, bare, configured = ask(
+        hub, tmp_path, "hf://shapes/tune:v2", "shapes/tunes", "hf://shapes/tunes/v2.safetensors",
+        (str(checkpoint), str(base.path)), (str(checkpoint), "hf://shapes/base"),
+    )  # fmt: skip
+    assert one == f"hub shapes/tune {COMMIT}"
+    assert "2 checkpoints (v1.safetensors, v2.safetensors)" in several
+    assert named == f"hub shapes/tunes/v2.safetensors {COMMIT}"
+    assert bare == configured == "file Fine Tune.safetensors None"
+    asked = set(Hub.asked)
+    assert {"Fine Tune.safetensors", "v2.safetensors", "tokenizer/vocab.json"} <= asked
+    assert "v1.safetensors" not in asked
+    assert not [name for name in asked if name.startswith("unet/diff")]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("a/b", Address("a/b")),
+        ("a/b:v1", Address("a/b", None, "v1")),
+        ("a/b:refs/pr/1", Address("a/b", None, "refs/pr/1")),
+        ("a/b/c d.safetensors", Address("a/b", "c d.safetensors")),
+        ("a/b/c/d.safetensors:main", Address("a/b", "c/d.safetensors", "main")),
+    ],
+)
+def test_address(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+
+
+@pytest.mark.parametrize("text", ["a", "a/b/c", "a/../b", "a/b/../c.safetensors", "/a/b", "a/b:"])
+def test_no_address(text: str) -> None:
+    with pytest.raises(SourceError):
+        Address.parse(text)
+
+
+def test_address_of_a_pickle() -> None:
+    with pytest.raises(UnsafeSourceError, match="pickled"):
+        Address.parse("a/b/c.ckpt")
+
+
+def test_two_revisions() -> None:
+    assert Address.parse("a/b:v1", "v1").revision == "v1"
+    assert Address.parse("a/b", "v1").revision == "v1"
+    with pytest.raises(SourceError, match="--revision v2 too"):
+        Address.parse("a/b:v1", "v2")
