@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
+from export import unpack
 from export.embedded import WEIGHTS, single_file
 from export.embedded.single_file import Weights
 
@@ -28,6 +32,29 @@ def refiner() -> Weights:
         **single_file.pack_unet(unet, layers),
         **single_file.pack_vae(vae, len(levels)),
         **{name.replace("embedders.1.", "embedders.0."): value for name, value in encoder.items()},
+    }
+
+
+def empty(role: str, configs: Mapping[str, Any]) -> Weights:
+    """A checkpoint of these configs whose tensors have a shape and no content."""
+    parts: dict[str, Weights] = {
+        name: {
+            key: torch.empty(shape, device="meta")
+            for key, shape in unpack._shapes(name, config).items()
+        }
+        for name, config in configs.items()
+    }
+    layers = configs["unet"]["layers_per_block"]
+    levels = len(configs["vae"]["block_out_channels"])
+    encoder = single_file.pack_second(parts["text_encoder_2"])
+    if role == "refiner":
+        encoder = {name.replace("embedders.1.", "embedders.0."): t for name, t in encoder.items()}
+    else:
+        encoder |= single_file.pack_first(parts["text_encoder"])
+    return {
+        **single_file.pack_unet(parts["unet"], layers),
+        **single_file.pack_vae(parts["vae"], levels),
+        **encoder,
     }
 
 

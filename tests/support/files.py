@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
+
+
+def self_signed(path: Path) -> Path:
+    """A certificate for 127.0.0.1, good for a day, and its key, in one PEM file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    host = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(host, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + certificate.public_bytes(pem))
+    return path
 
 
 class FileServer:
@@ -33,7 +66,8 @@ class FileServer:
         self.url = ""
 
     @contextmanager
-    def running(self) -> Iterator[FileServer]:
+    def running(self, certificate: Path | None = None) -> Iterator[FileServer]:
+        """Serve until the end of the context; by HTTPS with a certificate and its key."""
         files = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,9 +78,14 @@ class FileServer:
                 """Stay quiet."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        self.url = f"http://127.0.0.1:{server.server_port}"
+        self.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
         try:
             yield self
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors.torch import load_file, save_file
 
 from export import single_file, sources, unpack, vocabulary
@@ -227,6 +228,27 @@ class TestOfSDXL:
         shapes = unpack._shapes(component, config)
         parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
         assert round(parameters / 1e6, 2) == millions
+
+    @pytest.mark.parametrize("role", ["base", "refiner"])
+    def test_every_tensor_has_its_place(self, tmp_path: Path, role: Any) -> None:
+        """A checkpoint of the true size without content: names and shapes, there and back."""
+        configs = {
+            name: json.loads((single_file.CONFIGS / role / name / "config.json").read_text())
+            for name in PARTS
+            if (single_file.CONFIGS / role / name).is_dir()
+        }
+        packed = checkpoints.empty(role, configs)
+        assert infer_diffusers_model_type(packed) == f"xl_{role}"  # what diffusers takes it for
+        shapes = {name: tuple(tensor.shape) for name, tensor in packed.items()}
+        checkpoint = Checkpoint(tmp_path / "x.safetensors", shapes, {})
+        single_file.check_role(checkpoint, role)
+        template = single_file.find_template(checkpoint, role, None)
+        assert template.root == single_file.CONFIGS / role
+        for name, config in configs.items():
+            prefix = unpack._prefix(name, role)
+            part = {key: value for key, value in packed.items() if key.startswith(prefix)}
+            converted = unpack._convert(name, part, config, prefix)
+            unpack._check(checkpoint, name, converted, config)
 
     @pytest.mark.parametrize("role", ["base", "refiner"])
     def test_they_make_a_pipeline(self, tmp_path: Path, role: Any) -> None:

@@ -14,7 +14,7 @@ from export import remote, sources, web
 from export.downloads import Workspace
 from export.errors import SourceError, UnsafeSourceError
 from tests.support import checkpoints
-from tests.support.files import FileServer
+from tests.support.files import FileServer, self_signed
 
 HEADER = b'{"x":{"dtype":"F32","shape":[500000],"data_offsets":[0,2000000]}}'
 CONTENT = len(HEADER).to_bytes(8, "little") + HEADER + bytes(range(250)) * 8000
@@ -225,6 +225,31 @@ class TestRefused:
         monkeypatch.setattr("shutil.disk_usage", lambda _: _ntuple_diskusage(10, 10, 0))
         with pytest.raises(Exception, match=r"0\.0 GB free"):
             fetch(workspace, f"{server.url}/x.safetensors")
+
+
+class TestHttps:
+    """A certificate that nobody vouches for is refused; SSL_CERT_FILE names one who does."""
+
+    @pytest.fixture
+    def certificate(self, tmp_path: Path) -> Path:
+        return self_signed(tmp_path / "certificate.pem")
+
+    @pytest.fixture
+    def server(self, certificate: Path) -> Iterator[FileServer]:
+        with FileServer(CONTENT).running(certificate) as running:
+            yield running
+
+    def test_unknown(self, server: FileServer, workspace: Workspace) -> None:
+        assert server.url.startswith("https://")
+        with pytest.raises(SourceError, match=r"no connection \(.*certificate"):
+            fetch(workspace, f"{server.url}/x.safetensors")
+
+    def test_known(
+        self, server: FileServer, workspace: Workspace, certificate: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetch(workspace, f"{server.url}/x.safetensors").read_bytes() == CONTENT
 
 
 class TestSource:
