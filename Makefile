@@ -12,6 +12,9 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 # (CPU-only or another CUDA) needs to be named for this one step only.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+# The runtimes of compiled models: with a GPU's driver those for CUDA. The two exclude each other.
+DEVICE ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+
 # BentoML reports usage over the network unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
@@ -21,8 +24,8 @@ export BENTOML_DO_NOT_TRACK ?= True
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(VENV)/.runtime ## export the embedded model if need be, then serve on PORT (3000)
-	@if [ -z "$$SDXL_MODEL" ]; then $(BIN)/python -m export embedded --brief; fi
+serve: $(VENV)/.runtime ## export the embedded model, compiled, if need be; serve it on PORT (3000)
+	@if [ -z "$$SDXL_MODEL" ]; then $(BIN)/python -m export embedded --target auto --brief; fi
 	@echo "==> Starting the server on port $(PORT); Ctrl-C stops it"
 	@exec $(BIN)/bentoml serve . --port $(PORT) $(ARGS)
 
@@ -68,10 +71,10 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 	@echo "==> 3/3 Installing the other packages"
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "==> Installing the tools for tests and checks"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export,dev]'
 	@touch $@

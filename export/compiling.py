@@ -18,8 +18,9 @@ from export.parity import verify_parts
 from export.pictures import verify_pictures
 from export.progress import Progress
 from export.targets import TargetRequest, compile_target
-from sdxl_bento.backends.choose import runtime
+from sdxl_bento.backends.choose import device_name, misfit, runtime
 from sdxl_bento.backends.parts import PartOptions
+from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.manifest import BackendInfo, Manifest, PipelineInfo
 
 TIMED_FORWARDS = 5
@@ -40,7 +41,7 @@ def add_backends(
         folder: of the model; compiled parts are written into it.
         requests: what to compile.
         earlier: folders of models with the same content, whose compiled parts are taken over
-            where they are what is asked for.
+            where they are what is asked for, or for other machines.
         pictures: how many pictures each backend draws to be compared; 0 for none.
         progress: what the user sees.
 
@@ -58,6 +59,7 @@ def add_backends(
         else:
             progress.say(f"{info.label} has been compiled before: taken over")
         backends.append(info)
+    backends += _carry_over(found, folder, backends)
     backends.sort(key=lambda info: info.step_ms or 0.0)
     return manifest.model_copy(update={"backends": (*manifest.backends, *backends)})
 
@@ -134,6 +136,30 @@ def _take_over(
                 _link_tree(source, folder / "compiled" / info.label)
                 return info
     return None
+
+
+def _carry_over(
+    earlier: Sequence[Path], folder: Path, have: Sequence[BackendInfo]
+) -> list[BackendInfo]:
+    """What the model was compiled for before, for other machines or for this one, and still fits.
+
+    So a model gathers backends: exported on a laptop, then on a GPU, it serves on both.
+    """
+    labels = {info.label for info in have}
+    placement = Placement.choose("auto", "auto")
+    here = device_name(placement.device)
+    carried = []
+    for model in earlier:
+        for info in Manifest.load(model).backends:
+            source = model / "compiled" / info.label
+            if info.backend == "eager" or info.label in labels or not source.is_dir():
+                continue
+            if info.device == here and misfit(info, placement, "auto"):
+                continue
+            _link_tree(source, folder / "compiled" / info.label)
+            labels.add(info.label)
+            carried.append(info)
+    return carried
 
 
 def _link_tree(source: Path, target: Path) -> None:
