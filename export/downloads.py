@@ -36,12 +36,14 @@ class Workspace:
     settings: ExportSettings
     transfer: Transfer = silent
     _locks: ExitStack = field(default_factory=ExitStack)
+    _held: set[Path] = field(default_factory=set)
 
     def __enter__(self) -> Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._locks.close()
+        self._held.clear()
 
     def download(self, remote: Remote, names: Sequence[str]) -> Path:
         """Fetch files of `remote` that are not here yet; the folder that they are in.
@@ -65,6 +67,8 @@ class Workspace:
         key = hashlib.sha256(name.encode()).hexdigest()[:20]
         folder = self.settings.cache / "downloads" / key
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = self._locks.enter_context((folder / ".lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder not in self._held:  # base and refiner may come from one place
+            lock = self._locks.enter_context((folder / ".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._held.add(folder)
         return folder

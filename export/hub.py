@@ -93,7 +93,8 @@ def fetch(address: Address, dtype: WeightDtype | None, token: str | None) -> Fet
             name, f"commit {folder.name} instead of {commit}, so it has just changed",
             "the same command again, or --revision with a commit",
         )  # fmt: skip
-    _check_hashes(path for path in folder.rglob("*") if path.is_file())
+    taken = folder.rglob("*") if commit is None else (folder / name for name in wanted)
+    _check_hashes(path for path in taken if path.is_file())
     return Fetched(folder, folder.name)
 
 

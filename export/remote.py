@@ -41,6 +41,7 @@ class Hash:
 
     @classmethod
     def from_base64(cls, algorithm: str, text: str) -> Hash:
+        """As object stores write hashes."""
         return cls(algorithm, base64.b64decode(text).hex())
 
 

@@ -31,6 +31,7 @@ from export.layout import Role
 from export.objects import SCHEMES, Objects
 from export.single_file import Checkpoint
 from export.web import Web, public
+from export.writer import check_space
 from sdxl_bento.config import ExportSettings, load_export_settings
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import Variant, WeightDtype
@@ -259,6 +260,7 @@ def _unpack(path: Path, workspace: Workspace, wanted: Wanted) -> Folder:
     config = _config(wanted.config, workspace) if wanted.config else None
     template = single_file.find_template(checkpoint, wanted.role, config)
     target = workspace.scratch / f"unpacked-{wanted.role}"
+    check_space(workspace.scratch, [path])
     unpack.unpack(checkpoint, wanted.role, template, target)
     vocabulary.complete(target, workspace.settings.hf_token)
     _adapt_scheduler(target, checkpoint, wanted.variant)

@@ -156,6 +156,18 @@ class TestFile:
         assert source.location == "s3://models/tunes/mine.safetensors"
         read_pipeline(source.folder, "base", None)
 
+    def test_base_and_refiner_from_one_folder(
+        self, workspace: Workspace, bucket: Bucket, tmp_path: Path
+    ) -> None:
+        """Neither waits for the other's lock."""
+        path = checkpoints.write(tmp_path / "refiner.safetensors", checkpoints.refiner())
+        bucket.put("tunes/refiner.safetensors", path.read_bytes())
+        base = resolve(workspace, "s3://models/tunes/mine.safetensors")
+        wanted = sources.Wanted("refiner")
+        refiner = sources.resolve("s3://models/tunes/refiner.safetensors", workspace, wanted)
+        read_pipeline(base.folder, "base", None)
+        read_pipeline(refiner.folder, "refiner", None)
+
     def test_alone_in_its_folder(self, workspace: Workspace) -> None:
         read_pipeline(resolve(workspace, "s3://models/tunes").folder, "base", None)
 

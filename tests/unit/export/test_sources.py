@@ -14,6 +14,7 @@ from export.errors import SourceError, UnsafeSourceError
 from export.inspection import read_pipeline
 from sdxl_bento.config import ExportSettings
 
+ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -107,6 +108,12 @@ class TestMounted:
         base.path.rename(settings.model_mount)
         source = sources.resolve(str(settings.model_mount), workspace)
         assert (source.kind, source.location) == ("mounted", str(settings.model_mount))
+
+
+def test_every_variable_is_documented() -> None:
+    text = (ROOT / "docs" / "guides" / "export.md").read_text("utf-8")
+    for field in ExportSettings.model_fields.values():
+        assert f"`{field.validation_alias}`" in text
 
 
 class TestNamed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,26 @@ def test_a_server_without_ranges_starts_anew(server: FileServer, workspace: Work
     server.ranges = False
     server.breaks = [1000, MIB]  # the first is the probe's
     assert fetch(workspace, f"{server.url}/x.safetensors").read_bytes() == CONTENT
+
+
+def test_another_export_of_the_same_waits(server: FileServer, workspace: Workspace) -> None:
+    """Two at once would write into one file; the second then finds it there."""
+    fetch(workspace, f"{server.url}/x.safetensors")
+    asked = len(server.asked)
+    done = threading.Event()
+
+    def second() -> None:
+        with Workspace(workspace.scratch, workspace.settings) as other:
+            fetch(other, f"{server.url}/x.safetensors")
+        done.set()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert not done.wait(0.3)
+    assert len(server.asked) == asked
+    workspace.__exit__()
+    thread.join(30)
+    assert done.is_set()
 
 
 def test_nothing_known_of_the_version(server: FileServer, workspace: Workspace) -> None:
