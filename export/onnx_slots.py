@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.onnx_quantize import product, product_input
 from sdxl_bento.backends.slots import SlotLayout
 
 PREFIX = "unet."  # of the weights' names, from the module that was traced
@@ -38,8 +39,8 @@ def add_slots(
     wanted = {
         (names or {}).get(layer, f"{PREFIX}{layer}.weight"): layer for layer in layout.columns
     }
-    layers = {node.output[0]: layer for node, layer in _layers(graph, wanted)}
-    if missing := sorted(set(layout.columns) - set(layers.values())):
+    layers = {node.output[0]: (layer, x) for node, layer, x in _layers(graph, wanted)}
+    if missing := sorted(set(layout.columns) - {layer for layer, _ in layers.values()}):
         raise ExportError(f"{plain.name}: no layer {missing[0]!r} to give a slot to")
     sample = graph.input[0].type.tensor_type
     rows, number = sample.shape.dim[0].dim_param or "rows", sample.elem_type
@@ -51,28 +52,26 @@ def add_slots(
     del graph.node[:]
     branches = _Branches(graph, layout)
     for node in nodes:
-        layer = layers.get(node.output[0])
-        if layer is None:
-            graph.node.append(node)
+        if node.output[0] in layers:
+            branches.add(node, *layers[node.output[0]])
         else:
-            branches.add(node, layer)
+            graph.node.append(node)
     onnx.save(model, path)
 
 
-def _layers(graph: Any, wanted: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
-    """The nodes that multiply by a wanted weight, with the layer's name."""
-    transposed = {
-        node.output[0]: wanted[node.input[0]]
-        for node in graph.node
-        if node.op_type == "Transpose" and node.input[0] in wanted
-    }
+def _layers(graph: Any, wanted: Mapping[str, str]) -> Iterator[tuple[Any, str, str]]:
+    """The node that gives each wanted layer's output, the layer's name, and its input."""
+    weights = dict(wanted)
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm") and node.input[1] in wanted:
-            yield node, wanted[node.input[1]]
-        elif node.op_type == "MatMul" and (found := transposed.get(node.input[1])):
-            yield node, found
-        elif node.op_type == "MatMul" and node.input[1] in wanted:  # stored transposed
-            yield node, wanted[node.input[1]]
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
+    inputs = {node.name: node.input[0] for node in graph.node if node.name and node.input}
+    products = {product(weight): weight for weight in wanted}
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in weights:
+            yield node, weights[node.input[1]], node.input[0]
+        elif weight := products.get(node.name):
+            yield node, wanted[weight], inputs[product_input(weight)]
 
 
 class _Branches:
@@ -87,9 +86,9 @@ class _Branches:
         self._down = self._divide("down", {n: c.down for n, c in columns.items()})
         self._up = self._divide("up", {n: c.up for n, c in columns.items()})
 
-    def add(self, node: Any, layer: str) -> None:
+    def add(self, node: Any, layer: str, x: str) -> None:
         """The layer's own node, and beside it what its row's adapter adds to the output."""
-        x, y = node.input[0], node.output[0]
+        y = node.output[0]
         node.output[0] = f"{y}_without_slot"
         self._graph.node.append(node)
         down, up = self._down[layer], self._up[layer]
@@ -144,7 +143,7 @@ class _Branches:
     def _channels(self, node: Any) -> int:
         """Input channels of a convolution, which the shape of its weight tells."""
         for initializer in self._graph.initializer:
-            if initializer.name == node.input[1]:
+            if initializer.name in (node.input[1], f"{node.input[1]}_int8"):
                 return int(initializer.dims[1])
         raise ExportError(f"{node.input[1]}: a convolution whose weight is not in the graph")
 

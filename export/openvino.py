@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -37,20 +38,33 @@ def compile_part(
     Raises:
         ExportError: it cannot be converted, or there is no UNet to add slots to.
     """
-    import openvino
-
     if folder not in _ON_THE_WAY:
         _ON_THE_WAY[folder] = tempfile.TemporaryDirectory(prefix="sdxl-bento-onnx-")
     work = Path(_ON_THE_WAY[folder].name)
+    if options.quantization == "int8":  # OpenVINO quantizes the inputs by itself
+        options = replace(options, quantization="int8-weights")
     source = onnx.compile_part(graph, program, work, options)
     path = folder / f"{source.stem}.xml"
-    written = work / path.name
+    convert(source, path, work)
+    return path
+
+
+def convert(source: Path, path: Path, work: Path) -> None:
+    """Write an ONNX graph as IR to `path`, its weights into `weights_of(path)`.
+
+    Raises:
+        ExportError: OpenVINO cannot convert it.
+    """
+    import openvino
+
+    written = work / f"{path.stem}-own.xml"
     try:
         openvino.save_model(openvino.convert_model(source), written, compress_to_fp16=False)
     except RuntimeError as error:
-        raise ExportError(f"{graph.part}: OpenVINO cannot convert it: {error}") from error
+        raise ExportError(f"{source.name}: OpenVINO cannot convert it: {error}") from error
     share_weights(written, path, weights_of(path))
-    return path
+    for file in (written, written.with_suffix(".bin")):
+        file.unlink()
 
 
 def share_weights(written: Path, path: Path, weights: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sdxl_bento.errors import ConfigurationError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdxl_bento.backends.parts import Part, PartOptions
 
 log = logging.getLogger(__name__)
+GROUP_SIZE: Final = 32  # numbers of a row that share a scale
 
 
 def versions() -> dict[str, str]:
@@ -105,7 +106,8 @@ def settings(core: Any, options: PartOptions) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
         # Several workers would be pinned to the same cores.
         "ENABLE_CPU_PINNING": False,
-        "ENABLE_HYPER_THREADING": True,
+        # Linear layers whose weights are int8 quantize their inputs in groups; 0: they do not.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP_SIZE if options.info.quantization == "int8" else 0,
     }
     cache = options.cache
     if cache is not None and os.access(cache, os.W_OK):

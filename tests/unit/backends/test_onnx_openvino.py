@@ -16,11 +16,13 @@ from export import onnx as to_onnx
 from export import openvino as to_openvino
 from export.errors import ExportError
 from export.graphs import Graph, slot_example, unet_example
+from export.onnx_quantize import quantize
+from export.onnx_slots import add_slots
 from sdxl_bento.backends import onnx as by_onnx
 from sdxl_bento.backends import openvino as by_openvino
 from sdxl_bento.backends.parts import Part, PartOptions
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import BackendInfo
+from sdxl_bento.manifest import BackendInfo, Quantization
 from tests.support.small_unet import CPU, compile_options, small_graph, small_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx's own, of its parts
@@ -227,3 +229,63 @@ def test_openvino_keeps_what_it_compiled(all_compiled: dict[str, Compiled], tmp_
     assert {path.name for path in cache.iterdir()} == kept
     given = inputs(2, 4, 4)
     torch.testing.assert_close(first(given), second(given), atol=0, rtol=0)
+
+
+def psnr_db(output: torch.Tensor, reference: torch.Tensor) -> float:
+    """With the reference's range as peak, as the manifest's figures."""
+    peak = (reference.max() - reference.min()).double()
+    error = (output.double() - reference.double()).square().mean()
+    return float(10 * torch.log10(peak.square() / error))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["int8-weights", "int8"])
+def test_eight_bits_are_close_and_take_adapters(
+    kind: Quantization,
+    all_compiled: dict[str, Compiled],
+    plain: Graph,
+    slots: Graph,
+    tmp_path: Path,
+) -> None:
+    compiled = all_compiled["onnx"]
+    shutil.copytree(compiled.folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / compiled.plain
+    before = path.with_suffix(".data").stat().st_size
+    quantize(path, kind)
+    add_slots(path, tmp_path / compiled.slots, slots.module.layout)
+    to_onnx.check(path)
+    to_onnx.check(tmp_path / compiled.slots)
+    here = replace(compiled, folder=tmp_path)
+    given = inputs(3, 8, 6)
+    reference = plain.module(**given)
+    output = here.load()(given)
+    assert 25 < psnr_db(output, reference) < 90  # it is another number, and not far off
+    assert path.with_suffix(".data").stat().st_size < before
+    tables = slot_example(slots.module.layout, 3, given["sample"])
+    with_adapters = here.load(slots=True)(given | tables)
+    assert psnr_db(with_adapters, slots.module(**given, **tables)) > 25
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["int8-weights", "int8"])
+def test_openvino_runs_eight_bits(
+    kind: Quantization, all_compiled: dict[str, Compiled], plain: Graph, tmp_path: Path
+) -> None:
+    source = all_compiled["onnx"]
+    shutil.copytree(source.folder, tmp_path, dirs_exist_ok=True)
+    quantize(tmp_path / source.plain, "int8-weights")
+    to_openvino.convert(tmp_path / source.plain, tmp_path / "base_unet.xml", tmp_path)
+    options = all_compiled["openvino"].options
+    info = options.info.model_copy(update={"quantization": kind})
+    part = by_openvino.load(tmp_path / "base_unet.xml", replace(options, info=info))
+    given = inputs(3, 8, 6)
+    assert 25 < psnr_db(part(given), plain.module(**given)) < 90
+
+
+def test_other_kinds_of_eight_bits_are_refused(
+    all_compiled: dict[str, Compiled], tmp_path: Path
+) -> None:
+    compiled = all_compiled["onnx"]
+    path = Path(shutil.copy(compiled.folder / compiled.plain, tmp_path))
+    with pytest.raises(ExportError, match="int8-weights and int8"):
+        quantize(path, "fp8")
