@@ -1,0 +1,153 @@
+"""ONNX graphs by ONNX Runtime's TensorRT provider, with engines that the export has built.
+
+An engine has a profile for each size and number of rows. What TensorRT has no operator for, the
+CUDA provider runs. Options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sdxl_bento.backends.onnx import CudaPart, Provider, check_providers, cuda_provider
+from sdxl_bento.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdxl_bento.backends.parts import Part, PartOptions
+
+log = logging.getLogger(__name__)
+ENGINES: Final = "engines"  # folder beside the graphs
+# The smallest, the usual and the largest shape of an input, in one profile.
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+Profile = Mapping[str, Range]
+_PACKAGES: Final = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+
+
+def versions() -> dict[str, str]:
+    """What an engine is bound to."""
+    import onnxruntime
+
+    found = {"onnxruntime": onnxruntime.__version__}
+    for package in _PACKAGES:
+        try:
+            return found | {"tensorrt": version(package)}
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load(path: Path, options: PartOptions) -> Part:
+    """A session for the graph and the profiles that the file at `path` names.
+
+    An engine that is not in the folder, or was built by another TensorRT or for another GPU, is
+    built now, which takes minutes.
+
+    Raises:
+        ConfigurationError: the provider or a file is missing, or the graph cannot be loaded.
+    """
+    check_providers("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    import torch
+
+    graph, profiles = read_profiles(path)
+    stream = torch.cuda.Stream(options.device)  # type: ignore[no-untyped-call]
+    provider = tensorrt_provider(graph, profiles, options, stream.cuda_stream)
+    chosen = [provider, cuda_provider(options.device, stream)]
+    return TensorRTPart(graph, options, chosen, stream, profiles)
+
+
+def read_profiles(path: Path) -> tuple[Path, list[Profile]]:
+    """The graph and the profiles that the export has written to `path`.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is not what the export writes.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        profiles: list[Profile] = [
+            {name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in profile.items()}
+            for profile in content["profiles"]
+        ]
+        return path.with_name(content["graph"]), profiles
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path}: no list of profiles ({error}); export again") from error
+
+
+def tensorrt_provider(
+    graph: Path, profiles: Sequence[Profile], options: PartOptions, stream: int
+) -> Provider:
+    """The provider's options: one engine, a profile for each entry of `profiles`."""
+    engines = graph.parent / ENGINES
+    chosen = {
+        "device_id": str(options.device.index or 0),
+        "user_compute_stream": str(stream),
+        "trt_fp16_enable": _flag(options.info.dtype == "fp16"),
+        "trt_bf16_enable": _flag(options.info.dtype == "bf16"),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(engines),
+        "trt_engine_cache_prefix": graph.stem,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(engines),
+        "trt_builder_optimization_level": "5",
+        # Parts take turns: their engines may share what memory they need while they run.
+        "trt_context_memory_sharing_enable": "1",
+    }
+    for index, which in enumerate(("min", "opt", "max")):
+        chosen[f"trt_profile_{which}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shapes[index]))}"
+            for profile in profiles
+            for name, shapes in profile.items()
+        )
+    return "TensorrtExecutionProvider", chosen
+
+
+class TensorRTPart(CudaPart):
+    """Shapes without a profile go to a CUDA session: TensorRT would build an engine for minutes."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: PartOptions,
+        providers: Sequence[Provider],
+        stream: torch.cuda.Stream,
+        profiles: Sequence[Profile],
+    ) -> None:
+        super().__init__(path, options, providers, stream)
+        self._profiles = profiles
+        self._other: CudaPart | None = None
+        self._load_other = lambda: CudaPart(path, options, providers[1:], stream)
+
+    def _run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        if any(fits(profile, shapes) for profile in self._profiles):
+            return super()._run(inputs)
+        if self._other is None:
+            log.warning("no TensorRT engine was built for %s: CUDA runs it, slower", shapes)
+            self._other = self._load_other()
+        return self._other(inputs)
+
+    def unload(self) -> None:
+        super().unload()
+        if self._other is not None:
+            self._other.unload()
+
+
+def fits(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether each shape lies within the profile's."""
+    return all(
+        len(shape) == len(profile[name][0])
+        and all(
+            least <= side <= most
+            for least, side, most in zip(profile[name][0], shape, profile[name][2], strict=True)
+        )
+        for name, shape in shapes.items()
+    )
+
+
+def _flag(value: bool) -> str:
+    return "1" if value else "0"
