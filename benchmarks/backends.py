@@ -1,0 +1,304 @@
+"""How fast is each compiled backend on this CPU, against eager float32, and how exact?
+
+A UNet's forward on a CPU is bound by its matrix products where its channels are many and its
+pictures large, and by what surrounds them (norms, copies, one kernel after another) where they are
+few and small. A compiler takes the second away and can do little about the first, unless it
+computes in fewer bits and the CPU has instructions for those. So two UNets are measured: the
+embedded model's, and one of 64/128/256 channels on 32x32 latents with random weights.
+
+Each contender runs in a fresh process. In it eager float32 and the contender take turns, so that a
+machine that is busy with something else slows both; a figure is the median over the rounds of the
+ratio within one round. Compiling is done before, into `--folder`, and its time is measured there.
+Likeness is PSNR against eager float32 on the same inputs, the output's range as peak.
+
+    python -m benchmarks.backends --folder FOLDER [--compile-only] [--rounds 5] [--models mid]
+
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from benchmarks.lora import EMBEDDED, build_unet
+from benchmarks.report import aim, machine, number, show, show_aims
+from export.graphs import UNetRows, unet_example, unet_graph
+from export.options import CompileOptions
+from sdxl_bento.backends.choose import runtime
+from sdxl_bento.backends.parts import PartOptions
+from sdxl_bento.manifest import BackendInfo
+
+CPU = torch.device("cpu")
+CELLS = {"embedded": 16, "mid": 32}  # side of the latents
+ROWS = (1, 2, 4, 8)
+AIMS = {1: 2.5, 8: 2.0}  # rows -> times as fast as eager
+AIM_DB = 40.0
+PAUSE_S = 0.02  # in which the other's threads stop spinning
+COMPILED = "compiled.json"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A backend with what it computes in."""
+
+    backend: str
+    dtype: str = "fp32"
+    quantization: str | None = None
+
+    @property
+    def label(self) -> str:
+        return "-".join(filter(None, (self.backend, self.dtype, self.quantization)))
+
+    def missing(self) -> str:
+        """Why it cannot run here; empty if it can."""
+        if self.backend == "eager":
+            return ""
+        try:
+            runtime(self.backend).versions()  # type: ignore[arg-type]
+        except ImportError as error:
+            return f"{error.name} is not installed"
+        if self == Contender("openvino", "bf16") and not torch.cpu._is_avx512_bf16_supported():
+            return "this CPU has no bfloat16 instructions"
+        return ""
+
+    def info(self) -> BackendInfo:
+        return BackendInfo(
+            backend=self.backend,
+            device="cpu",
+            versions={},
+            dtype=self.dtype,
+            quantization=self.quantization,
+        )
+
+
+CONTENDERS = {
+    contender.label: contender
+    for contender in (
+        Contender("eager", "bf16"),
+        Contender("inductor"),
+        Contender("inductor", "bf16"),
+        Contender("onnx"),
+        Contender("onnx", quantization="int8-weights"),
+        Contender("onnx", quantization="int8"),
+        Contender("openvino"),
+        Contender("openvino", "bf16"),
+        Contender("openvino", quantization="int8-weights"),
+        Contender("openvino", quantization="int8"),
+    )
+}
+
+
+def load_unet(model: str) -> Any:
+    if model == "mid":
+        return build_unet("mid")
+    from diffusers import UNet2DConditionModel
+
+    cls: Any = UNet2DConditionModel
+    unet = cls.from_pretrained(EMBEDDED, torch_dtype=torch.float32)
+    return unet.eval().requires_grad_(False)
+
+
+def compile_one(model: str, contender: Contender, folder: Path, threads: int) -> dict[str, Any]:
+    """Compile the model's UNet, unless the folder has it; what there is to know of that."""
+    target = folder / model / contender.label
+    record = target / COMPILED
+    if record.is_file():
+        known: dict[str, Any] = json.loads(record.read_text())
+        return known
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    unet, weights = load_unet(model), folder / model / "unet"
+    if not weights.is_dir():
+        weights.mkdir()
+        save_file(unet.state_dict(), weights / "diffusion_pytorch_model.safetensors")
+    if contender.backend == "inductor" and contender.dtype == "bf16":
+        unet = unet.to(torch.bfloat16)
+    options = CompileOptions(
+        CPU, contender.dtype, "fp32", weights,  # type: ignore[arg-type]
+        quantization=contender.quantization, threads=threads,  # type: ignore[arg-type]
+    )  # fmt: skip
+    began = time.perf_counter()
+    graph = unet_graph("base", unet, CELLS[model])
+    path = importlib.import_module(f"export.{contender.backend}").compile_part(
+        graph, graph.trace(), target, options
+    )
+    seconds = round(time.perf_counter() - began, 1)
+    found = {
+        "path": path.relative_to(folder).as_posix(),
+        "compile_s": seconds,
+        "bytes": sum(p.stat().st_size for p in target.rglob("*") if p.is_file()),
+    }
+    record.write_text(json.dumps(found))
+    return found
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One contender, one model, in this process; what it was compiled to is in the folder."""
+    torch.set_num_threads(args.threads)
+    contender = CONTENDERS[args.contender]
+    eager = UNetRows(load_unet(args.model))
+    began = time.perf_counter()
+    run = load_contender(contender, args)
+    load_s = time.perf_counter() - began
+    figures: dict[str, Any] = {"load_s": round(load_s, 2), "rows": {}}
+    for rows in args.rows:
+        inputs = unet_example("base", eager.unet, rows, CELLS[args.model], CELLS[args.model])
+        reference, output = eager(**inputs), run(inputs)
+        ratios, ours, theirs = [], [], []
+        for _ in range(args.rounds):
+            theirs.append(timed(partial(eager, **inputs)))
+            ours.append(timed(partial(run, inputs)))
+            ratios.append(theirs[-1] / ours[-1])
+        figures["rows"][str(rows)] = {
+            "times": round(statistics.median(ratios), 2),
+            "ms": round(statistics.median(ours) * 1e3, 2),
+            "eager_ms": round(statistics.median(theirs) * 1e3, 2),
+            "psnr_db": round(psnr_db(output, reference), 1),
+        }
+    return figures
+
+
+def load_contender(contender: Contender, args: argparse.Namespace) -> Any:
+    if contender.backend == "eager":
+        module = UNetRows(load_unet(args.model)).to(torch.bfloat16)
+
+        def eager_bf16(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            cast = {n: t if n == "timestep" else t.bfloat16() for n, t in inputs.items()}
+            output: torch.Tensor = module(**cast)
+            return output
+
+        return eager_bf16
+    found = json.loads((args.folder / args.model / contender.label / COMPILED).read_text())
+    weights = args.folder / args.model / "unet"
+    options = PartOptions(contender.info(), CPU, weights, threads=args.threads)
+    return runtime(contender.backend).load(args.folder / found["path"], options)  # type: ignore[arg-type]
+
+
+def timed(run: Any) -> float:
+    time.sleep(PAUSE_S)
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def psnr_db(output: torch.Tensor, reference: torch.Tensor) -> float:
+    peak = (reference.max() - reference.min()).double()
+    error = (output.double() - reference.double()).square().mean()
+    return float(10 * torch.log10(peak.square() / error.clamp(min=1e-30)))
+
+
+def in_fresh_process(args: argparse.Namespace, model: str, label: str) -> dict[str, Any]:
+    command = [
+        sys.executable, "-m", "benchmarks.backends", "--folder", str(args.folder),
+        "--model", model, "--contender", label, "--threads", str(args.threads),
+        "--rounds", str(args.rounds), "--rows", *map(str, args.rows),
+    ]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def aims(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best contender of each model that is exact enough, at the rows of the aims."""
+    found = []
+    for model in dict.fromkeys(result["model"] for result in results):
+        for rows, target in AIMS.items():
+            fit = [
+                r["rows"][str(rows)]["times"]
+                for r in results
+                if r["model"] == model and r["rows"].get(str(rows), {}).get("psnr_db", 0) >= AIM_DB
+            ]
+            found.append(
+                aim(f"{model}, {rows} rows, best of {AIM_DB:g} dB", max(fit, default=None), target,
+                    at_least=True)
+            )  # fmt: skip
+    return found
+
+
+def report(console: Console, results: list[dict[str, Any]], rows: list[int]) -> None:
+    for model in dict.fromkeys(result["model"] for result in results):
+        chosen = [result for result in results if result["model"] == model]
+        header = ("", *(f"{r} rows" for r in rows), "dB", "load s", "MiB", "compile s")
+        eager = {r: statistics.median(c["rows"][str(r)]["eager_ms"] for c in chosen) for r in rows}
+        lines = [("eager-fp32, ms", *(number(eager[r]) for r in rows), "", "", "", "")]
+        lines += [
+            (
+                result["contender"],
+                *(number(result["rows"][str(r)]["times"], "x") for r in rows),
+                number(min(result["rows"][str(r)]["psnr_db"] for r in rows)),
+                number(result["load_s"]),
+                number(result["bytes"] / 2**20 if "bytes" in result else None),
+                number(result.get("compile_s")),
+            )
+            for result in chosen
+        ]
+        show(console, f"{model}: times as fast as eager float32", header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="of what was compiled")
+    parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--models", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    for name in ("model", "contender"):  # of the process of one contender
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # torch.onnx's and Inductor's own
+    if args.contender:
+        print(json.dumps(measure(args)))
+        return
+    console = Console(stderr=True)
+    results, skipped = [], {}
+    for label in args.contenders:
+        if reason := CONTENDERS[label].missing():
+            skipped[label] = reason
+            console.print(f"{label}: left out, {reason}")
+    chosen = [label for label in args.contenders if label not in skipped]
+    compiled = {
+        (model, label): compile_one(model, CONTENDERS[label], args.folder, args.threads)
+        for model in args.models
+        for label in chosen
+        if CONTENDERS[label].backend != "eager"
+    }
+    gc.collect()
+    if args.compile_only:
+        return
+    for model in args.models:
+        for label in chosen:
+            figures = in_fresh_process(args, model, label)
+            known = compiled.get((model, label), {})
+            results.append({"model": model, "contender": label} | known | figures)
+            console.print(model, label, {r: f["times"] for r, f in figures["rows"].items()})
+    report(console, results, args.rows)
+    reached = aims(results)
+    show_aims(console, reached)
+    where = machine() | {"threads": args.threads}
+    document = {"benchmark": "backends", **where, "skipped": skipped, "aims": reached}
+    print(json.dumps(document | {"results": results}))
+
+
+if __name__ == "__main__":
+    main()
