@@ -32,8 +32,10 @@ async def read_multipart(request: Request, max_part_size: int) -> dict[str, obje
         form = request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=max_part_size)
         async with form as parts:
             for name, part in parts.multi_items():
-                is_file = isinstance(part, UploadFile)
-                fields.append((name, await part.read() if is_file else _value(name, str(part))))
+                if isinstance(part, UploadFile):
+                    fields.append((name, await part.read()))
+                else:
+                    fields.append((name, _value(name, part)))
     except (HTTPException, MultiPartException, KeyError) as error:
         raise MalformedBody("body", "a form", f"multipart/form-data; {error}") from None
     return _nested(fields)

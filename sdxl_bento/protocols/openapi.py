@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdxl_bento import __version__
+from sdxl_bento.protocols import openapi_clients
 
 TAG = "Service APIs"
 DESCRIPTION = """\
@@ -56,7 +57,7 @@ def completed(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **spec,
         "info": info,
-        "paths": {**paths, **_own_paths()},
+        "paths": {**paths, **_own_paths(), **openapi_clients.paths()},
         "components": {**spec.get("components", {}), "schemas": schemas},
     }
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols import kserve, openai, openapi, v1_models
+from sdxl_bento.protocols import a1111, kserve, openai, openapi, v1_models
 from sdxl_bento.protocols.http import error_response
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.ui import api_page, front_page
@@ -39,6 +39,7 @@ def web_app() -> Starlette:
         *kserve.routes(),
         *v1_models.routes(),
         *openai.routes(),
+        *a1111.routes(),
     ]
     return Starlette(routes=routes, exception_handlers={SDXLError: _failed})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -41,6 +42,16 @@ def until_running(server: Server, count: int) -> float:
         assert time.monotonic() - begin < 5, f"{running} run"
         time.sleep(0.01)
     return time.monotonic() - begin
+
+
+def finished(server: Server, protocol: str) -> int:
+    """How many calls of a protocol have ended well."""
+    counts = re.findall(
+        rf'^sdxl_requests_total{{outcome="ok",protocol="{protocol}"}} (\d+)',
+        httpx.get(f"{server.url}/metrics").text,
+        re.MULTILINE,
+    )
+    return sum(map(int, counts))
 
 
 def until_idle(server: Server) -> float:

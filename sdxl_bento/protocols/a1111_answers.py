@@ -1,0 +1,77 @@
+"""What AUTOMATIC1111's clients get: pictures in base64, and its `info` about them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sdxl_bento import __version__
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.a1111_samplers import name_of
+from sdxl_bento.protocols.native import Answer, Picture
+
+
+def response_body(answer: Answer, asked: Mapping[str, Any], with_picture: bool) -> dict[str, Any]:
+    """The body of an answer; `asked` is the call's body, which comes back as `parameters`."""
+    sent = answer.pictures if asked.get("send_images", True) else ()
+    return {
+        "images": [base64.b64encode(picture.data).decode("ascii") for picture in sent],
+        "parameters": {name: asked[name] for name in asked if name != "init_images"},
+        "info": json.dumps(_info(answer, asked, with_picture)),
+    }
+
+
+def _info(answer: Answer, asked: Mapping[str, Any], with_picture: bool) -> dict[str, Any]:
+    params, first = answer.generation.params, answer.pictures[0]
+    prompt, negative = str(asked.get("prompt", "")), params.negative_prompt or ""
+    seeds = [picture.seed for picture in answer.pictures]
+    return {
+        "prompt": prompt,
+        "all_prompts": [prompt] * len(seeds),
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * len(seeds),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": seeds[0],
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": first.width,
+        "height": first.height,
+        "sampler_name": name_of(params.sampler)[0],
+        "cfg_scale": params.guidance_scale,
+        "steps": params.num_inference_steps,
+        "batch_size": asked.get("batch_size") or 1,
+        "restore_faces": False,
+        "sd_model_name": params.model,
+        "sd_model_hash": None,
+        "denoising_strength": params.strength if with_picture else None,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [_infotext(prompt, params, each, with_picture) for each in answer.pictures],
+        "styles": [],
+        "clip_skip": 1,
+        "version": f"sdxl-bento {__version__}",
+        "image_ids": [picture.image_id for picture in answer.pictures],
+    }
+
+
+def _infotext(prompt: str, params: GenerateParams, picture: Picture, with_picture: bool) -> str:
+    sampler, scheduler = name_of(params.sampler)
+    facts: dict[str, object] = {
+        "Steps": params.num_inference_steps,
+        "Sampler": sampler,
+        "Schedule type": scheduler.capitalize(),
+        "CFG scale": params.guidance_scale,
+        "Seed": picture.seed,
+        "Size": f"{picture.width}x{picture.height}",
+        "Model": params.model,
+    }
+    if with_picture:
+        facts["Denoising strength"] = params.strength
+    facts["Version"] = f"sdxl-bento {__version__}"
+    lines = [prompt]
+    if params.negative_prompt:
+        lines.append(f"Negative prompt: {params.negative_prompt}")
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])

@@ -1,0 +1,51 @@
+"""AUTOMATIC1111's names of samplers and schedulers → ours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from sdxl_bento.errors import InvalidInput
+
+AUTOMATIC = "automatic"
+# Name → its scheduler → our sampler. What `automatic` is, each of its samplers says for itself;
+# DPM++ 2M SDE's would be exponential, which we do not have.
+SAMPLERS: Mapping[str, Mapping[str, str]] = {
+    "Euler": {AUTOMATIC: "euler", "uniform": "euler"},
+    "Euler a": {AUTOMATIC: "euler_a", "uniform": "euler_a"},
+    "DPM++ 2M": {"karras": "dpmpp_2m_karras", AUTOMATIC: "dpmpp_2m_karras", "uniform": "dpmpp_2m"},
+    "DPM++ 2M SDE": {"karras": "dpmpp_2m_sde_karras", "uniform": "dpmpp_2m_sde"},
+    "DPM++ 2M Karras": {"karras": "dpmpp_2m_karras", AUTOMATIC: "dpmpp_2m_karras"},
+    "DPM++ 2M SDE Karras": {"karras": "dpmpp_2m_sde_karras", AUTOMATIC: "dpmpp_2m_sde_karras"},
+    "DDIM": {AUTOMATIC: "ddim", "uniform": "ddim"},
+    "LCM": {AUTOMATIC: "lcm", "uniform": "lcm"},
+    "TCD": {AUTOMATIC: "tcd", "uniform": "tcd"},
+}
+SCHEDULERS = (AUTOMATIC, "uniform", "karras")
+_BY_NAME = {name.lower(): name for name in SAMPLERS}
+
+
+def sampler_of(name: object, scheduler: object) -> str:
+    """Our sampler. Raises InvalidInput for what there is none for: nothing is replaced silently."""
+    known = _BY_NAME.get(name.lower()) if isinstance(name, str) else None
+    if known is None:
+        raise InvalidInput("sampler_name", name, f"one of {', '.join(SAMPLERS)}")
+    schedulers = SAMPLERS[known]
+    wanted = scheduler.lower() if isinstance(scheduler, str) else scheduler
+    if wanted not in schedulers:
+        allowed = f"one of {', '.join(schedulers)} with the sampler {known}"
+        raise InvalidInput("scheduler", scheduler, allowed)
+    return schedulers[str(wanted)]
+
+
+def name_of(sampler: str | None) -> tuple[str, str]:
+    """AUTOMATIC1111's sampler and scheduler for one of ours, the first in the table."""
+    for name, schedulers in SAMPLERS.items():
+        for scheduler, ours in schedulers.items():
+            if ours == sampler:
+                return name, scheduler
+    return str(sampler), AUTOMATIC
+
+
+def names(available: Collection[str]) -> list[str]:
+    """Those of its samplers that this server has."""
+    return [name for name, by in SAMPLERS.items() if not set(by.values()).isdisjoint(available)]

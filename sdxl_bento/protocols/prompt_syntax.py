@@ -1,0 +1,39 @@
+"""What AUTOMATIC1111 writes into prompts: `a red circle <lora:striped:0.8>`.
+
+The rest of its syntax, such as `(word:1.2)`, stays in the prompt as text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from sdxl_bento.errors import InvalidInput
+
+_TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
+
+
+def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
+    """The prompt without its tags, and the native `loras` that they name. Raises InvalidInput."""
+    loras = [_lora(match) for match in _TAG.finditer(prompt)]
+    return (_TAG.sub("", prompt).strip() if loras else prompt), loras
+
+
+def _lora(match: re.Match[str]) -> dict[str, Any]:
+    kind, text = match.groups()
+    name, *weights = text.split(":")
+    scale = _number(weights[0]) if weights else 1.0
+    # A second weight is the UNet's alone; ours is one for all parts.
+    same = all(_number(weight) == scale for weight in weights[1:])
+    if kind == "hypernet" or not name or scale is None or not same:
+        raise InvalidInput("prompt", match[0], "<lora:name> or <lora:name:weight>")
+    return {"name": name, "scale": scale}
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
