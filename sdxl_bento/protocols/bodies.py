@@ -95,6 +95,7 @@ class ImageBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
     image_id: str | None = Field(
         None, description="In its place, a picture of this server: the X-Image-Id it came with."
     )
+    id: str | None = Field(None, description="The same as `image_id`.")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> Any:

@@ -123,7 +123,7 @@ class NativeAPI:
         if call.error is not None:
             raise call.error
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
-        image, image_id = fields.pop("image", None), fields.pop("image_id", None)
+        image, image_id = fields.pop("image", None), _image_id(fields)
         params = parse_params(fields)
         if (image is None) == (image_id is None):
             raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
@@ -186,6 +186,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     """The JSON form of an answer, pictures in base64."""
     made = answer.generation
     return {
+        "id": answer.pictures[0].image_id,
         "request_id": made.request_id,
         "model": made.params.model,
         "images": [
@@ -216,6 +217,14 @@ def answer_headers(answer: Answer) -> dict[str, str]:
         "Server-Timing": ", ".join(stages),
         "Cache-Control": "no-store",
     }
+
+
+def _image_id(fields: dict[str, Any]) -> object:
+    """Taken out of the fields: `image_id`, or `id`, as dstack's tutorial calls it."""
+    image_id, other = fields.pop("image_id", None), fields.pop("id", None)
+    if image_id is not None and other is not None:
+        raise InvalidInput("id", other, "one of id and image_id, not both")
+    return other if image_id is None else image_id
 
 
 def _milliseconds(timings: Timings) -> dict[str, float]:
