@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -125,7 +126,9 @@ from export.sources import Wanted, resolve, settings
 from pathlib import Path
 for number, (name, config) in enumerate(json.loads(sys.argv[1])):
     try:
-        workspace = Workspace(Path(sys.argv[2]) / str(number), settings())
+        scratch = Path(sys.argv[2]) / str(number)
+        scratch.mkdir(parents=True, exist_ok=True)
+        workspace = Workspace(scratch, settings())
         source = resolve(name, workspace, Wanted(config=config))
         read_pipeline(source.folder, "base", None)
         print(source.kind, source.location, source.revision)
@@ -143,7 +146,7 @@ def ask(
     """
     pairs = [(item, None) if isinstance(item, str) else item for item in sources]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(pairs), str(cache / "scratch")],
+        [sys.executable, "-c", SCRIPT, json.dumps(pairs), tempfile.mkdtemp(dir=cache)],
         capture_output=True, text=True, check=True, timeout=120,
         cwd=WEIGHTS.parents[2],
         env={"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "NO_PROXY": "*",
