@@ -44,7 +44,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from benchmarks.report import aim, machine, number, show, show_aims
 from benchmarks.scenarios import FULL, IN_ORDER, QUICK, WITH_DEADLINES, Scale
 
 Results = dict[str, Any]
+PARTS = ("throughput", "late", "adapters", "traffic")
 
 
 def main() -> None:
@@ -77,11 +78,12 @@ def main() -> None:
         document["forward"] = _forward(tag, 1 if options.quick else 9, options.threads)
         with serve_all(tag, folder / "loras", folder, options.threads) as servers:
             console.print(f"{time.monotonic() - begin:4.0f} s  all contenders are up")
-            work = _measure(servers, scale, names, console, begin)
+            work = _measure(servers, scale, names, console, begin, options.only)
             document |= asyncio.run(asyncio.wait_for(work, options.limit * 60))
     document["seconds"] = round(time.monotonic() - begin, 1)
-    document["aims"] = aims(document)
-    tell(Console(highlight=False, width=100), document)
+    if set(options.only) == set(PARTS):
+        document["aims"] = aims(document)
+        tell(Console(highlight=False, width=100), document)
     line = json.dumps(_rounded(document))
     if options.json:
         options.json.write_text(line + "\n")
@@ -89,7 +91,12 @@ def main() -> None:
 
 
 async def _measure(
-    servers: Mapping[str, Server], scale: Scale, names: list[str], console: Console, begin: float
+    servers: Mapping[str, Server],
+    scale: Scale,
+    names: list[str],
+    console: Console,
+    begin: float,
+    only: Sequence[str],
 ) -> Results:
     def say(what: str) -> None:
         console.print(f"{time.monotonic() - begin:4.0f} s  {what}")
@@ -99,12 +106,16 @@ async def _measure(
         await scenarios.warm_up(clients)
         say("warm")
         three = {name: clients[name] for name in ("plain", "whole", "ours")}
-        return {
-            "throughput": await scenarios.throughput(three, scale, say),
-            "late": await scenarios.late_short_request(three, scale, say),
-            "adapters": await scenarios.mixed_adapters(clients["ours"], scale, names, say),
-            "traffic": await scenarios.traffic(clients, scale, say),
-        }
+        found: Results = {}
+        if "throughput" in only:
+            found["throughput"] = await scenarios.throughput(three, scale, say)
+        if "late" in only:
+            found["late"] = await scenarios.late_short_request(three, scale, say)
+        if "adapters" in only:
+            found["adapters"] = await scenarios.mixed_adapters(clients["ours"], scale, names, say)
+        if "traffic" in only:
+            found["traffic"] = await scenarios.traffic(clients, scale, say)
+        return found
     finally:
         for client in clients.values():
             await client.close()
@@ -199,6 +210,9 @@ def _rounded(value: Any) -> Any:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="only show that the benchmark works")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="JSON of these parts, no tables"
+    )
     parser.add_argument("--json", type=Path, help="also write the JSON document there")
     parser.add_argument("--threads", type=int, default=2, help="of torch, for every contender")
     parser.add_argument("--limit", type=float, default=30, help="minutes, then it gives up")
