@@ -15,6 +15,7 @@ import torch
 from export.errors import ExportError
 from export.graphs import Graph
 from export.options import CompileOptions
+from sdxl_bento.backends.attention import NATIVE, native_kernels
 from sdxl_bento.backends.inductor import CONSTANTS, INPUTS
 from sdxl_bento.backends.shared_weights import Recipe
 from sdxl_bento.manifest import Quantization
@@ -50,6 +51,8 @@ def compile_part(
     assert program is not None
     _check_compiler()
     target = folder / f"{graph.part.replace('/', '-')}.pt2"
+    if options.device.type == "cuda":
+        _channels_last(program)
     recipes = _recipes(program, options)
     config: dict[str, Any] = {
         "aot_inductor.package_constants_in_so": False,
@@ -66,7 +69,7 @@ def compile_part(
     with _scratch(folder) as scratch:
         draft = scratch / target.name
         try:
-            with torch.no_grad():
+            with torch.no_grad(), native_kernels(options.attention or NATIVE):
                 aoti_compile_and_package(program, package_path=str(draft), inductor_configs=config)
         except Exception as error:
             raise ExportError(f"Inductor cannot compile {graph.part}: {error}") from error
@@ -99,6 +102,14 @@ def _settings(options: CompileOptions) -> dict[str, Any]:
     return settings
 
 
+def _channels_last(program: ExportedProgram) -> None:
+    """Lay convolutions' weights as tensor cores want them, so that no forward has to."""
+    for name, tensor in program.state_dict.items():
+        if tensor.dim() == 4:
+            laid = tensor.detach().contiguous(memory_format=torch.channels_last)
+            program.state_dict[name] = torch.nn.Parameter(laid, requires_grad=False)
+
+
 def _recipes(program: ExportedProgram, options: CompileOptions) -> dict[str, Recipe]:
     """How each weight of the graph is made from the component's safetensors."""
     from safetensors import safe_open
@@ -124,12 +135,21 @@ def _recipe(name: str, tensor: torch.Tensor, stored: set[str], options: CompileO
             values = _QUANTIZED[options.quantization]
         elif key != full:
             values = f"{_QUANTIZED[options.quantization]}-scale"
-        if key in stored:
-            return Recipe((key,), _name(tensor.dtype), tuple(tensor.shape), tensor.stride(), values)
+        keys = _unfused(key)
+        if stored.issuperset(keys):
+            return Recipe(keys, _name(tensor.dtype), tuple(tensor.shape), tensor.stride(), values)
     raise ExportError(
         f"{options.weights}: the graph's weight {name!r} is not in its safetensors, from which the "
         "compiled part is to read it"
     )
+
+
+def _unfused(key: str) -> tuple[str, ...]:
+    """The stored tensors that a projection fused by diffusers (`fuse_qkv_projections`) is of."""
+    for fused, single in {".to_qkv.": "qkv", ".to_kv.": "kv"}.items():
+        if fused in key:
+            return tuple(key.replace(fused, f".to_{letter}.") for letter in single)
+    return (key,)
 
 
 def _check_constants(

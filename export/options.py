@@ -23,6 +23,8 @@ class CompileOptions:
         quantization: of the UNet's large matrices; None: none.
         weights: the written component's folder, with its safetensors.
         threads: of the CPU; 0 leaves the compiler's own choice.
+        attention: which of PyTorch's attention kernels to prefer ("_native_cudnn"), where the
+            target takes PyTorch's; None leaves it to PyTorch.
     """
 
     device: torch.device
@@ -33,3 +35,4 @@ class CompileOptions:
     rows: tuple[int, ...] = ()
     quantization: Quantization | None = None
     threads: int = 0
+    attention: str | None = None

@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     vae_tile_pixels: int = Field(
         1536 * 1536, ge=4096, description="Pictures with more pixels are decoded in tiles."
     )
+    attention_slicing: bool = Field(
+        False, description="Eager attention in slices: less memory on small cards, slower."
+    )
+    vae_slicing: bool = Field(
+        False, description="Decode the pictures of a batch one by one: less memory."
+    )
     ageing_s: float = Field(
         30.0, gt=0, description="A request without slo_ms is treated as if due after this long."
     )

@@ -190,6 +190,7 @@ def load_folder(
         seconds,
         info.label if info is not None else served.backend.name,
         str(placement.dtype).removeprefix("torch."),
+    model.slice(attention=settings.attention_slicing, vae=settings.vae_slicing)
         placement.device,
     )
     return Loaded(name, tag, facts, served, info, seconds)

@@ -76,7 +76,7 @@ class DispatchedAttention:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
         def heads(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(-1, (attn.heads, -1))
+            return x.reshape(*x.shape[:-1], attn.heads, -1)
 
         attend: Any = dispatch_attention_fn
         mixed: torch.Tensor = attend(

@@ -77,6 +77,7 @@ class InductorPart:
         import torch
 
         self._path, self._device = path, options.device
+        self._ooms = _ooms(options.device) if options.device.type == "cuda" else 0
         if not path.is_file():
             raise ConfigurationError(f"{path}: no such file; export the model again")
         index = options.device.index if options.device.type == "cuda" else None
@@ -115,13 +116,33 @@ class InductorPart:
 
         ready = [_ready(inputs[name].to(dtype)) for name, dtype in self._inputs]
         with torch.no_grad():
-            output: torch.Tensor = self._loader.boxed_run(ready)[0]
+            try:
+                output: torch.Tensor = self._loader.boxed_run(ready)[0]
+            except RuntimeError as error:
+                if self._ran_out_of_memory():
+                    raise torch.OutOfMemoryError(f"{self._path.name}: {error}") from error
+                raise
         return output
+
+    def _ran_out_of_memory(self) -> bool:
+        """What failed inside a package is printed, not raised, so the allocator is asked."""
+        if self._device.type != "cuda":
+            return False
+        before, self._ooms = self._ooms, _ooms(self._device)
+        return self._ooms > before
 
     def unload(self) -> None:
         self._loader = None
         self._constants = {}
         del self._weights
+
+
+def _ooms(device: torch.device) -> int:
+    """How often the device's allocator has run out of memory."""
+    import torch
+
+    count: int = torch.cuda.memory_stats(device).get("num_ooms", 0)
+    return count
 
 
 def _ready(tensor: torch.Tensor) -> torch.Tensor:

@@ -132,6 +132,19 @@ class Model:
         mean, std = _statistics(config, latents)
         return (latents - mean) / std * float(config.scaling_factor)
 
+    def slice(self, *, attention: bool, vae: bool) -> None:
+        """Let parts compute in slices, which takes less memory and more time.
+
+        Args:
+            attention: of UNets; of those that run eagerly, a compiled one has its own.
+            vae: decode the pictures of a batch one by one.
+        """
+        for pipeline in filter(None, (self.base, self.refiner)):
+            if attention and pipeline.unet.device.type != "meta":
+                pipeline.unet.set_attention_slice("max")  # "auto" fails with one head
+            if vae:
+                pipeline.vae.enable_slicing()
+
     def unload(self) -> None:
         """Drop the weights."""
         del self.base
