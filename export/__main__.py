@@ -17,11 +17,9 @@ from rich.markup import escape
 
 from export.errors import ExportError
 from export.job import Options, Result, run
-from export.pictures import PROMPTS
 from export.progress import Durations, Progress
-from export.targets import parse_targets
+from export.targets import PICTURES, parse_targets
 from export.variants import as_variant
-from export.verify_command import verify_model
 from export.weights import as_dtype
 from sdxl_bento.config import load_export_settings
 from sdxl_bento.errors import ConfigurationError
@@ -42,6 +40,13 @@ class Quantize(StrEnum):
     int8_weights = "int8-weights"
     int8 = "int8"
     fp8 = "fp8"
+
+
+class ExporterName(StrEnum):
+    """What writes ONNX graphs."""
+
+    torch = "torch"
+    optimum = "optimum"
 
 
 class Dtype(StrEnum):
@@ -103,13 +108,17 @@ def export(
     rows: Annotated[
         str, typer.Option(help="Numbers of UNet rows with shapes of their own, as 1,2,4,8.")
     ] = "",
+    exporter: Annotated[
+        ExporterName,
+        typer.Option(help="What writes the graphs of target onnx: torch, or Hugging Face optimum."),
+    ] = ExporterName.torch,
     attention: Annotated[
         str,
         typer.Option(help="Attention backend of the eager model; auto: the fastest on a GPU."),
     ] = "auto",
     pictures: Annotated[
         int, typer.Option(min=0, help="Pictures that each target draws to be verified; 0: none.")
-    ] = len(PROMPTS),
+    ] = PICTURES,
     force: Annotated[
         bool, typer.Option("--force", help="Export even if the store has the same model.")
     ] = False,
@@ -130,6 +139,7 @@ def export(
             quantization=quantize.value if quantize else None,
             sizes=sizes,
             rows=rows,
+            exporter=exporter.value,
         )
     options = Options(
         source=source,
@@ -154,13 +164,15 @@ def verify(
     tag: Annotated[str, typer.Argument(help="Tag of a model in the store.")],
     pictures: Annotated[
         int, typer.Option(min=0, help="Pictures that each backend draws; 0: none.")
-    ] = len(PROMPTS),
+    ] = PICTURES,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compare every compiled backend of a stored model with the original, on this machine.
 
     Ends with 1 if one is further from it than its dtype allows.
     """
+    from export.verify_command import verify_model
+
     progress = _progress()
     with _refusals(progress, "Not verified."):
         backends = verify_model(tag, pictures, progress)

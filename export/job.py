@@ -11,15 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export import bento, sources, verify, weights, writer
-from export.compiling import add_backends, same_build
 from export.downloads import Workspace
 from export.errors import ExportError
 from export.inspection import Pipeline, read_pipeline, slug
-from export.pictures import PROMPTS
 from export.preview import fit_latent_rgb
 from export.progress import Progress
 from export.sources import Source
-from export.targets import TargetRequest, choose_attention
+from export.targets import PICTURES, TargetRequest, same_build
 from export.transfer import show_transfer
 from sdxl_bento import __version__
 from sdxl_bento.manifest import (
@@ -56,7 +54,7 @@ class Options:
     variant: Variant | None = None
     force: bool = False
     targets: tuple[TargetRequest, ...] = ()
-    pictures: int = len(PROMPTS)
+    pictures: int = PICTURES
     attention: str = "auto"
 
 
@@ -122,6 +120,8 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
         folder.mkdir()
         manifest = _stage(plan, options, folder, progress, started)
         if options.targets:
+            from export.backends import add_backends
+
             earlier = () if options.force else bento.same_content(*content)
             manifest = add_backends(
                 manifest, folder, options.targets, earlier, options.pictures, progress
@@ -217,6 +217,8 @@ def _stage(
     latent_rgb = None
     if not plan.base.has_family_vae:
         latent_rgb = fit_latent_rgb(folder / "base" / "vae", infos["base"].width)
+    from export.compiler import choose_attention
+
     attention = choose_attention(
         folder / "base" / "unet", infos["base"], options.attention, progress
     )

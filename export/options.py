@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from sdxl_bento.manifest import Quantization, WeightDtype
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

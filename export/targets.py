@@ -1,42 +1,38 @@
-"""The targets a model can be compiled for, and how one of them is compiled, part by part."""
+"""The targets a model can be compiled for, and what a command line asks of them.
+
+Importing this imports no torch: an export that has nothing to do ends at once.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
-import warnings
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import torch
-
-from export.components import DTYPES, component_of, load_component
 from export.errors import ExportError
-from export.graphs import Graph, decoder_graph, unet_example, unet_graph
-from export.layout import Role
-from export.options import CompileOptions
-from export.parity import pick_vae_dtype
-from export.progress import Progress
 from sdxl_bento.backends.choose import device_name, runtime
 from sdxl_bento.backends.parts import MOST_ROWS
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import (
     BackendInfo,
     BackendName,
-    PipelineInfo,
+    Exporter,
     Quantization,
     Size,
     WeightDtype,
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
-MOST_EXAMPLE_CELLS = 32  # side of the latents that a graph is traced with
+    from export.graphs import Graph
+    from export.options import CompileOptions
+
+PICTURES = 4  # that a target draws to be verified, unless told otherwise
 
 
 class Compiler(Protocol):
@@ -94,6 +90,7 @@ class TargetRequest:
     sizes: tuple[tuple[int, int], ...] = ()
     rows: tuple[int, ...] = ()
     threads: int = 0
+    exporter: Exporter = "torch"
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +99,8 @@ class TargetRequest:
         Raises:
             ExportError: this machine has no such device.
         """
+        import torch
+
         for name in self.target.devices:
             if name == "cpu" or torch.cuda.is_available():
                 return torch.device(name)
@@ -129,6 +128,7 @@ class TargetRequest:
             dtype=self.dtype or self._default_dtype(),
             quantization=self.quantization,
             adapters="slots",
+            exporter=self.exporter,
             sizes=tuple(Size(width=width, height=height) for width, height in self.sizes),
             rows=self.rows,
         )
@@ -146,6 +146,7 @@ def parse_targets(
     quantization: Quantization | None = None,
     sizes: str = "",
     rows: str = "",
+    exporter: Exporter = "torch",
 ) -> tuple[TargetRequest, ...]:
     """The targets of a command line: names with commas, `auto`, or `eager` for none.
 
@@ -159,8 +160,12 @@ def parse_targets(
             f"--target {unknown[0]!r}: there are {', '.join(('eager', *TARGETS))} and auto"
         )
     chosen = dict.fromkeys(_auto() if name == "auto" else name for name in names)
+    if exporter == "optimum" and (others := chosen.keys() - {"onnx", "eager"}):
+        raise ExportError(f"--exporter optimum: writes for the target onnx, not {min(others)}")
     return tuple(
-        TargetRequest(TARGETS[name], dtype, quantization, _sizes(sizes), _rows(rows))
+        TargetRequest(
+            TARGETS[name], dtype, quantization, _sizes(sizes), _rows(rows), exporter=exporter
+        )
         for name in chosen
         if name != "eager"
     )
@@ -168,6 +173,8 @@ def parse_targets(
 
 def _auto() -> str:
     """What suits this machine: compiled kernels on a GPU; on a CPU what is ready the soonest."""
+    import torch
+
     if torch.cuda.is_available():
         return "inductor"
     return next((name for name in ("openvino", "onnx") if _installed(name)), "eager")
@@ -200,125 +207,12 @@ def _rows(text: str) -> tuple[int, ...]:
 
 def has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 by instructions of its own."""
+    import torch
+
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def compile_target(
-    request: TargetRequest,
-    folder: Path,
-    pipelines: Mapping[Role, PipelineInfo],
-    progress: Progress,
-) -> BackendInfo:
-    """Compile UNets and VAE decoders of the written model in `folder`.
-
-    Returns what the manifest is to say of it; it has not been verified yet.
-
-    Raises:
-        ExportError: it cannot be compiled here.
-    """
-    began = time.perf_counter()
-    info, compiler = request.info(), request.target.compiler
-    target = folder / "compiled" / info.label
-    target.mkdir(parents=True)
-    artifacts: dict[str, str] = {}
-    vae_dtype = info.dtype or "fp32"
-    for role, pipeline in pipelines.items():
-        root = folder / pipeline.path
-        if role == "base":
-            with progress.stage("Choose the dtype of the VAE"):
-                vae_dtype = pick_vae_dtype(root / "vae", info.dtype or "fp32", request.device)
-        for part in parts_of(role):
-            with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
-                options = _options(request, info, vae_dtype, root / component_of(part))
-                module = _load(request, part, options)
-                if request.target.quantizes_module and component_of(part) == "unet":
-                    _quantize(module, info)
-                graph = _graph(part, role, module, pipeline)
-                program = graph.trace() if compiler.traces(part) else None
-                path = compiler.compile_part(graph, program, target, options)
-                artifacts[part] = path.relative_to(folder).as_posix()
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    changes = {
-        "vae_dtype": vae_dtype,
-        "artifacts": artifacts,
-        "bytes": size,
-        "compile_seconds": round(time.perf_counter() - began, 2),
-    }
-    return info.model_copy(update=changes)
-
-
-def parts_of(role: Role) -> tuple[str, ...]:
-    """What is compiled of a pipeline. Adapters are for the base model."""
-    names = ("unet", "unet_slots", "vae_decoder") if role == "base" else ("unet", "vae_decoder")
-    return tuple(f"{role}/{name}" for name in names)
-
-
-def _options(
-    request: TargetRequest, info: BackendInfo, vae_dtype: WeightDtype, weights: Path
-) -> CompileOptions:
-    return CompileOptions(
-        device=request.device,
-        dtype=info.dtype or "fp32",
-        vae_dtype=vae_dtype,
-        weights=weights,
-        sizes=request.sizes,
-        rows=request.rows,
-        quantization=info.quantization,
-        threads=request.threads,
-    )
-
-
-def _load(request: TargetRequest, part: str, options: CompileOptions) -> Any:
-    dtype = options.vae_dtype if part.endswith("vae_decoder") else options.dtype
-    if request.target.float32_graph:
-        dtype = "fp32"
-    return load_component(options.weights, DTYPES[dtype], options.device)
-
-
-def _quantize(unet: Any, info: BackendInfo) -> None:
-    from sdxl_bento.backends.quantized import quantize_unet
-
-    if info.quantization is not None:
-        quantize_unet(unet, info.quantization)
-
-
-def choose_attention(
-    folder: Path, pipeline: PipelineInfo, wanted: str, progress: Progress
-) -> str | None:
-    """The attention backend that the eager model is to run with; None leaves it to PyTorch.
-
-    Args:
-        folder: of the base UNet.
-        pipeline: the base model's.
-        wanted: "auto" measures those that are installed, on a GPU alone; or a name.
-        progress: what the user sees.
-
-    Raises:
-        ExportError: the one that was named does not run here, or not well enough.
-    """
-    from export.attention import pick_attention
-    from sdxl_bento.backends.attention import installed
-
-    cuda = torch.cuda.is_available()
-    if wanted == "auto" and not cuda:
-        return None
-    device = torch.device("cuda" if cuda else "cpu")
-    with progress.stage("Choose the attention backend"):
-        unet = load_component(folder, torch.float16 if cuda else torch.float32, device)
-        side = pipeline.width // pipeline.vae_scale_factor
-        inputs = unet_example("base", unet, rows=2, height=side, width=side)
-        candidates = installed(device) if wanted == "auto" else [wanted]
-        choice = pick_attention(unet, inputs, candidates)
-    for figure in choice.figures:
-        if figure.name == wanted and figure.refused:
-            raise ExportError(f"--attention {wanted}: {figure.refused}")
-    return wanted if wanted != "auto" else choice.name
-
-
-def _graph(part: str, role: Role, module: Any, pipeline: PipelineInfo) -> Graph:
-    cells = min(MOST_EXAMPLE_CELLS, pipeline.width // pipeline.vae_scale_factor)
-    if part.endswith("vae_decoder"):
-        return decoder_graph(role, module, cells)
-    slots = part.endswith("slots")
-    return unet_graph(role, deepcopy(module) if slots else module, cells, slots=slots)
+def same_build(info: BackendInfo, wanted: BackendInfo) -> bool:
+    """Whether a compiled backend is what `wanted` asks for, up to what was measured of it."""
+    fields = ("backend", "device", "versions", "dtype", "quantization", "sizes", "rows", "exporter")
+    return all(getattr(info, name) == getattr(wanted, name) for name in fields)

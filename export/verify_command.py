@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from export.compiling import figures, pipelines_of
+from export.backends import figures, pipelines_of
 from export.errors import ExportError
 from export.parity import verify_parts
 from export.pictures import verify_pictures

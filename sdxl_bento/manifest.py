@@ -34,6 +34,7 @@ WeightDtype = Literal["fp32", "fp16", "bf16"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Variant = Literal["base", "turbo", "lightning", "lcm"]
 BackendName = Literal["eager", "inductor", "onnx", "tensorrt", "openvino"]
+Exporter = Literal["torch", "optimum"]  # what wrote the ONNX graphs
 Quantization = Literal["int8-weights", "int8", "fp8"]
 # How rows get their own adapters: by hooks around the layers, or by inputs of the graph.
 AdapterMode = Literal["hooks", "slots"]
@@ -170,6 +171,7 @@ class BackendInfo(_Part):
     vae_dtype: WeightDtype | None = None
     quantization: Quantization | None = None
     attention: str | None = None
+    exporter: Exporter = "torch"
     adapters: AdapterMode = "hooks"
     sizes: tuple[Size, ...] = ()
     rows: tuple[int, ...] = ()

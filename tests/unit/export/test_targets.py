@@ -50,6 +50,10 @@ def test_options_go_to_every_target() -> None:
         ({"text": "onnx", "rows": "0"}, f"--rows '0': whole numbers from 1 to {MOST_ROWS}"),
         ({"text": "onnx", "rows": "64"}, "--rows '64'"),
         ({"text": "onnx", "rows": "two"}, "--rows 'two'"),
+        (
+            {"text": "onnx,openvino", "exporter": "optimum"},
+            "--exporter optimum: writes for the target onnx, not openvino",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused_by_its_name(given: dict[str, str], said: str) -> None:

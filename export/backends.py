@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from export.compiler import compile_target
 from export.components import component_of, load_component
 from export.graphs import unet_example
 from export.layout import Role
 from export.parity import verify_parts
 from export.pictures import verify_pictures
 from export.progress import Progress
-from export.targets import TargetRequest, compile_target
+from export.targets import TargetRequest, same_build
 from sdxl_bento.backends.choose import device_name, misfit, runtime
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.diffusion.model import Placement
@@ -114,12 +115,6 @@ def step_ms(info: BackendInfo, manifest: Manifest, folder: Path, device: torch.d
         seconds.append(time.perf_counter() - began)
     compiled.unload()
     return round(statistics.median(seconds[1:]) * 1e3, 3)
-
-
-def same_build(info: BackendInfo, wanted: BackendInfo) -> bool:
-    """Whether a compiled backend is what `wanted` asks for, up to what was measured of it."""
-    fields = ("backend", "device", "versions", "dtype", "quantization", "sizes", "rows")
-    return all(getattr(info, name) == getattr(wanted, name) for name in fields)
 
 
 def _take_over(

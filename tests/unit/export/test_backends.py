@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from export.compiling import add_backends, same_build
+from export.backends import add_backends
 from export.progress import Progress
+from export.targets import same_build
 from sdxl_bento.loading import folder_of
 from sdxl_bento.manifest import BackendInfo, Manifest
 
