@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -120,7 +121,7 @@ class TensorRTPart(CudaPart):
         super().__init__(path, options, providers, stream)
         self._profiles = profiles
         self._other: CudaPart | None = None
-        self._load_other = lambda: CudaPart(path, options, providers[1:], stream)
+        self._load_other = partial(CudaPart, path, options, providers[1:], stream)
 
     def _run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
