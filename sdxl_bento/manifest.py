@@ -161,7 +161,8 @@ class BackendInfo(_Part):
     `sizes` or `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
     `artifacts` are compiled files by part (the table is in `export/graphs.py`). `versions` are
     those a compiled file is bound to. `step_ms` is the time of one forward of the base UNet where
-    it was exported, two rows at the native size. `accuracy` is what a checker read off its pictures, 0 to 1.
+    it was exported, two rows at the native size. `accuracy` is what a checker read off its
+    pictures, 0 to 1.
     """
 
     backend: BackendName
