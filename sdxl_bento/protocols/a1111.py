@@ -16,7 +16,7 @@ from sdxl_bento.protocols.a1111_fields import NAMES, translated
 from sdxl_bento.protocols.a1111_jobs import Jobs
 from sdxl_bento.protocols.a1111_samplers import SCHEDULERS, names
 from sdxl_bento.protocols.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
-from sdxl_bento.protocols.http import error_response
+from sdxl_bento.protocols.http import UnsupportedBody, error_response
 from sdxl_bento.protocols.native import NativeAPI, answer_headers, logged
 from sdxl_bento.protocols.v1_models import found
 from sdxl_bento.protocols.validation import renamed
@@ -63,6 +63,10 @@ class Automatic1111:
     async def _draw(self, request: Request, *, with_picture: bool) -> Response:
         api = _api(request)
         arrived = await read_call(request, MAX_UPLOAD_BYTES if with_picture else MAX_JSON_BYTES)
+        kind = request.headers.get("content-type", "")
+        if kind.startswith("multipart/"):  # its files could not come back as `parameters`
+            error = UnsupportedBody("Content-Type", kind, "application/json")
+            arrived = replace(arrived, fields={}, error=arrived.error or error)
         call = self._understood(arrived, with_picture)
         work = api.image_to_image if with_picture else api.text_to_image
         try:

@@ -30,11 +30,11 @@ def sampler_of(name: object, scheduler: object) -> str:
     if known is None:
         raise InvalidInput("sampler_name", name, f"one of {', '.join(SAMPLERS)}")
     schedulers = SAMPLERS[known]
-    wanted = scheduler.lower() if isinstance(scheduler, str) else scheduler
-    if wanted not in schedulers:
+    ours = schedulers.get(scheduler.lower()) if isinstance(scheduler, str) else None
+    if ours is None:
         allowed = f"one of {', '.join(schedulers)} with the sampler {known}"
         raise InvalidInput("scheduler", scheduler, allowed)
-    return schedulers[str(wanted)]
+    return ours
 
 
 def name_of(sampler: str | None) -> tuple[str, str]:

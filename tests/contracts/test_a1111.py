@@ -228,6 +228,8 @@ def drawing(server: Server) -> Iterator[Future[None]]:
         ({"sampler_name": "Heun"}, "sampler_name"),
         ({"sampler_name": "Euler", "scheduler": "Karras"}, "scheduler"),
         ({"sampler_name": "DPM++ 2M SDE"}, "scheduler"),
+        ({"sampler_name": ["Euler"]}, "sampler_name"),
+        ({"scheduler": ["Karras"]}, "scheduler"),
         ({"prompt": "a <lora:striped:x>"}, "prompt"),
         ({"prompt": "a <lora:striped:99>"}, "loras.0.scale"),
         ({"override_settings": {"sd_vae": "other"}}, "override_settings.sd_vae"),
@@ -291,6 +293,12 @@ def test_malformed_bodies(faked: Server, body: bytes) -> None:
     answer = httpx.post(f"{faked.url}/sdapi/v1/txt2img", content=body, headers=headers)
     assert answer.status_code == (422 if body == b"[]" else 400)
     assert answer.json()["detail"]
+
+
+def test_a_form(faked: Server) -> None:
+    url = f"{faked.url}/sdapi/v1/txt2img"
+    answer = httpx.post(url, data={"prompt": "a"}, files={"comments": b"\xff"})
+    assert (answer.status_code, answer.json()["error"]) == (415, "unsupported_body")
 
 
 def test_too_large(api: WebUIApi) -> None:
