@@ -17,7 +17,7 @@ from export import onnx
 from export.errors import ExportError
 from export.graphs import Graph
 from export.options import CompileOptions
-from sdxl_bento.backends.openvino import weights_of
+from sdxl_bento.backends.openvino import import_openvino, weights_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -55,8 +55,7 @@ def convert(source: Path, path: Path, work: Path) -> None:
     Raises:
         ExportError: OpenVINO cannot convert it.
     """
-    import openvino
-
+    openvino = import_openvino()
     written = work / f"{path.stem}-own.xml"
     try:
         openvino.save_model(openvino.convert_model(source), written, compress_to_fp16=False)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sdxl_bento.errors import ConfigurationError
 
@@ -24,9 +26,7 @@ GROUP_SIZE: Final = 32  # numbers of a row that share a scale
 
 def versions() -> dict[str, str]:
     """What a graph is bound to."""
-    import openvino
-
-    return {"openvino": openvino.__version__.partition("-")[0]}
+    return {"openvino": version("openvino")}
 
 
 def weights_of(path: Path) -> Path:
@@ -48,7 +48,7 @@ class OpenVinoPart:
     """One graph, and one request of it: a part is called by one thread at a time."""
 
     def __init__(self, path: Path, options: PartOptions) -> None:
-        ov = _openvino()
+        ov = import_openvino()
         if options.device.type != "cpu":
             raise ConfigurationError(
                 f"backend openvino runs on the CPU, SDXL_DEVICE is {options.device}; "
@@ -115,7 +115,14 @@ def settings(core: Any, options: PartOptions) -> dict[str, Any]:
     return chosen
 
 
-def _openvino() -> Any:
+def import_openvino() -> Any:
+    """The package, without what it reports to its makers when it is imported.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    # With no such module, OpenVINO puts a stub in its place.
+    cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     try:
         import openvino
     except ImportError as error:

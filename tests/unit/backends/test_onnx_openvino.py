@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -289,3 +291,13 @@ def test_other_kinds_of_eight_bits_are_refused(
     path = Path(shutil.copy(compiled.folder / compiled.plain, tmp_path))
     with pytest.raises(ExportError, match="int8-weights and int8"):
         quantize(path, "fp8")
+
+
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    script = (
+        "from sdxl_bento.backends.openvino import import_openvino\n"
+        "import_openvino()\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "assert 'stub' in telemetry_utils.tm.__name__, telemetry_utils.tm"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
