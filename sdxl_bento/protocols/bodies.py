@@ -125,7 +125,7 @@ async def read_call(request: Request, max_bytes: int) -> Call:
     request_id = "invalid"
     try:
         request_id = request_id_of(request.headers)
-        fields = _with_headers(await _read_fields(limited(request, max_bytes)), request.headers)
+        fields = with_headers(await _read_fields(limited(request, max_bytes)), request.headers)
     except SDXLError as exc:
         error = exc
     wants_json = "application/json" in request.headers.get("accept", "")
@@ -143,7 +143,7 @@ async def _read_batch(request: Request) -> list[Call]:
     caller = Caller(request.receive)
     headers = request.headers
     return [
-        Call(f"{request_id}.{index}", True, _with_headers(item, headers), caller)
+        Call(f"{request_id}.{index}", True, with_headers(item, headers), caller)
         for index, item in enumerate(items)
     ]
 
@@ -157,11 +157,12 @@ async def _read_fields(request: Request) -> object:
     body = (await request.body()).strip()
     # `curl -d` calls JSON a form unless it is told otherwise, and no form begins like this.
     if kind == "application/json" or body.startswith(b"{"):
-        return _read_json(body)
+        return read_json(body)
     return read_urlencoded(body)
 
 
-def _read_json(body: bytes) -> object:
+def read_json(body: bytes) -> object:
+    """Decode a body, `{}` if it is empty. Raises MalformedBody."""
     try:
         return pydantic_core.from_json(body or b"{}", allow_inf_nan=False)
     except ValueError as error:
@@ -169,7 +170,7 @@ def _read_json(body: bytes) -> object:
         raise MalformedBody("body", shown, f"JSON; this is wrong: {error}") from None
 
 
-def _with_headers(fields: object, headers: Mapping[str, str]) -> object:
+def with_headers(fields: object, headers: Mapping[str, str]) -> object:
     """Fields that may come as headers instead. A field in the body wins."""
     if not isinstance(fields, Mapping):
         return fields

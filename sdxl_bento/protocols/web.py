@@ -14,7 +14,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols import a1111, kserve, openai, openapi, v1_models
+from sdxl_bento.protocols import (
+    a1111,
+    kserve,
+    open_inference,
+    openai,
+    openapi,
+    repository,
+    v1_models,
+)
 from sdxl_bento.protocols.http import error_response
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.ui import api_page, front_page
@@ -38,6 +46,8 @@ def web_app() -> Starlette:
         Route("/cancel/{request_id}", _cancel, methods=["POST"]),
         *kserve.routes(),
         *v1_models.routes(),
+        *open_inference.routes(),
+        *repository.routes(),
         *openai.routes(),
         *a1111.routes(),
     ]
