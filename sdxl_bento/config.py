@@ -107,6 +107,12 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdxl-bento"
 
 
+def prometheus_folder() -> Path | None:
+    """Where the workers of one server leave their metrics; BentoML sets it for each of them."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
+
+
 class ExportSettings(BaseSettings):
     """What `python -m export` takes from the environment, under the names KServe's users know.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from sdxl_bento.results import (
     ModelSummary,
     Progress,
     Timings,
+    UnitDone,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from sdxl_bento.config import Settings
     from sdxl_bento.diffusion.plan import Job
+    from sdxl_bento.engine.executor import Completion
     from sdxl_bento.loading import Loaded
 
 
@@ -48,6 +51,7 @@ __all__ = [
     "ModelSummary",
     "Progress",
     "Timings",
+    "UnitDone",
 ]
 
 
@@ -84,6 +88,8 @@ class Generator:
         self._worker_index = worker_index
         self._models: Mapping[str, Loaded] = {}
         self._calls: dict[str, _Call] = {}
+        # Written by the engine's thread without a lock. Bounded, for whoever never asks.
+        self._units: deque[UnitDone] = deque(maxlen=65_536)
         self._engine = AsyncEngine(self._build)
         self._after: Callable[[], None] = lambda: None
 
@@ -174,11 +180,25 @@ class Generator:
         return list(SamplerName.__args__)  # type: ignore[attr-defined]  # a Literal's
 
     def stats(self) -> dict[str, object]:
-        """How busy the engine is: requests are single pictures."""
+        """How busy the engine is, in single pictures, and what its caches have done so far."""
         stats: dict[str, object] = {"state": self.state, "waiting": 0, "running": 0}
         if self._engine.state in (EngineState.READY, EngineState.DRAINING):
             stats.update(self._engine.counts())
+        if self._models:
+            served = [loaded.served for loaded in self._models.values()]
+            pools = [each.adapters for each in served]
+            cache = served[0].conditioner.cache  # all models share it
+            stats["prompt_cache"] = {"hits": cache.hits, "misses": cache.misses}
+            stats["loras"] = {
+                "hits": sum(pool.hits for pool in pools),
+                "loads": sum(pool.loads for pool in pools),
+                "failures": sum(pool.failures for pool in pools),
+            }
         return stats
+
+    def units(self) -> list[UnitDone]:
+        """What the engine has run since this was last asked, the oldest first."""
+        return [self._units.popleft() for _ in range(len(self._units))]
 
     async def _run(
         self,
@@ -293,9 +313,16 @@ class Generator:
     def _build(self, wake: Callable[[], None]) -> Engine:
         from sdxl_bento.loading import load
 
-        engine, models, self._after = load(self._settings, self._worker_index, wake)
+        note = self._note
+        engine, models, self._after = load(self._settings, self._worker_index, wake, note)
         self._models = models
         return engine
+
+    def _note(self, completion: Completion) -> None:
+        """Remember what was run, and nothing of whom it was run for. Not the warm-up."""
+        if self._models:
+            stage = completion.unit.key.stage
+            self._units.append(UnitDone(stage, completion.rows, completion.seconds))
 
 
 def to_request(request_id: str, job: Job, now: float, slo_ms: float | None) -> Request:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from sdxl_bento.gpu import GPU, gpus_of
+
 if TYPE_CHECKING:
     from sdxl_bento.generation import Generator
     from sdxl_bento.metrics import Metrics
@@ -34,11 +36,17 @@ async def announce(generator: Generator, url: str | None) -> None:
 async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1.0) -> None:
     """Keep the gauges up to date until cancelled; over many processes, none can be a function."""
     started = False
+    gpus: list[GPU] = []
     while True:
         metrics.load(generator.stats())
+        metrics.units(generator.units())
         if not started and generator.state == "ready":
-            metrics.started(generator.models())
+            models = generator.models()
+            metrics.started(models)
+            gpus = await asyncio.to_thread(gpus_of, {model.device for model in models})
             started = True
+        for gpu in gpus:
+            metrics.gpu(await asyncio.to_thread(gpu.usage))
         await asyncio.sleep(every_s)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sdxl_bento.config import Settings
+    from sdxl_bento.engine.executor import Completion
 
 logger = logging.getLogger("bentoml.sdxl_bento.loading")
 MIB = 1024 * 1024
@@ -70,7 +71,10 @@ class Loaded:
 
 
 def load(
-    settings: Settings, worker_index: int, wake: Callable[[], None]
+    settings: Settings,
+    worker_index: int,
+    wake: Callable[[], None],
+    on_unit: Callable[[Completion], None] | None = None,
 ) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
     """Load every model of the settings and make the engine that runs them, warmed up.
 
@@ -89,15 +93,19 @@ def load(
     for tag, name in zip(settings.model_tags, _names(settings.model_tags), strict=True):
         version, folder = find(tag)
         models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
-    engine = engine_of(models, settings)
+    engine = engine_of(models, settings, on_unit)
     for name, seconds in warm_up(engine, models, placement).items():
         models[name] = replace(models[name], warm_up_seconds=seconds)
         logger.info("%s warmed up in %.1f s", name, seconds)
     return engine, models, partial(keep_profiles, engine, models, placement)
 
 
-def engine_of(models: Mapping[str, Loaded], settings: Settings) -> Engine:
-    """An engine that runs these models."""
+def engine_of(
+    models: Mapping[str, Loaded],
+    settings: Settings,
+    on_unit: Callable[[Completion], None] | None = None,
+) -> Engine:
+    """An engine that runs these models, and tells `on_unit` of every batch it has run."""
     return Engine(
         Runner({name: loaded.served for name, loaded in models.items()}),
         Limits(
@@ -110,6 +118,7 @@ def engine_of(models: Mapping[str, Loaded], settings: Settings) -> Engine:
             max_requests=settings.max_queue,
             max_pixels=int(settings.max_queue_megapixels * 1e6),
         ),
+        on_unit=on_unit,
     )
 
 
@@ -181,6 +190,7 @@ def load_folder(
         adapters=adapters,
         conditioner=Conditioner(model, adapters, cache),
     )
+    model.slice(attention=settings.attention_slicing, vae=settings.vae_slicing)
     refiner = model.refiner.scheduler_config if model.refiner is not None else None
     facts = ModelFacts(name, model.manifest, model.base.scheduler_config, refiner)
     seconds = time.perf_counter() - begin
@@ -190,7 +200,6 @@ def load_folder(
         seconds,
         info.label if info is not None else served.backend.name,
         str(placement.dtype).removeprefix("torch."),
-    model.slice(attention=settings.attention_slicing, vae=settings.vae_slicing)
         placement.device,
     )
     return Loaded(name, tag, facts, served, info, seconds)

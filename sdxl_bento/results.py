@@ -56,6 +56,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitDone:
+    """The engine has run one batch of one stage. `seconds`: the device's time for it."""
+
+    stage: str
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSummary:
     """What a client may know of a loaded model. Sizes in pixels, times in seconds."""
 

@@ -89,7 +89,7 @@ class Conditioner:
     def __init__(self, model: Model, adapters: LoraPool, cache: PromptCache) -> None:
         self._model = model
         self._adapters = adapters
-        self._cache = cache
+        self.cache = cache
 
     def condition(
         self, jobs: Sequence[Job], mixes: Sequence[Mix]
@@ -135,14 +135,14 @@ class Conditioner:
         return params.negative_prompt is None and info.force_zeros_for_empty_prompt
 
     def _encode_all(self, wanted: Iterable[Text]) -> dict[Text, Encoded]:
-        found = {text: self._cache.get(text) for text in wanted}
+        found = {text: self.cache.get(text) for text in wanted}
         done = {text: entry for text, entry in found.items() if entry is not None}
         for stage in (Stage.BASE, Stage.REFINE):
             missing = [text for text in found if text not in done and text.stage is stage]
             if missing:
                 done.update(zip(missing, self._encode(stage, missing), strict=True))
         for text, entry in done.items():
-            self._cache.put(text, entry)
+            self.cache.put(text, entry)
         return done
 
     def _encode(self, stage: Stage, texts: Sequence[Text]) -> list[Encoded]:

@@ -84,6 +84,10 @@ class LoraPool:
         self._failures: dict[str, _Failure] = {}
         self._users: Counter[str] = Counter()
         self._batches = Batches(self._targets, budget_bytes)
+        self._unused: set[str] = set()  # loaded for somebody who has not begun yet
+        self.hits = 0
+        self.loads = 0
+        self.failures = 0
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="lora-loader")
 
     # What there is
@@ -172,7 +176,10 @@ class LoraPool:
     def use(self, names: Iterable[str]) -> None:
         """A request with these begins to run: none of them is evicted until it is released."""
         with self._lock:
-            self._users.update(names)
+            for name in names:
+                self._users[name] += 1
+                self.hits += name not in self._unused
+                self._unused.discard(name)
 
     def release(self, names: Iterable[str]) -> None:
         with self._lock:
@@ -220,8 +227,11 @@ class LoraPool:
             self._loading.discard(name)
             if failure:
                 self._failures[name] = failure
+                self.failures += 1
             else:
                 self._loaded[name] = adapter
+                self._unused.add(name)
+                self.loads += 1
         self._on_loaded()
 
     def _shrink(self, keep: Iterable[str]) -> None:

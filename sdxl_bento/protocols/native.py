@@ -97,10 +97,10 @@ class NativeAPI:
         async def awaited() -> Answer:
             return await work
 
-        with self._metrics.request(call.protocol):
+        model = call.fields.get("model") if isinstance(call.fields, Mapping) else None
+        with self._metrics.request(call.protocol, model):
             answer = await call.caller.wait_for(awaited(), self.settings.timeout_s)
-        made = answer.generation
-        self._metrics.generated(call.protocol, len(made.images), made.timings)
+        self._metrics.generated(call.protocol, answer.generation)
         return answer
 
     async def image_to_image(

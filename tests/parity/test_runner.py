@@ -149,7 +149,7 @@ async def test_progress_counts_every_step_and_previews_look_like_the_picture(
 
 
 async def test_prompts_are_encoded_once(generator: Generator) -> None:
-    cache = loaded_model(generator).served.conditioner._cache
+    cache = loaded_model(generator).served.conditioner.cache
     await generator.generate(request(seed=1))
     misses = cache.misses
     await generator.generate(request(seed=2, num_images=3))

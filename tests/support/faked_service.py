@@ -39,6 +39,7 @@ from sdxl_bento.generation import (
     ModelSummary,
     Progress,
     Timings,
+    UnitDone,
 )
 from sdxl_bento.params import GenerateParams
 
@@ -157,6 +158,9 @@ class FakeGenerator:
 
     def samplers(self) -> list[str]:
         return ["euler"]
+
+    def units(self) -> list[UnitDone]:
+        return []
 
     def stats(self) -> dict[str, object]:
         return {"running": len(self.ended), "waiting": 0}
