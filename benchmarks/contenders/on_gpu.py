@@ -211,6 +211,8 @@ def _graphs(job: Job) -> Ready:
 
 def _inductor(job: Job) -> Ready:
     """Ours: packages as the export makes them; "-static" with every size and row count fixed."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
     words = job.name.split("-")[1:]
     quantization = next((QUANTIZED[word] for word in words if word in QUANTIZED), None)
     parts, notes = job.work / job.name / str(job.size), Figures()
@@ -220,7 +222,7 @@ def _inductor(job: Job) -> Ready:
     _save(job.vae, job.work / "vae")
     natives = [name for name in installed(job.device) if "native" in name]
     choice = pick_attention(job.unet, job.inputs(2), natives)
-    job.unet.set_default_attn_processor()  # the kernel is chosen when the graph is compiled
+    job.unet.set_attn_processor(AttnProcessor2_0())  # the kernel is chosen when the graph is compiled
     if "qkv" in words:
         job.unet.fuse_qkv_projections()
     notes["attention"] = choice.name
