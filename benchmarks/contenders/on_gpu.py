@@ -222,7 +222,7 @@ def _inductor(job: Job) -> Ready:
     _save(job.vae, job.work / "vae")
     natives = [name for name in installed(job.device) if "native" in name]
     choice = pick_attention(job.unet, job.inputs(2), natives)
-    job.unet.set_attn_processor(AttnProcessor2_0())  # the kernel is chosen when the graph is compiled
+    job.unet.set_attn_processor(AttnProcessor2_0())  # the compiler picks the kernel
     if "qkv" in words:
         job.unet.fuse_qkv_projections()
     notes["attention"] = choice.name
