@@ -21,7 +21,8 @@ from webuiapi import WebUIApi
 from tests.contracts.conftest import RUN_S, finished, until_idle
 from tests.support.server import Server
 
-RED: dict[str, Any] = {"prompt": "a red circle", "seed": 5, "width": 64, "height": 96}
+RED: dict[str, Any] = {"prompt": "a quick circle", "seed": 5, "width": 64, "height": 96}
+SLOW = RED | {"prompt": "a red circle"}
 PICTURE = Image.new("RGB", (64, 96))
 
 
@@ -52,7 +53,7 @@ def test_one_picture(api: WebUIApi) -> None:
     answer = api.txt2img(**RED)
     assert answer.image.size == (64, 96)
     assert answer.image.getpixel((0, 0)) == (5, 9, 9)
-    assert answer.parameters["prompt"] == "a red circle"
+    assert answer.parameters["prompt"] == "a quick circle"
     assert (answer.parameters["steps"], answer.parameters["cfg_scale"]) == (20, 7.0)
 
 
@@ -62,7 +63,7 @@ def test_info(api: WebUIApi) -> None:
     assert (info["steps"], info["cfg_scale"], info["sampler_name"]) == (9, 3.5, "Euler a")
     assert info["sd_model_name"] == "fake"
     first, negative, facts = info["infotexts"][0].split("\n")
-    assert (first, negative) == ("a red circle", "Negative prompt: blue")
+    assert (first, negative) == ("a quick circle", "Negative prompt: blue")
     assert facts.startswith("Steps: 9, Sampler: Euler a, Schedule type: Automatic, CFG scale: 3.5")
     assert "Seed: 5, Size: 64x96, Model: fake" in facts
 
@@ -75,11 +76,11 @@ def test_several_pictures(api: WebUIApi) -> None:
 
 
 def test_any_seed(api: WebUIApi) -> None:
-    assert api.txt2img(prompt="a", width=64, height=64).info["seed"] == 7  # the fake's
+    assert api.txt2img(prompt="quick", width=64, height=64).info["seed"] == 7  # the fake's
 
 
 def test_image_to_image(api: WebUIApi) -> None:
-    answer = api.img2img(images=[PICTURE], prompt="a", seed=3, denoising_strength=0.4)
+    answer = api.img2img(images=[PICTURE], prompt="quick", seed=3, denoising_strength=0.4)
     assert answer.image.size == (64, 96)
     assert answer.info["denoising_strength"] == 0.4
     assert "init_images" not in answer.parameters
@@ -88,7 +89,7 @@ def test_image_to_image(api: WebUIApi) -> None:
 
 def test_fields_left_out(faked: Server) -> None:
     url = f"{faked.url}/sdapi/v1"
-    answer = httpx.post(f"{url}/txt2img", json={"prompt": "a", "seed": None}).json()
+    answer = httpx.post(f"{url}/txt2img", json={"prompt": "quick", "seed": None}).json()
     assert json.loads(answer["info"])["width"] == 64  # the model's own
     png = io.BytesIO()
     PICTURE.save(png, "PNG")
@@ -200,7 +201,7 @@ def drawing(server: Server) -> Iterator[Future[None]]:
     def draw() -> None:
         api = connected(server)
         while not left.is_set():
-            api.txt2img(**RED)
+            api.txt2img(**SLOW)
 
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(draw)
@@ -283,7 +284,7 @@ def test_unknown_names(api: WebUIApi) -> None:
     error = refused(lambda: api.txt2img(prompt="a <lora:nope:0.5>"), 404)
     assert error["detail"] == "no LoRA named 'nope'; available: striped"
     settings = {"sd_model_checkpoint": "nope"}
-    error = refused(lambda: api.txt2img(prompt="a", override_settings=settings), 404)
+    error = refused(lambda: api.txt2img(prompt="quick", override_settings=settings), 404)
     assert error["error"] == "model_not_found"
 
 
@@ -304,7 +305,7 @@ def test_a_form(faked: Server) -> None:
 def test_too_large(api: WebUIApi) -> None:
     assert refused(lambda: api.txt2img(prompt="x" * 2_000_000), 413)["error"] == "body_too_large"
     huge = Image.new("1", (2000, 1000))
-    error = refused(lambda: api.img2img(images=[huge], prompt="a"), 413)
+    error = refused(lambda: api.img2img(images=[huge], prompt="quick"), 413)
     assert (error["error"], error["detail"][:12]) == ("image_too_large", "init_images:")
 
 
@@ -317,7 +318,7 @@ def test_overload_says_when_to_try_again(api: WebUIApi, faked: Server) -> None:
 def test_a_server_that_is_not_ready(loading: Server) -> None:
     api = connected(loading)
     assert refused(lambda: api.txt2img(**RED), 503)["error"] == "not_ready"
-    assert refused(lambda: api.img2img(images=[PICTURE], prompt="a"), 503)
+    assert refused(lambda: api.img2img(images=[PICTURE], prompt="quick"), 503)
     assert api.set_options({"sd_model_checkpoint": "fake"})["error"] == "not_ready"
     assert api.get_progress()["progress"] == 0
 
@@ -333,7 +334,7 @@ def test_a_client_that_leaves_ends_its_call(faked: Server) -> None:
     until_idle(faked)
     before = finished(faked, "automatic1111")
     with pytest.raises(requests.Timeout):
-        requests.post(f"{faked.url}/sdapi/v1/txt2img", json=RED, timeout=RUN_S / 4)
+        requests.post(f"{faked.url}/sdapi/v1/txt2img", json=SLOW, timeout=RUN_S / 4)
     until_idle(faked)
     assert finished(faked, "automatic1111") == before
     assert httpx.get(f"{faked.url}/sdapi/v1/progress").json()["state"]["job_count"] == 0

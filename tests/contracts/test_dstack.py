@@ -15,7 +15,7 @@ from tests.contracts.conftest import RUN_S, finished, until_idle
 from tests.support.server import Server
 
 JSON = {"Accept": "application/json"}
-PROMPT = {"prompt": "A cat in a hat"}
+PROMPT = {"prompt": "A quick cat in a hat"}
 
 
 def opened(data: bytes) -> Image.Image:
@@ -105,7 +105,7 @@ def test_a_client_that_leaves_ends_its_call(faked: Server) -> None:
     until_idle(faked)
     before = finished(faked, "native")
     with pytest.raises(httpx.TimeoutException):
-        body = {"id": image_id, **PROMPT}
+        body = {"id": image_id, "prompt": "A cat in a hat"}
         httpx.post(f"{faked.url}/refine", json=body, timeout=RUN_S / 4)
     until_idle(faked)
     assert finished(faked, "native") == before

@@ -18,7 +18,8 @@ from PIL import Image
 from tests.contracts.conftest import RUN_S, finished, until_idle, until_running
 from tests.support.server import Server
 
-RED: dict[str, Any] = {"prompt": "a red circle", "size": "64x96", "extra_body": {"seed": 5}}
+RED: dict[str, Any] = {"prompt": "quick", "size": "64x96", "extra_body": {"seed": 5}}
+SLOW = RED | {"prompt": "a red circle"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_usage(client: OpenAI) -> None:
     assert usage.output_tokens == 2 * 8 * 12
     assert usage.input_tokens == usage.input_tokens_details.text_tokens == 2 * 77
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens
-    edited = client.images.edit(image=png(), prompt="a").usage
+    edited = client.images.edit(image=png(), prompt="quick").usage
     assert edited is not None
     assert edited.input_tokens_details.image_tokens == edited.output_tokens == 8 * 12
 
@@ -77,9 +78,9 @@ def test_several_pictures(client: OpenAI) -> None:
 
 
 def test_sizes(client: OpenAI) -> None:
-    assert client.images.generate(prompt="a", size="auto").size == "64x64"
-    assert client.images.generate(prompt="a").size == "64x64"
-    assert client.images.generate(prompt="a", size="512x256").size == "512x256"
+    assert client.images.generate(prompt="quick", size="auto").size == "64x64"
+    assert client.images.generate(prompt="quick").size == "64x64"
+    assert client.images.generate(prompt="quick", size="512x256").size == "512x256"
 
 
 @pytest.mark.parametrize("name", ["webp", "jpeg"])
@@ -94,7 +95,7 @@ def test_compression_is_a_quality(client: OpenAI) -> None:
     sizes = []
     for asked in (0, 100):
         answer = client.images.generate(
-            prompt="a", output_format="jpeg", output_compression=asked, size="256x256"
+            prompt="quick", output_format="jpeg", output_compression=asked, size="256x256"
         )
         assert answer.data is not None
         sizes.append(len(str(answer.data[0].b64_json)))
@@ -131,7 +132,7 @@ def test_links_behind_a_proxy(client: OpenAI, headers: dict[str, str], begin: st
 def test_the_rest_of_our_fields(client: OpenAI) -> None:
     body = {"negative_prompt": "blue", "num_inference_steps": 7, "guidance_scale": 1.0}
     body |= {"seed": 8, "sampler": "ddim", "refiner": True, "slo_ms": 60_000, "priority": 3}
-    answer = client.images.generate(prompt="a", extra_body=body)
+    answer = client.images.generate(prompt="quick", extra_body=body)
     assert answer.data is not None
     assert answer.data[0].seed == 8  # type: ignore[attr-defined]
     image_id = answer.data[0].image_id  # type: ignore[attr-defined]
@@ -163,7 +164,7 @@ def test_headers(client: OpenAI) -> None:
 async def test_async_client(faked: Server) -> None:
     async with AsyncOpenAI(base_url=f"{faked.url}/v1", api_key="any") as client:
         calls = asyncio.gather(
-            *(client.images.generate(prompt="a", extra_body={"seed": seed}) for seed in range(4))
+            *(client.images.generate(prompt="slow", extra_body={"seed": seed}) for seed in range(4))
         )
         await asyncio.to_thread(until_running, faked, 4)  # at once, not one after the other
         answers = await calls
@@ -181,12 +182,14 @@ def test_edit(client: OpenAI) -> None:
 
 def test_a_list_of_one_picture_and_our_fields(client: OpenAI) -> None:
     body: dict[str, Any] = {"strength": 0.6, "seed": 9, "loras": []}
-    answer = client.images.edit(image=[png()], prompt="a", extra_body=body, output_format="jpeg")
+    answer = client.images.edit(
+        image=[png()], prompt="quick", extra_body=body, output_format="jpeg"
+    )
     assert answer.data is not None
     assert answer.data[0].seed == 9  # type: ignore[attr-defined]
     with pytest.raises(openai.NotFoundError, match="no LoRA named 'nope'"):
         loras = [{"name": "nope", "scale": 0.5}, {"name": "other", "scale": 1}]
-        client.images.edit(image=png(), prompt="a", extra_body={"loras": loras})
+        client.images.edit(image=png(), prompt="quick", extra_body={"loras": loras})
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_edits_that_are_refused(client: OpenAI, more: dict[str, Any], param: str
 
 def test_a_picture_with_too_many_pixels(client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        client.images.edit(image=png((2000, 1000)), prompt="a")
+        client.images.edit(image=png((2000, 1000)), prompt="quick")
     assert caught.value.status_code == 413
     assert error_of(caught)["code"] == "image_too_large"
 
@@ -259,7 +262,7 @@ def test_wrong_parameters(client: OpenAI, fields: dict[str, Any], param: str) ->
 )
 def test_unknown_names(client: OpenAI, fields: dict[str, Any], code: str) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        client.images.generate(prompt="a", **fields)
+        client.images.generate(prompt="quick", **fields)
     assert error_of(caught)["code"] == code
 
 
@@ -290,9 +293,9 @@ def test_a_server_that_is_not_ready(loading: Server) -> None:
     url = f"{loading.url}/v1"
     with OpenAI(base_url=url, api_key="any", max_retries=0) as client:
         calls: list[Any] = [
-            lambda: client.images.generate(prompt="a"),
-            lambda: client.images.generate(prompt="a", stream=True),
-            lambda: client.images.edit(image=png(), prompt="a"),
+            lambda: client.images.generate(prompt="quick"),
+            lambda: client.images.generate(prompt="quick", stream=True),
+            lambda: client.images.edit(image=png(), prompt="quick"),
             lambda: client.models.retrieve("fake"),
         ]
         for call in calls:
@@ -345,7 +348,7 @@ def test_as_many_partial_pictures_as_asked_for(client: OpenAI, count: int) -> No
 
 
 def test_stream_of_an_edit(client: OpenAI) -> None:
-    events = client.images.edit(image=png(), prompt="a", n=2, stream=True, partial_images=1)
+    events = client.images.edit(image=png(), prompt="quick", n=2, stream=True, partial_images=1)
     names = [event.type for event in events]
     assert names == ["image_edit.partial_image"] + ["image_edit.completed"] * 2
 
@@ -354,12 +357,12 @@ def test_an_error_before_the_first_event_has_its_status(client: OpenAI) -> None:
     with pytest.raises(openai.RateLimitError):
         client.images.generate(prompt="full", stream=True)
     with pytest.raises(openai.UnprocessableEntityError):
-        client.images.generate(prompt="a", size="65x64", stream=True)
+        client.images.generate(prompt="quick", size="65x64", stream=True)
 
 
 def test_an_error_after_the_first_event_is_an_event(client: OpenAI, faked: Server) -> None:
     headers = {"X-Request-Id": "stop-stream"}
-    events = client.images.generate(**RED, stream=True, partial_images=3, extra_headers=headers)
+    events = client.images.generate(**SLOW, stream=True, partial_images=3, extra_headers=headers)
     assert next(iter(events)).type == "image_generation.partial_image"
     httpx.post(f"{faked.url}/cancel/stop-stream")
     with pytest.raises(openai.APIError, match="cancelled") as caught:
@@ -374,7 +377,7 @@ def test_a_cancelled_call_is_not_tried_again(faked: Server) -> None:
     async def cancelled() -> openai.ConflictError:
         async with AsyncOpenAI(base_url=f"{faked.url}/v1", api_key="any") as client:
             headers = {"X-Request-Id": "stop-openai"}
-            call = asyncio.create_task(client.images.generate(**RED, extra_headers=headers))
+            call = asyncio.create_task(client.images.generate(**SLOW, extra_headers=headers))
             await asyncio.to_thread(until_running, faked, 1)
             await asyncio.to_thread(httpx.post, f"{faked.url}/cancel/stop-openai")
             with pytest.raises(openai.ConflictError) as caught:
@@ -392,7 +395,7 @@ def test_a_client_that_leaves_ends_its_call(client: OpenAI, faked: Server, strea
     until_idle(faked)
     before = finished(faked, "openai")
     with pytest.raises(openai.APITimeoutError):
-        answer: Any = client.images.generate(**RED, stream=stream, timeout=RUN_S / 4)
+        answer: Any = client.images.generate(**SLOW, stream=stream, timeout=RUN_S / 4)
         list(answer)
     until_idle(faked)
     assert finished(faked, "openai") == before
@@ -400,7 +403,7 @@ def test_a_client_that_leaves_ends_its_call(client: OpenAI, faked: Server, strea
 
 def test_a_stream_that_is_closed_ends_its_call(client: OpenAI, faked: Server) -> None:
     before = finished(faked, "openai")
-    with client.images.generate(**RED, stream=True, partial_images=3) as events:
+    with client.images.generate(**SLOW, stream=True, partial_images=3) as events:
         next(iter(events))
     until_idle(faked)
     assert finished(faked, "openai") == before

@@ -3,7 +3,7 @@
 `bentoml serve tests.support.faked_service:SDXLService`, with these in the environment:
 
 FAKE_LOAD_S   seconds until it is ready (0)
-FAKE_RUN_S    seconds that each call takes (0)
+FAKE_RUN_S    seconds that each call takes (0), but those with "quick" in the prompt
 FAKE_LOAD_ERROR  if set, loading ends with this message
 FAKE_DIE_AFTER   the engine dies with this many calls answered
 FAKE_PREVIEWS    if set, each step brings a preview
@@ -100,7 +100,7 @@ class FakeGenerator:
             raise InvalidInput("width", params.width, "a multiple of 8")
         request_id = request_id or "made"
         begin = time.perf_counter()
-        await self._run(request_id, on_progress)
+        await self._run(request_id, on_progress, 0 if "quick" in params.prompt else self.run_s)
         size = image.size if image is not None else (params.width or 64, params.height or 64)
         seed = params.seed if params.seed is not None else 7
         params = params.model_copy(
@@ -122,12 +122,14 @@ class FakeGenerator:
         total = time.perf_counter() - begin
         return Generation(request_id, params, images, Timings(0.001, 0.002, total, 0, 0.003, total))
 
-    async def _run(self, request_id: str, on_progress: Callable[[Progress], None] | None) -> None:
+    async def _run(
+        self, request_id: str, on_progress: Callable[[Progress], None] | None, seconds: float
+    ) -> None:
         ended = self.ended[request_id] = asyncio.Event()
         try:
             for step in range(4):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), self.run_s / 4 or 0.001)
+                    await asyncio.wait_for(ended.wait(), seconds / 4 or 0.001)
                     if self.state == "stopped":
                         raise NotReady(self.state)
                     raise RequestCancelled("the request was cancelled")
