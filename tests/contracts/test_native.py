@@ -377,7 +377,7 @@ def test_metrics(http: httpx.Client) -> None:
     assert 'sdxl_requests_in_progress{protocol="native"} 0.0' in text
     assert 'sdxl_pictures{state="waiting"} 0.0' in text
     for phase in ("load", "warm_up"):
-        assert f'sdxl_model_start_seconds{{model="sdxl-embedded",phase="{phase}"}}' in text
+        assert f'sdxl_model_start_seconds{{model="fake",phase="{phase}"}}' in text
 
 
 # Calls that end early
