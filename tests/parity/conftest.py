@@ -45,13 +45,15 @@ def engine(embedded_tag: str) -> Iterator[Generator]:
     generator = asyncio.run(started(Settings(model=embedded_tag)))
     yield generator
     asyncio.run(generator.stop())
-    assert generator.stats() == {"state": "stopped", "waiting": 0, "running": 0}
+    idle = {"state": "stopped", "waiting": 0, "running": 0}
+    assert generator.stats().items() >= idle.items()
 
 
 @pytest.fixture
 def generator(engine: Generator) -> Iterator[Generator]:
     yield engine
-    assert engine.stats() == {"state": "ready", "waiting": 0, "running": 0}
+    idle = {"state": "ready", "waiting": 0, "running": 0}
+    assert engine.stats().items() >= idle.items()
 
 
 def largest_difference(a: Image, b: Image) -> int:
