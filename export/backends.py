@@ -55,7 +55,9 @@ def add_backends(
     for request in requests:
         info = _take_over(request.info(), manifest, found, folder)
         if info is None:
-            info = compile_target(request, folder, pipelines_of(manifest), progress)
+            info = compile_target(
+                request, folder, pipelines_of(manifest), manifest.backends[0].attention, progress
+            )
             info = _verified(info, manifest, folder, pictures, progress, request.device)
         else:
             progress.say(f"{info.label} has been compiled before: taken over")

@@ -28,11 +28,13 @@ def compile_target(
     request: TargetRequest,
     folder: Path,
     pipelines: Mapping[Role, PipelineInfo],
+    attention: str | None,
     progress: Progress,
 ) -> BackendInfo:
     """Compile UNets and VAE decoders of the written model in `folder`.
 
-    Returns what the manifest is to say of it; it has not been verified yet.
+    `attention` names the kernels of PyTorch that compiled attention is to prefer. Returns what the
+    manifest is to say of the backend; it has not been verified yet.
 
     Raises:
         ExportError: it cannot be compiled here.
@@ -52,24 +54,25 @@ def compile_target(
                 vae_dtype = pick_vae_dtype(root / "vae", info.dtype or "fp32", request.device)
         if info.exporter == "optimum":
             with progress.stage(f"Let optimum export the {role} model"):
-                options = _options(request, info, vae_dtype, root / "unet")
+                options = _options(request, info, vae_dtype, root / "unet", attention)
                 for part, path in export_parts(folder, role, target, options).items():
                     artifacts[part] = path.relative_to(folder).as_posix()
             continue
         for part in parts_of(role):
             with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
-                options = _options(request, info, vae_dtype, root / component_of(part))
+                options = _options(request, info, vae_dtype, root / component_of(part), attention)
                 module = _load(request, part, options)
                 if request.target.quantizes_module and component_of(part) == "unet":
                     _quantize(module, info)
-                graph = _graph(part, role, module, pipeline)
+                graph = _graph(part, role, module, _example_cells(request, pipeline))
                 program = graph.trace() if compiler.traces(part) else None
                 path = compiler.compile_part(graph, program, target, options)
                 artifacts[part] = path.relative_to(folder).as_posix()
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     changes = {
         "vae_dtype": vae_dtype,
+        "attention": attention if info.backend == "inductor" else None,
         "artifacts": artifacts,
         "bytes": size,
         "compile_seconds": round(time.perf_counter() - began, 2),
@@ -84,7 +87,11 @@ def parts_of(role: Role) -> tuple[str, ...]:
 
 
 def _options(
-    request: TargetRequest, info: BackendInfo, vae_dtype: WeightDtype, weights: Path
+    request: TargetRequest,
+    info: BackendInfo,
+    vae_dtype: WeightDtype,
+    weights: Path,
+    attention: str | None,
 ) -> CompileOptions:
     return CompileOptions(
         device=request.device,
@@ -95,6 +102,7 @@ def _options(
         rows=request.rows,
         quantization=info.quantization,
         threads=request.threads,
+        attention=attention,
     )
 
 
@@ -145,8 +153,14 @@ def choose_attention(
     return wanted if wanted != "auto" else choice.name
 
 
-def _graph(part: str, role: Role, module: Any, pipeline: PipelineInfo) -> Graph:
-    cells = min(MOST_EXAMPLE_CELLS, pipeline.width // pipeline.vae_scale_factor)
+def _example_cells(request: TargetRequest, pipeline: PipelineInfo) -> int:
+    """Side of the latents to trace with: what kernels are tuned on, on a GPU; elsewhere less."""
+    sides = request.sizes[0] if request.sizes else (pipeline.width, pipeline.height)
+    cells = min(sides) // pipeline.vae_scale_factor
+    return cells if request.device.type == "cuda" else min(MOST_EXAMPLE_CELLS, cells)
+
+
+def _graph(part: str, role: Role, module: Any, cells: int) -> Graph:
     if part.endswith("vae_decoder"):
         return decoder_graph(role, module, cells)
     slots = part.endswith("slots")

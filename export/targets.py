@@ -177,7 +177,10 @@ def _auto() -> str:
 
     if torch.cuda.is_available():
         return "inductor"
-    return next((name for name in ("openvino", "onnx") if _installed(name)), "eager")
+    # With bfloat16 OpenVINO is the fastest by far; without, ONNX Runtime is no slower on small
+    # models, and sooner ready.
+    order = ("openvino", "onnx") if has_bf16() else ("onnx", "openvino")
+    return next((name for name in order if _installed(name)), "eager")
 
 
 def _installed(target: str) -> bool:

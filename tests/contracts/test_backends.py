@@ -80,19 +80,25 @@ def reference(compiled_folder: Path) -> Iterator[Loaded]:
 
 
 @pytest.fixture(scope="module", params=["eager", *COMPILED, *HARDWARE])
-def folder(request: pytest.FixtureRequest) -> Path:
-    """The model in which the backend of this round is."""
+def name(request: pytest.FixtureRequest) -> str:
+    """The backend of this round, as tests are named after it."""
     name: str = request.param
     if HARDWARE.get(name) == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"{name}: this machine has no CUDA device")
+    return name
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest, name: str) -> Path:
+    """The model in which it is."""
     fixture = "inductor_folder" if name.startswith("inductor") else "compiled_folder"
     found: Path = request.getfixturevalue(fixture)
     return found
 
 
 @pytest.fixture(scope="module")
-def loaded(request: pytest.FixtureRequest, folder: Path) -> Iterator[Loaded]:
-    loaded = load(folder, request.node.callspec.params["folder"].partition(" ")[0])
+def loaded(name: str, folder: Path) -> Iterator[Loaded]:
+    loaded = load(folder, name.partition(" ")[0])
     yield loaded
     loaded.served.adapters.close()
     loaded.served.backend.unload()
