@@ -74,7 +74,7 @@ def _call_processors_directly(unet: nn.Module) -> None:
 
     for module in unet.modules():
         if isinstance(module, Attention):
-            module.forward = MethodType(_attend, module)
+            module.forward = MethodType(_attend, module)  # type: ignore[method-assign]
 
 
 def _attend(
