@@ -67,8 +67,7 @@ def load(folder: Path, backend: str, dtype: Any = "auto") -> Loaded:
     placement = Placement.choose("auto", dtype)
     tags = ("model", "model:1")
     loaded = load_folder("model", tags, folder, settings, placement, PromptCache(0), lambda: None)
-    for name in ADAPTERS:
-        wait_ready(loaded.served.adapters, name)
+    wait_ready(loaded.served.adapters, ADAPTERS)
     return loaded
 
 

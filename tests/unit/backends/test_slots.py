@@ -34,8 +34,7 @@ def pool(unet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         loras.write_peft(path, factors)
     pool = LoraPool({"unet": unet}, budget_bytes=1 << 30, on_loaded=lambda: None)
     pool.scan(folder)
-    for name in RANKS:
-        wait_ready(pool, name)
+    wait_ready(pool, RANKS)
     yield pool
     pool.close()
 
