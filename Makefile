@@ -74,7 +74,8 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
+$(VENV)/.dev: $(VENV)/.runtime tests/contracts/requirements-kserve.txt
 	@echo "==> Installing the tools for tests and checks"
 	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export,dev]'
+	@$(PIP) install --quiet --no-deps -r tests/contracts/requirements-kserve.txt
 	@touch $@
