@@ -40,7 +40,7 @@ class Server:
 
 def contenders(tag: str) -> list[tuple[Contender, int]]:
     """All of them, each with the port it will listen on."""
-    ports = _free_ports(4)
+    ports = free_ports(4)
     python = sys.executable
     plain = (python, "-m", "benchmarks.contenders.plain", tag, str(ports[0]))
     bento = (python, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port")
@@ -75,13 +75,13 @@ def serve_all(tag: str, lora_dir: Path, logs: Path, threads: int) -> Iterator[di
     with ExitStack() as stack:
         servers = {}
         for contender, port in contenders(tag):
-            server = stack.enter_context(_serve(contender, port, variables, logs))
+            server = stack.enter_context(serve(contender, port, variables, logs))
             servers[contender.name] = server
         yield servers
 
 
 @contextmanager
-def _serve(
+def serve(
     contender: Contender, port: int, variables: Mapping[str, str], logs: Path
 ) -> Iterator[Server]:
     log = logs / f"{contender.name}.log"
@@ -127,7 +127,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
