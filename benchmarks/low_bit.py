@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.report import machine
-from export.attention import psnr_db
 from export.embedded import WEIGHTS
 from export.graphs import UNetRows, unet_example
+from export.likeness import psnr_db
 from sdxl_bento.backends.quantized import quantize_unet
 from sdxl_bento.manifest import Quantization
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from export.errors import ExportError
+from export.likeness import psnr_db
 from sdxl_bento.backends.attention import NATIVE, apply_attention
 from sdxl_bento.errors import ConfigurationError
 
@@ -105,12 +106,3 @@ def _measure(
                 torch.cuda.synchronize()
             times.append((time.perf_counter() - begin) * 1e3)
     return output.float(), sorted(times)[len(times) // 2]
-
-
-def psnr_db(output: torch.Tensor, reference: torch.Tensor) -> float:
-    """PSNR with the range of the reference as its peak; infinite where both are equal."""
-    error = float((output.double() - reference.double()).square().mean())
-    if error == 0:
-        return math.inf
-    peak = float(reference.max() - reference.min())
-    return 10 * math.log10(peak**2 / error) if peak else -math.inf

@@ -13,6 +13,7 @@ from export.components import DTYPES, component_of, load_component
 from export.errors import VerificationError
 from export.graphs import Decoder, UNetRows, UNetSlots, slot_example, unet_example
 from export.layout import Role
+from export.likeness import compare
 from sdxl_bento.backends.choose import runtime
 from sdxl_bento.backends.parts import Part, PartOptions
 from sdxl_bento.manifest import (
@@ -125,27 +126,6 @@ def _sizes(native: tuple[int, int]) -> list[tuple[int, int]]:
     """Where any size may come: the native one, and another of other proportions."""
     height, width = native
     return [native, (height, width * 5 // 4)]
-
-
-def compare(part: str, found: torch.Tensor, expected: torch.Tensor) -> ParityFigure:
-    """The distance of an output from float32's, with the reference's range as the peak.
-
-    Raises:
-        VerificationError: the output has another shape, or is not finite.
-    """
-    if found.shape != expected.shape:
-        raise VerificationError(
-            f"{part}: its output is {list(found.shape)}, not {list(expected.shape)}"
-        )
-    if not found.isfinite().all():
-        raise VerificationError(f"{part}: its output is not finite")
-    difference = (found - expected).abs().max().item()
-    psnr = None
-    if difference > 0:
-        span = (expected.max() - expected.min()).item()
-        mse = (found - expected).pow(2).mean().item()
-        psnr = round(10 * math.log10(span**2 / mse), 2)
-    return ParityFigure(part=part, against="eager fp32", max_abs_error=difference, psnr_db=psnr)
 
 
 def _psnr(figure: ParityFigure) -> float:

@@ -7,7 +7,6 @@ fixed, and small: a whole picture would say no more about a dtype, and take minu
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,20 +59,15 @@ def _source_view(component: Component, scratch: Path) -> Iterator[Path]:
 
 
 def _compare(part: str, output: Tensor, reference: Tensor) -> ParityFigure:
-    if not output.isfinite().all():
-        raise VerificationError(f"{part}: its output is not finite")
-    difference = (output - reference).abs().max().item()
-    psnr = None
-    if difference > 0:
-        span = (reference.max() - reference.min()).item()
-        error = (output - reference).pow(2).mean().item()
-        psnr = round(10 * math.log10(span**2 / error), 2)
-        if psnr < LEAST_PSNR_DB:
-            raise VerificationError(
-                f"{part}: {psnr} dB from its source, at least {LEAST_PSNR_DB} dB are needed; "
-                "choose a wider --dtype"
-            )
-    return ParityFigure(part=part, against="source", max_abs_error=difference, psnr_db=psnr)
+    from export.likeness import compare
+
+    figure = compare(part, output, reference, against="source")
+    if figure.psnr_db is not None and figure.psnr_db < LEAST_PSNR_DB:
+        raise VerificationError(
+            f"{part}: {figure.psnr_db} dB from its source, at least {LEAST_PSNR_DB} dB are needed; "
+            "choose a wider --dtype"
+        )
+    return figure
 
 
 def _run(pipeline: Pipeline, component: Component, folder: Path) -> Tensor:

@@ -6,7 +6,6 @@ does. What a backend gives is compared with diffusers' modules in float32.
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from export.likeness import psnr_db
 from export.parity import LEAST_PSNR_DB
 from sdxl_bento.backends.base import Mix, UNetInputs
 from sdxl_bento.backends.compiled import CompiledBackend
@@ -135,15 +135,9 @@ def denoise(loaded: Loaded, stage: Stage, inputs: UNetInputs) -> torch.Tensor:
     return loaded.served.backend.denoise(stage, inputs).float()
 
 
-def psnr(found: torch.Tensor, expected: torch.Tensor) -> float:
-    mse = float((found - expected).pow(2).mean())
-    span = float(expected.max() - expected.min())
-    return math.inf if mse == 0 else 10 * math.log10(span**2 / mse)
-
-
 def assert_close(loaded: Loaded, found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
-    assert psnr(found, expected) >= LEAST_PSNR_DB[info_of(loaded).dtype or "fp32"]
+    assert psnr_db(found, expected) >= LEAST_PSNR_DB[info_of(loaded).dtype or "fp32"]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
@@ -182,7 +176,7 @@ def test_adapters_by_row(loaded: Loaded, reference: Loaded, mixes: list[Mix]) ->
     inputs = draw_inputs(Stage.BASE, mixes)
     expected = denoise(reference, Stage.BASE, inputs)
     plain = denoise(reference, Stage.BASE, replace_mixes(inputs))
-    assert psnr(plain, expected) < 30, "the adapters change too little to tell"
+    assert psnr_db(plain, expected) < 30, "the adapters change too little to tell"
     assert_close(loaded, denoise(loaded, Stage.BASE, inputs), expected)
 
 

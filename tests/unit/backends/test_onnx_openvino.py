@@ -18,6 +18,7 @@ from export import onnx as to_onnx
 from export import openvino as to_openvino
 from export.errors import ExportError
 from export.graphs import Graph, slot_example, unet_example
+from export.likeness import psnr_db
 from export.onnx_quantize import quantize
 from export.onnx_slots import add_slots
 from sdxl_bento.backends import onnx as by_onnx
@@ -231,13 +232,6 @@ def test_openvino_keeps_what_it_compiled(all_compiled: dict[str, Compiled], tmp_
     assert {path.name for path in cache.iterdir()} == kept
     given = inputs(2, 4, 4)
     torch.testing.assert_close(first(given), second(given), atol=0, rtol=0)
-
-
-def psnr_db(output: torch.Tensor, reference: torch.Tensor) -> float:
-    """With the reference's range as peak, as the manifest's figures."""
-    peak = (reference.max() - reference.min()).double()
-    error = (output.double() - reference.double()).square().mean()
-    return float(10 * torch.log10(peak.square() / error))
 
 
 @torch.no_grad()

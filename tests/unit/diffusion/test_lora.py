@@ -302,8 +302,7 @@ def test_the_same_rows_gather_nothing_again(pool: LoraPool, targets: Targets) ->
     assert torch.equal(loras.unet_output(targets["unet"], inputs, pool, rows), first)
     assert list(pool._batches._compositions.values()) == [composition]
     assert all(
-        layer.factors is before
-        for layer, before in zip(composition._layers, gathered, strict=True)
+        layer.factors is before for layer, before in zip(composition._layers, gathered, strict=True)
     )
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from export import pictures
 from export.embedded import WEIGHTS
 from export.errors import VerificationError
-from export.parity import compare, least_psnr, pick_vae_dtype
+from export.likeness import compare
+from export.parity import least_psnr, pick_vae_dtype
 from export.pictures import ssim
 from sdxl_bento.manifest import BackendInfo, ImageFigure
 
