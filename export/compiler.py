@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from export.components import DTYPES, component_of, load_component
 from export.errors import ExportError
@@ -40,35 +45,24 @@ def compile_target(
         ExportError: it cannot be compiled here.
     """
     began = time.perf_counter()
-    from export.optimum import export_parts
-
-    info, compiler = request.info(), request.target.compiler
+    info = request.info()
     target = folder / "compiled" / info.label
     target.mkdir(parents=True)
+    with progress.stage("Choose the dtype of the VAE"):
+        vae = folder / pipelines["base"].path / "vae"
+        vae_dtype = pick_vae_dtype(vae, info.dtype or "fp32", request.device)
+    jobs = [
+        _Job(request, info, vae_dtype, attention, folder, role, pipeline)
+        for role, pipeline in pipelines.items()
+    ]
     artifacts: dict[str, str] = {}
-    vae_dtype = info.dtype or "fp32"
-    for role, pipeline in pipelines.items():
-        root = folder / pipeline.path
-        if role == "base":
-            with progress.stage("Choose the dtype of the VAE"):
-                vae_dtype = pick_vae_dtype(root / "vae", info.dtype or "fp32", request.device)
-        if info.exporter == "optimum":
-            with progress.stage(f"Let optimum export the {role} model"):
-                options = _options(request, info, vae_dtype, root / "unet", attention)
-                for part, path in export_parts(folder, role, target, options).items():
-                    artifacts[part] = path.relative_to(folder).as_posix()
-            continue
-        for part in parts_of(role):
-            with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
-                options = _options(request, info, vae_dtype, root / component_of(part), attention)
-                module = _load(request, part, options)
-                if request.target.quantizes_module and component_of(part) == "unet":
-                    _quantize(module, info)
-                graph = _graph(part, role, module, _example_cells(request, pipeline))
-                program = graph.trace() if compiler.traces(part) else None
-                path = compiler.compile_part(graph, program, target, options)
-                artifacts[part] = path.relative_to(folder).as_posix()
+    if len(jobs) > 1 and request.target.in_parallel and (os.cpu_count() or 1) > 1:
+        with progress.stage(f"Compile {' and '.join(pipelines)} for {info.label}"):
+            for written in _each_in_a_process(jobs):
+                artifacts |= written
+    else:
+        for job in jobs:
+            artifacts |= _compile(job, progress)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     changes = {
         "vae_dtype": vae_dtype,
@@ -80,30 +74,74 @@ def compile_target(
     return info.model_copy(update=changes)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One pipeline to compile for one target."""
+
+    request: TargetRequest
+    info: BackendInfo
+    vae_dtype: WeightDtype
+    attention: str | None
+    folder: Path
+    role: Role
+    pipeline: PipelineInfo
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "compiled" / self.info.label
+
+    def options(self, component: str) -> CompileOptions:
+        return CompileOptions(
+            device=self.request.device,
+            dtype=self.info.dtype or "fp32",
+            vae_dtype=self.vae_dtype,
+            weights=self.folder / self.pipeline.path / component,
+            sizes=self.request.sizes,
+            rows=self.request.rows,
+            quantization=self.info.quantization,
+            threads=self.request.threads,
+            attention=self.attention,
+        )
+
+
+def _each_in_a_process(jobs: Sequence[_Job]) -> list[dict[str, str]]:
+    """Tracing is Python's work, of one core; whatever ends this ends the processes too."""
+    with get_context("spawn").Pool(len(jobs)) as pool:  # terminated on the way out
+        return pool.map_async(_compile_quietly, jobs, chunksize=1).get()
+
+
+def _compile_quietly(job: _Job) -> dict[str, str]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    return _compile(job, Progress(Console(quiet=True)))
+
+
+def _compile(job: _Job, progress: Progress) -> dict[str, str]:
+    """Compile the parts of one pipeline; their files by part, below the model's folder."""
+    request, info, compiler = job.request, job.info, job.request.target.compiler
+    written: dict[str, Path] = {}
+    if info.exporter == "optimum":
+        from export.optimum import export_parts
+
+        with progress.stage(f"Let optimum export the {job.role} model"):
+            written = export_parts(job.folder, job.role, job.target, job.options("unet"))
+    else:
+        for part in parts_of(job.role):
+            with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
+                options = job.options(component_of(part))
+                module = _load(request, part, options)
+                if request.target.quantizes_module and component_of(part) == "unet":
+                    _quantize(module, info)
+                graph = _graph(part, job.role, module, _example_cells(request, job.pipeline))
+                program = graph.trace() if compiler.traces(part) else None
+                written[part] = compiler.compile_part(graph, program, job.target, options)
+    return {part: path.relative_to(job.folder).as_posix() for part, path in written.items()}
+
+
 def parts_of(role: Role) -> tuple[str, ...]:
     """What is compiled of a pipeline. Adapters are for the base model."""
     names = ("unet", "unet_slots", "vae_decoder") if role == "base" else ("unet", "vae_decoder")
     return tuple(f"{role}/{name}" for name in names)
-
-
-def _options(
-    request: TargetRequest,
-    info: BackendInfo,
-    vae_dtype: WeightDtype,
-    weights: Path,
-    attention: str | None,
-) -> CompileOptions:
-    return CompileOptions(
-        device=request.device,
-        dtype=info.dtype or "fp32",
-        vae_dtype=vae_dtype,
-        weights=weights,
-        sizes=request.sizes,
-        rows=request.rows,
-        quantization=info.quantization,
-        threads=request.threads,
-        attention=attention,
-    )
 
 
 def _load(request: TargetRequest, part: str, options: CompileOptions) -> Any:

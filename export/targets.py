@@ -55,13 +55,15 @@ class Target:
 
     `devices`: those that it compiles for, the first that is there. `float32_graph`: its graph is
     float32 whatever it computes in. `quantizes_module`: low-bit layers are put into the module
-    before it is traced, and not by the compiler.
+    before it is traced, and not by the compiler. `in_parallel`: base and refiner are compiled at
+    once, each on a core.
     """
 
     name: BackendName
     devices: tuple[str, ...]
     float32_graph: bool = False
     quantizes_module: bool = False
+    in_parallel: bool = False
 
     @property
     def compiler(self) -> Compiler:
@@ -73,9 +75,9 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target("inductor", ("cuda", "cpu"), quantizes_module=True),
-        Target("onnx", ("cuda", "cpu")),
+        Target("onnx", ("cuda", "cpu"), in_parallel=True),
         Target("tensorrt", ("cuda",)),
-        Target("openvino", ("cpu",), float32_graph=True),
+        Target("openvino", ("cpu",), float32_graph=True, in_parallel=True),
     )
 }
 
