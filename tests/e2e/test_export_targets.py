@@ -56,8 +56,8 @@ def test_what_was_compiled_before_is_taken_over(
     compiled_export: subprocess.CompletedProcess[str],
 ) -> None:
     assert "onnx-cpu-fp32 has been compiled before: taken over" in compiled_export.stderr
-    assert "Compile base/unet for onnx" not in compiled_export.stderr
-    assert "Compile base/unet for openvino" in compiled_export.stderr
+    assert "refiner for onnx" not in compiled_export.stderr
+    assert "Compile base and refiner for openvino" in compiled_export.stderr
 
 
 def test_a_stored_model_can_be_verified_again(compiled_tag: str) -> None:
