@@ -55,9 +55,8 @@ class CompiledBackend:
         self._adapters = adapters
         self._parts = dict(parts)
         self._eager = EagerBackend(model, adapters, tile_pixels)
-        self._slots = SlotTable(
-            SlotLayout(model.base.unet), model.placement.device, model.placement.dtype
-        )
+        self._layout = SlotLayout(model.base.unet)
+        self._slots = SlotTable(self._layout, model.placement.device, model.placement.dtype)
         for role in ("base", "refiner"):
             decoder = self._parts.get(f"{role}/vae_decoder")
             if decoder is not None:
@@ -162,11 +161,10 @@ class CompiledBackend:
         }
 
     def _blank_slots(self, rows: int) -> Tensors:
-        layout = SlotLayout(self._model.base.unet)
         return {
             "slot": torch.zeros(rows, dtype=torch.int64, device=self._model.placement.device),
-            "down": self._zeros(2, RANK_STEP, layout.width_down),
-            "up": self._zeros(2, RANK_STEP, layout.width_up),
+            "down": self._zeros(2, RANK_STEP, self._layout.width_down),
+            "up": self._zeros(2, RANK_STEP, self._layout.width_up),
         }
 
 

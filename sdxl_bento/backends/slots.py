@@ -83,10 +83,6 @@ class SlotTable:
         self._down = torch.zeros(1, 0, layout.width_down, device=device, dtype=dtype)
         self._up = torch.zeros(1, 0, layout.width_up, device=device, dtype=dtype)
 
-    @property
-    def nbytes(self) -> int:
-        return self._down.nbytes + self._up.nbytes
-
     def place(
         self,
         rows: Sequence[Mix],
@@ -108,7 +104,7 @@ class SlotTable:
                 self._slots[key] = self._slots.pop(key)
         for mix, key in keys.items():
             if key not in self._slots:
-                slot = self._free(keep=len(keys))
+                slot = self._free()
                 self._write(slot, mix, adapters)
                 self._slots[key] = slot
         index = [self._slots[keys[mix]] if mix else 0 for mix in rows]
@@ -124,7 +120,8 @@ class SlotTable:
         more = (0, 0, 0, rank - self._down.shape[1], 0, slots - len(self._down))
         self._down, self._up = F.pad(self._down, more), F.pad(self._up, more)
 
-    def _free(self, keep: int) -> int:
+    def _free(self) -> int:
+        """A slot without a mix; else that of the one that was not used for the longest."""
         unused = set(range(1, len(self._down))) - set(self._slots.values())
         if unused:
             return min(unused)
