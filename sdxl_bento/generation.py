@@ -159,6 +159,11 @@ class Generator:
             loaded.summary(default=index == 0) for index, loaded in enumerate(self._models.values())
         ]
 
+    def model_name(self, asked: object) -> str | None:
+        """The name of the loaded model that a caller means by `asked`, however wrong; or None."""
+        loaded = self._find(asked)
+        return loaded.name if loaded is not None else None
+
     def loras(self) -> list[LoraSummary]:
         """The adapters of all models, by name."""
         found: dict[str, LoraSummary] = {}
@@ -289,12 +294,16 @@ class Generator:
     def _model(self, name: str | None) -> Loaded:
         if not self._models:
             raise NotReady(self.state)
-        if name is None:
-            return next(iter(self._models.values()))
+        loaded = self._find(name)
+        if loaded is None:
+            raise ModelNotFound(str(name), list(self._models))
+        return loaded
+
+    def _find(self, asked: object) -> Loaded | None:
         for loaded in self._models.values():
-            if name in (loaded.name, loaded.asked, loaded.served.model.tag):
+            if asked is None or asked in (loaded.name, loaded.asked, loaded.served.model.tag):
                 return loaded
-        raise ModelNotFound(name, list(self._models))
+        return None
 
     def _check_bounds(self, params: GenerateParams) -> None:
         """What this server allows, which may be less than `GenerateParams` does."""

@@ -50,7 +50,6 @@ class Metrics:
         from prometheus_client import Counter, Gauge, Histogram
 
         forget_dead_workers()
-        self._models: dict[str | None, str] = {}
         self._seen: dict[tuple[str, str], int] = {}
 
         self._requests = Counter(
@@ -134,11 +133,12 @@ class Metrics:
         )
 
     @contextmanager
-    def request(self, protocol: str, model: object = None) -> Iterator[None]:
+    def request(self, protocol: str, model: str | None) -> Iterator[None]:
         """Count and time the call that runs inside; an exception decides its outcome.
 
-        `model` is what the caller asked for, however wrong.
+        `model` is the name of the loaded model that was asked for, None if there is none such.
         """
+        name = model or "unknown"
         begin = time.perf_counter()
         outcome = "ok"
         with self._in_progress.labels(protocol).track_inprogress():
@@ -153,7 +153,6 @@ class Metrics:
                 seconds = time.perf_counter() - begin
                 self._requests.labels(protocol, outcome).inc()
                 self._seconds.labels(protocol).observe(seconds)
-                name = self._name_of(model)
                 status = "success" if outcome == "ok" else "error"
                 self._inferences.labels(name, status).inc()
                 self._inference_seconds.labels(name).observe(seconds)
@@ -191,9 +190,6 @@ class Metrics:
     def started(self, models: Iterable[ModelSummary]) -> None:
         """Note what the start of each model took; there are as many as the settings name."""
         for model in models:
-            self._models |= {model.name: model.name, model.tag: model.name}
-            if model.default:
-                self._models[None] = model.name
             self._start.labels(model.name, "load").set(model.load_seconds)
             self._start.labels(model.name, "warm_up").set(model.warm_up_seconds)
             self._load_time.labels(model.name).set(model.load_seconds)
@@ -203,12 +199,6 @@ class Metrics:
         self._gpu_memory.labels(usage.device).set(usage.memory_bytes)
         if usage.busy_percent is not None:
             self._gpu_utilization.labels(usage.device).set(usage.busy_percent)
-
-    def _name_of(self, model: object) -> str:
-        """The loaded model that a caller asked for, `unknown` for all others."""
-        if model is None or isinstance(model, str):
-            return self._models.get(model, "unknown")
-        return "unknown"
 
 
 def forget_dead_workers() -> None:

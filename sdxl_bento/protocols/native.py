@@ -97,8 +97,8 @@ class NativeAPI:
         async def awaited() -> Answer:
             return await work
 
-        model = call.fields.get("model") if isinstance(call.fields, Mapping) else None
-        with self._metrics.request(call.protocol, model):
+        asked = call.fields.get("model") if isinstance(call.fields, Mapping) else None
+        with self._metrics.request(call.protocol, self.generator.model_name(asked)):
             answer = await call.caller.wait_for(awaited(), self.settings.timeout_s)
         self._metrics.generated(call.protocol, answer.generation)
         return answer

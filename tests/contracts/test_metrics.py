@@ -64,11 +64,8 @@ def test_every_metric_is_documented(told: Metrics) -> None:
     assert {name.removesuffix("_total") for name in names} >= NAMES
 
 
-@pytest.mark.parametrize(
-    ("model", "label"),
-    [(None, "m"), ("m", "m"), ("m:1", "m"), ("x" * 99, "unknown"), ([], "unknown")],
-)
-def test_models_that_are_none_share_a_label(told: Metrics, model: object, label: str) -> None:
+@pytest.mark.parametrize(("model", "label"), [("m", "m"), (None, "unknown")])
+def test_calls_for_no_model_share_a_label(told: Metrics, model: str | None, label: str) -> None:
     before = sample("inference_request_count_total", model_name=label, status="success")
     with told.request("test", model):
         pass

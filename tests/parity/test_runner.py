@@ -188,6 +188,10 @@ async def test_two_models_share_one_engine(embedded_tag: str) -> None:
     generator = await started(Settings(model=embedded_tag, models=(f"{name}:latest",)))
     first, second = (model.name for model in generator.models())
     assert first != second
+    for asked in (None, first, embedded_tag):
+        assert generator.model_name(asked) == first
+    assert generator.model_name(f"{name}:latest") == second
+    assert generator.model_name([first]) is generator.model_name("nope") is None
     one, other = await together(
         generator, request(seed=1, model=first), request(seed=1, model=second)
     )

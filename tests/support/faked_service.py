@@ -155,6 +155,9 @@ class FakeGenerator:
             ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu", 0.5, 0.1)
         ]
 
+    def model_name(self, asked: object) -> str | None:
+        return "fake" if asked in (None, "fake", "fake:1") else None
+
     def loras(self) -> list[LoraSummary]:
         return [LoraSummary("striped", ("fake",), 1000, False, False)]
 
