@@ -81,10 +81,15 @@ class _Call:
 
 
 class Generator:
-    """Parameters in, pictures out. Light to make: `start` loads the models in a thread."""
+    """Parameters in, pictures out. Light to make: `start` loads the models in a thread.
 
-    def __init__(self, settings: Settings, worker_index: int = 0) -> None:
+    `warm`: draw something before the first call, so that its time is that of all others. For a
+    single call that is not worth its while.
+    """
+
+    def __init__(self, settings: Settings, worker_index: int = 0, *, warm: bool = True) -> None:
         self._settings = settings
+        self._warm = warm
         self._worker_index = worker_index
         self._models: Mapping[str, Loaded] = {}
         self._calls: dict[str, _Call] = {}
@@ -323,7 +328,9 @@ class Generator:
         from sdxl_bento.loading import load
 
         note = self._note
-        engine, models, self._after = load(self._settings, self._worker_index, wake, note)
+        engine, models, self._after = load(
+            self._settings, self._worker_index, wake, note, warm=self._warm
+        )
         self._models = models
         return engine
 

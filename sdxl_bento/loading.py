@@ -75,8 +75,10 @@ def load(
     worker_index: int,
     wake: Callable[[], None],
     on_unit: Callable[[Completion], None] | None = None,
+    *,
+    warm: bool = True,
 ) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
-    """Load every model of the settings and make the engine that runs them, warmed up.
+    """Load every model of the settings and make the engine that runs them, warmed up if `warm`.
 
     The third is to be called at the end: it keeps what was learned of the costs.
 
@@ -94,6 +96,8 @@ def load(
         version, folder = find(tag)
         models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
     engine = engine_of(models, settings, on_unit)
+    if not warm:  # what a call or two can tell of the costs is less than what is known
+        return engine, models, lambda: None
     for name, seconds in warm_up(engine, models, placement).items():
         models[name] = replace(models[name], warm_up_seconds=seconds)
         logger.info("%s warmed up in %.1f s", name, seconds)
