@@ -1,4 +1,4 @@
-"""The pages: one to draw with, one with the API. Both work offline, from this server alone."""
+"""The page that needs nothing beside the server, and the one with the API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLICY = (
 
 
 def front_page() -> HTMLResponse:
-    """The page at `/`."""
+    """The page at `/`, unless Gradio's is there."""
     headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
     return HTMLResponse(_read("index.html"), headers=headers)
 
