@@ -6,12 +6,13 @@ few and small. A compiler takes the second away and can do little about the firs
 computes in fewer bits and the CPU has instructions for those. So two UNets are measured: the
 embedded model's, and one of 64/128/256 channels on 32x32 latents with random weights.
 
-Each contender runs in a fresh process. In it eager float32 and the contender take turns, so that a
-machine that is busy with something else slows both; a figure is the median over the rounds of the
-ratio within one round. Compiling is done before, into `--folder`, and its time is measured there.
+Each contender runs in a fresh process and takes turns with eager float32 in another, so that a
+machine that is busy with something else slows both; in one process the threads of one runtime hold
+up those of the other. A figure is the ratio of the lower quartiles over the rounds, since other
+work only ever adds time. Compiling is done before, into `--folder`, and its time is measured there.
 Likeness is PSNR against eager float32 on the same inputs, the output's range as peak.
 
-    python -m benchmarks.backends --folder FOLDER [--compile-only] [--rounds 5] [--models mid]
+    python -m benchmarks.backends --folder FOLDER [--compile-only] [--rounds 15] [--models mid]
 
 The last line of the output is one JSON document.
 """
@@ -22,18 +23,21 @@ import argparse
 import gc
 import importlib
 import json
+import math
+import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
@@ -53,6 +57,7 @@ AIMS = {1: 2.5, 8: 2.0}  # rows -> times as fast as eager
 AIM_DB = 40.0
 PAUSE_S = 0.02  # in which the other's threads stop spinning
 COMPILED = "compiled.json"
+EAGER = "eager-fp32"
 
 
 @dataclass(frozen=True)
@@ -150,47 +155,91 @@ def compile_one(model: str, contender: Contender, folder: Path, threads: int) ->
     return found
 
 
-@torch.inference_mode()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """One contender, one model, in this process; what it was compiled to is in the folder."""
-    torch.set_num_threads(args.threads)
-    contender = CONTENDERS[args.contender]
-    eager = UNetRows(load_unet(args.model))
-    began = time.perf_counter()
-    run = load_contender(contender, args)
-    load_s = time.perf_counter() - began
-    figures: dict[str, Any] = {"load_s": round(load_s, 2), "rows": {}}
+def measure(args: argparse.Namespace, model: str, label: str) -> dict[str, Any]:
+    """One contender against eager float32, by turns; what it was compiled to is in the folder."""
+    eager, contender = Runner(args, model, EAGER), Runner(args, model, label)
+    figures: dict[str, Any] = {"load_s": round(contender.ask("load"), 2), "rows": {}}
+    eager.ask("load")
     for rows in args.rows:
-        inputs = unet_example("base", eager.unet, rows, CELLS[args.model], CELLS[args.model])
-        reference, output = eager(**inputs), run(inputs)
-        ratios, ours, theirs = [], [], []
+        reference, output = eager.ask("output", rows), contender.ask("output", rows)
+        theirs, ours = [], []
         for _ in range(args.rounds):
-            theirs.append(timed(partial(eager, **inputs)))
-            ours.append(timed(partial(run, inputs)))
-            ratios.append(theirs[-1] / ours[-1])
+            theirs.append(eager.ask("time", rows))
+            ours.append(contender.ask("time", rows))
+        eager_s, own_s = lower_quartile(theirs), lower_quartile(ours)
         figures["rows"][str(rows)] = {
-            "times": round(statistics.median(ratios), 2),
-            "ms": round(statistics.median(ours) * 1e3, 2),
-            "eager_ms": round(statistics.median(theirs) * 1e3, 2),
+            "times": round(eager_s / own_s, 2),
+            "ms": round(own_s * 1e3, 2),
+            "eager_ms": round(eager_s * 1e3, 2),
             "psnr_db": round(psnr_db(output, reference), 1),
         }
+    eager.close()
+    contender.close()
     return figures
 
 
-def load_contender(contender: Contender, args: argparse.Namespace) -> Any:
-    if contender.backend == "eager":
-        module = UNetRows(load_unet(args.model)).to(torch.bfloat16)
+def lower_quartile(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=4)[0] if len(seconds) > 1 else seconds[0]
 
-        def eager_bf16(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+
+class Runner:
+    """A contender in a process of its own, asked through a pipe; it sleeps between questions."""
+
+    def __init__(self, args: argparse.Namespace, model: str, label: str) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, end = spawn.Pipe()
+        self._process = spawn.Process(target=answer, args=(end, args, model, label), daemon=True)
+        self._process.start()
+        end.close()
+
+    def ask(self, *question: Any) -> Any:
+        """`load` (seconds), `output` of a number of rows (a tensor), or their `time` (seconds)."""
+        self._pipe.send(question)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+@torch.inference_mode()
+def answer(pipe: Connection, args: argparse.Namespace, model: str, label: str) -> None:
+    """What a runner's process does until its pipe is closed."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    unet, run, inputs = load_unet(model), None, {}
+    side = CELLS[model]
+    with suppress(EOFError):
+        while True:
+            match pipe.recv():
+                case ("load",):
+                    began = time.perf_counter()
+                    run = UNetRows(unet) if label == EAGER else load_contender(label, model, args)
+                    pipe.send(time.perf_counter() - began)
+                case ("output", rows):
+                    inputs = unet_example("base", unet, rows, side, side)
+                    pipe.send(run(**inputs).numpy(force=True))
+                case ("time", _):
+                    pipe.send(timed(partial(run, **inputs)))
+
+
+def load_contender(label: str, model: str, args: argparse.Namespace) -> Any:
+    """A function of the UNet's inputs by name."""
+    contender = CONTENDERS[label]
+    if contender.backend == "eager":
+        module = UNetRows(load_unet(model)).to(torch.bfloat16)
+
+        def eager_bf16(**inputs: torch.Tensor) -> torch.Tensor:
             cast = {n: t if n == "timestep" else t.bfloat16() for n, t in inputs.items()}
             output: torch.Tensor = module(**cast)
-            return output
+            return output.float()
 
         return eager_bf16
-    found = json.loads((args.folder / args.model / contender.label / COMPILED).read_text())
-    weights = args.folder / args.model / "unet"
+    found = json.loads((args.folder / model / label / COMPILED).read_text())
+    weights = args.folder / model / "unet"
     options = PartOptions(contender.info(), CPU, weights, threads=args.threads)
-    return runtime(contender.backend).load(args.folder / found["path"], options)  # type: ignore[arg-type]
+    part = runtime(contender.backend).load(args.folder / found["path"], options)  # type: ignore[arg-type]
+    return lambda **inputs: part(inputs)
 
 
 def timed(run: Any) -> float:
@@ -200,21 +249,10 @@ def timed(run: Any) -> float:
     return time.perf_counter() - began
 
 
-def psnr_db(output: torch.Tensor, reference: torch.Tensor) -> float:
-    peak = (reference.max() - reference.min()).double()
-    error = (output.double() - reference.double()).square().mean()
-    return float(10 * torch.log10(peak.square() / error.clamp(min=1e-30)))
-
-
-def in_fresh_process(args: argparse.Namespace, model: str, label: str) -> dict[str, Any]:
-    command = [
-        sys.executable, "-m", "benchmarks.backends", "--folder", str(args.folder),
-        "--model", model, "--contender", label, "--threads", str(args.threads),
-        "--rounds", str(args.rounds), "--rows", *map(str, args.rows),
-    ]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def psnr_db(output: np.ndarray, reference: np.ndarray) -> float:
+    peak = float(reference.max() - reference.min())
+    error = float(np.square(output.astype(np.float64) - reference).mean())
+    return 10 * math.log10(peak**2 / max(error, 1e-30))
 
 
 def aims(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -261,15 +299,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    for name in ("model", "contender"):  # of the process of one contender
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # torch.onnx's and Inductor's own
-    if args.contender:
-        print(json.dumps(measure(args)))
-        return
     console = Console(stderr=True)
     results, skipped = [], {}
     for label in args.contenders:
@@ -288,7 +321,7 @@ def main() -> None:
         return
     for model in args.models:
         for label in chosen:
-            figures = in_fresh_process(args, model, label)
+            figures = measure(args, model, label)
             known = compiled.get((model, label), {})
             results.append({"model": model, "contender": label} | known | figures)
             console.print(model, label, {r: f["times"] for r, f in figures["rows"].items()})
