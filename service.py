@@ -24,6 +24,7 @@ from sdxl_bento.protocols.stream import stream
 from sdxl_bento.protocols.web import web_app
 
 try:
+from sdxl_bento.ui.page import PAGES, Page, has_page
     SETTINGS = load_settings()
 except ConfigurationError as error:
     raise BentoMLConfigException(str(error)) from None
@@ -38,7 +39,8 @@ ImageFile = Annotated[Path, ContentType("image/*")]
     # The engine's own admission and timeout come first; BentoML's are the backstop behind them.
     traffic={
         "timeout": SETTINGS.timeout_s + 30,
-        "max_concurrency": SETTINGS.workers * (SETTINGS.max_running + SETTINGS.max_queue + 64),
+        "max_concurrency": SETTINGS.workers
+        * (SETTINGS.max_running + SETTINGS.max_queue + 64 + PAGES),
     },
 )
 @bentoml.asgi_app(WEB, path="/")
@@ -52,7 +54,8 @@ class SDXLService:
         self.store = open_store(self.settings)
         self.encoder = Encoder(self.settings.png_level)
         self.native = NativeAPI(self.generator, self.settings, self.store, self.encoder, metrics())
-        WEB.state.native = self.native
+        self.page = Page(self.settings) if has_page(self.settings) else None
+        WEB.state.native, WEB.state.page = self.native, self.page
 
     @bentoml.on_deployment
     @staticmethod
@@ -64,22 +67,32 @@ class SDXLService:
     async def start(self) -> None:
         """Loading happens in the engine's thread, so that the probes can answer meanwhile."""
         self.generator.start()
-        drain_on_signal(self.generator)
+        drain_on_signal(self.drain)
         self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
         if bentoml.server_context.worker_index in (None, 1):
             self.tasks.append(asyncio.create_task(announce(self.generator, SDXLService.url)))
+        if self.page is not None:
+            self.tasks.append(asyncio.create_task(self.page.serve(self.native)))
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         """Wait for running work, then end."""
-        await self.generator.stop()
+        await self.drain()
         for task in self.tasks:
             task.cancel()
         self.encoder.close()
         self.store.close()
+        if self.page is not None:
+            await self.page.aclose()
 
     async def __is_ready__(self) -> bool:
         return self.generator.state == "ready"
+    async def drain(self) -> None:
+        """Let running work end, then what would keep the server waiting."""
+        await self.generator.stop()
+        if self.page is not None:
+            self.page.close()
+
 
     async def __is_alive__(self) -> bool:
         return self.generator.state != "dead"

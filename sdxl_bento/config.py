@@ -79,6 +79,10 @@ class Settings(BaseSettings):
 
     @field_validator("models", "lora_pinned", mode="before")
     @classmethod
+    ui: bool = Field(True, description="Gradio's page, where Gradio is installed.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Other sites whose pages may call this server, separated by commas."
+    )
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())

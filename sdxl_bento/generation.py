@@ -158,6 +158,17 @@ class Generator:
         for request in call.requests:
             self._engine.cancel(request.id)
 
+    def position(self, request_id: str, index: int = 0) -> int:
+        """Place in the queue of picture `index` of a call, from 1; 0 once it runs or has ended."""
+        call = self._calls.get(request_id)
+        return 0 if call is None else self._engine.position(call.requests[index])
+
+    def defaults(self, model: str | None = None) -> GenerateParams:
+        """What a call gets that leaves everything out. Raises ModelNotFound, NotReady."""
+        from sdxl_bento.diffusion.plan import resolve
+
+        return resolve(GenerateParams(prompt=""), self._model(model).facts, 0)
+
     def models(self) -> list[ModelSummary]:
         """The loaded models, the default one first."""
         return [

@@ -8,7 +8,7 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -57,8 +57,8 @@ def welcome(url: str) -> str:
     return f"\nReady at {url} (the API is at {url}/docs). A first picture:\n\n  {curl}\n\n"
 
 
-def drain_on_signal(generator: Generator) -> None:
-    """Begin to drain as soon as the process is told to end.
+def drain_on_signal(drain: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Begin to `drain` as soon as the process is told to end.
 
     The server calls the shutdown hooks only after the last running call has been answered, which
     would give these calls no limit but their own timeout. Does nothing outside the main thread.
@@ -68,7 +68,7 @@ def drain_on_signal(generator: Generator) -> None:
 
     def stop() -> None:
         if not stopping:
-            stopping.add(loop.create_task(generator.stop()))
+            stopping.add(loop.create_task(drain()))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         try:

@@ -37,6 +37,11 @@ def automatic1111(error: Mapping[str, Any], status: int) -> dict[str, Any]:
     return {"error": error["type"], "detail": message, "body": "", "errors": message}
 
 
+def gradio(error: Mapping[str, Any], status: int) -> dict[str, Any]:
+    """`{"detail": "message"}`, as FastAPI answers, in which Gradio is written."""
+    return {"detail": error["message"]}
+
+
 def kserve(error: Mapping[str, Any], status: int) -> dict[str, Any]:
     """`{"error": "message"}`, in V1 and in V2."""
     return {"error": error["message"]}
@@ -49,6 +54,7 @@ _BY_PATH: tuple[tuple[re.Pattern[str], Envelope], ...] = (
     (re.compile(r"/v1/"), openai),
     (re.compile(r"/v2(/|\Z)"), kserve),
     (re.compile(r"/sdapi/"), automatic1111),
+    (re.compile(r"/ui/"), gradio),
 )
 
 

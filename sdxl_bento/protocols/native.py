@@ -77,7 +77,7 @@ class NativeAPI:
 
     async def refine(self, call: Call) -> Response:
         """POST /refine: the refiner redraws `image`, or a stored picture."""
-        return await self._respond(call, self._refine)
+        return await self._respond(call, self.refine_image)
 
     async def generate_batch(self, calls: Sequence[Call]) -> list[dict[str, Any]]:
         """POST /generate_batch: one result for each call, its error inside it."""
@@ -113,7 +113,10 @@ class NativeAPI:
         )
         return await self._finish(await work)
 
-    async def _refine(self, call: Call) -> Answer:
+    async def refine_image(
+        self, call: Call, on_progress: Callable[[Progress], None] | None = None
+    ) -> Answer:
+        """Let the refiner redraw the picture in `image` or `image_id`. Raises SDXLError."""
         params, image = await self._with_image(call)
         return await self._finish(
             await self.generator.refine(params, image=image, request_id=call.request_id)

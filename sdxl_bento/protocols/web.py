@@ -9,9 +9,11 @@ import asyncio
 from dataclasses import asdict
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.protocols import (
@@ -26,15 +28,17 @@ from sdxl_bento.protocols import (
 from sdxl_bento.protocols.http import error_response
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.ui import api_page, front_page
+from sdxl_bento.ui.page import Page
 
 # What a browser may do with a picture or page of ours.
 _SAFE = {"X-Content-Type-Options": "nosniff"}
 
 
 def web_app() -> Starlette:
-    """The app. `state.native` and `state.service`, BentoML's object, have to be set first."""
+    """The app. `state.native` and `state.page`, which may be None, have to be set first."""
     routes = [
         Route("/", _front_page, name="page"),
+        Mount("/ui", _gradio_page, name="ui"),
         Route("/docs", _api_page, name="docs"),
         Route("/docs.json", _openapi),
         Route("/models", _models),
@@ -55,7 +59,17 @@ def web_app() -> Starlette:
 
 
 async def _front_page(request: Request) -> Response:
+    browser = "text/html" in request.headers.get("accept", "")
+    if browser and request.app.state.page is not None:
+        return RedirectResponse("ui/")  # relative: a proxy may have its own prefix
     return front_page()
+
+
+async def _gradio_page(scope: Scope, receive: Receive, send: Send) -> None:
+    page: Page | None = scope["app"].state.page
+    if page is None:
+        raise HTTPException(404)
+    await page(scope, receive, send)
 
 
 async def _api_page(request: Request) -> Response:
@@ -63,7 +77,7 @@ async def _api_page(request: Request) -> Response:
 
 
 async def _openapi(request: Request) -> Response:
-    return JSONResponse(openapi.completed(request.app.state.service.openapi_spec.asdict()))
+    return JSONResponse(openapi.document())
 
 
 async def _models(request: Request) -> Response:

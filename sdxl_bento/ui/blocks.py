@@ -1,0 +1,51 @@
+"""Gradio's app, put together."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import gradio as gr
+from starlette.applications import Starlette
+
+from sdxl_bento.config import Settings
+from sdxl_bento.protocols.native import NativeAPI
+from sdxl_bento.ui import page
+from sdxl_bento.ui.events import Events
+from sdxl_bento.ui.layout import build
+from sdxl_bento.ui.theme import theme
+
+_TITLE = "sdxl-bento"
+_HEAD = '<link rel="icon" href="data:,"><meta name="color-scheme" content="light dark">'
+
+
+def mounted(api: NativeAPI, settings: Settings) -> Starlette:
+    """An app with nothing but the page in it; its lifespan is the page's."""
+    with gr.Blocks(
+        title=_TITLE, analytics_enabled=False, delete_cache=(page.CACHE_S // 12, page.CACHE_S)
+    ) as blocks:
+        Events(api, build(settings)).connect(blocks)
+    blocks.queue(api_open=False, max_size=None, default_concurrency_limit=None)
+    parent = Starlette()
+    gr.mount_gradio_app(  # it says FastAPI, but takes whatever can mount
+        parent,
+        blocks,
+        page.PATH,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        max_file_size=page.MAX_UPLOAD,
+        theme=theme(),
+        css=_read("page.css"),
+        js=_read("page.js"),
+        head=_HEAD,
+    )
+    return parent
+
+
+@cache
+def _read(name: str) -> str:
+    return resources.files("sdxl_bento").joinpath("static", name).read_text("utf-8")

@@ -1,0 +1,206 @@
+"""HTML of the page's own parts. Whatever a user or a model has named is escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from sdxl_bento.results import ModelSummary
+from sdxl_bento.ui.album import Album, Drawn, Start
+from sdxl_bento.ui.form import LABELS, show_size
+from sdxl_bento.ui.progress import Snapshot
+
+STAGES: Mapping[str, str] = {
+    "encode": "Reading the prompt",
+    "image": "Reading the picture",
+    "base": "Drawing",
+    "refine": "Refining",
+    "decode": "Developing",
+}
+
+
+def headline(models: Sequence[ModelSummary], state: str, reason: str) -> str:
+    """The title, and what draws; or why nothing can be drawn now."""
+    if state == "ready" and models:
+        first = models[0]
+        words = f"{first.name} · {first.backend}, {first.dtype} on {first.device}"
+        if len(models) > 1:
+            words += f", and {len(models) - 1} more"
+    elif state == "dead":
+        words = f"The engine has ended: {reason}"
+    elif state in ("draining", "stopped"):
+        words = "The server is stopping."
+    else:
+        words = "The model is loading; this page will be ready in a moment."
+    busy = "" if state == "ready" else " sb-busy"
+    link = '<a href="../docs" target="_blank" rel="noopener">API</a>'
+    return (
+        f'<header class="sb-head"><h1>sdxl-bento</h1>'
+        f'<p id="sb-model" class="{busy.strip()}">{escape(words)}</p>{link}</header>'
+    )
+
+
+def chips(prompts: Iterable[str]) -> str:
+    """Prompts to try, one button each."""
+    buttons = (
+        f'<button type="button" data-pick="{index}">{escape(prompt)}</button>'
+        for index, prompt in enumerate(prompts)
+    )
+    return f'<div class="sb-chips" aria-label="Prompts to try">{"".join(buttons)}</div>'
+
+
+def invitation(text: str = "Say what you want to see, then draw it.") -> str:
+    """The stage before the first picture."""
+    return f'<div class="sb-stage sb-empty"><p>{escape(text)}</p></div>'
+
+
+def at_work(snapshot: Snapshot) -> str:
+    """The stage while a call is under way: previews, a bar, and words."""
+    previews = "".join(
+        f'<img class="sb-rough" alt="Preview" src="data:image/jpeg;base64,{_base64(jpeg)}">'
+        if jpeg
+        else '<div class="sb-blank"></div>'
+        for jpeg in snapshot.previews
+    )
+    share = snapshot.share
+    waits = " sb-waits" if snapshot.position or share == 0 else ""
+    return (
+        f'<div class="sb-stage"><div class="{_grid(len(snapshot.previews))}">{previews}</div>'
+        f'<div class="sb-bar{waits}" role="progressbar" aria-label="Progress" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{share * 100:.0f}">'
+        f'<i style="width:{share:.1%}"></i></div></div>'
+        f'<p class="sb-status">{escape(doing(snapshot))}</p>'
+    )
+
+
+def doing(snapshot: Snapshot) -> str:
+    """What is happening to a call, in words."""
+    if snapshot.position:
+        others = snapshot.position - 1
+        before = f"{others} before yours" if others else "yours is next"
+        return f"Waiting in the queue: {before}"
+    if not snapshot.stage:
+        return "Starting"
+    word = STAGES.get(snapshot.stage, snapshot.stage)
+    if snapshot.stage in ("base", "refine"):
+        return f"{word}: step {snapshot.step} of {snapshot.steps}"
+    return word
+
+
+def finished(album: Album) -> str:
+    """The stage with the picture that is looked at."""
+    drawn = album.picture
+    if drawn is None:
+        return invitation()
+    return f'<div class="sb-stage"><div class="sb-grid">{_picture(drawn)}</div></div>'
+
+
+def about(drawn: Drawn | None) -> str:
+    """What a picture was drawn with, and the way to save it."""
+    if drawn is None:
+        return ""
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(drawn)
+    )
+    return (
+        f'<dl class="sb-facts">{rows}</dl>'
+        f'<a class="sb-save" href="{escape(drawn.download)}" download>Save the picture</a>'
+    )
+
+
+def facts(drawn: Drawn) -> list[tuple[str, str]]:
+    """Name and value of all that made a picture."""
+    call = drawn.call
+    sampler = call.get("sampler") or "the model's sampler"
+    found = [("Prompt", call["prompt"])]
+    if call.get("negative_prompt"):
+        found.append(("Not", call["negative_prompt"]))
+    found += [
+        ("Seed", str(drawn.seed)),
+        ("Size", show_size(drawn.width, drawn.height)),
+        ("Drawn with", f"{call['num_inference_steps']} steps of {sampler}"),
+        ("Guidance", f"{call['guidance_scale']:g}"),
+    ]
+    if call.get("loras"):
+        each = (f"{lora['name']} × {lora['scale']:g}" for lora in call["loras"])
+        found.append(("LoRAs", ", ".join(each)))
+    if call.get("refiner"):
+        found.append(("Refiner", f"from {call['high_noise_frac']:.0%} on"))
+    if drawn.start is not None:
+        how = "Refined" if drawn.start.how == "refine" else "Drawn over"
+        found.append((how, f"another picture, strength {call['strength']:g}"))
+    return [*found, ("Model", str(call["model"])), ("Time", f"{drawn.total_s:.2f} s")]
+
+
+def gallery(album: Album) -> str:
+    """The pictures of this visit, one button each."""
+    if not album.pictures:
+        return ""
+    buttons = (
+        f'<button type="button" data-pick="{index}" title="{escape(drawn.call["prompt"])}" '
+        f'aria-label="Picture {index + 1}: {escape(drawn.call["prompt"])}" '
+        f'aria-pressed="{str(index == album.chosen).lower()}">'
+        f'<img src="{escape(drawn.src)}" alt="" loading="lazy"></button>'
+        for index, drawn in enumerate(album.pictures)
+    )
+    return (
+        f'<div class="sb-gallery" role="group" aria-label="Drawn so far">{"".join(buttons)}</div>'
+    )
+
+
+def beginning(start: Start | None) -> str:
+    """The picture that the next one is drawn from."""
+    if start is None:
+        return ""
+    return f'<img class="sb-start" src="{escape(start.shown)}" alt="The picture to begin with">'
+
+
+def failure(body: Mapping[str, Any]) -> str:
+    """An error's body in words: what is wrong, what was given, what is allowed."""
+    field = body.get("field")
+    if field is None:
+        title, lines = _titles(body), [str(body["message"])]
+    else:
+        title = f"{LABELS.get(field, field)} does not fit"
+        lines = [f"Given: {body['value']}"] if body["value"] not in (None, "") else []
+        lines += [f"Allowed: {body['allowed']}"] if body.get("allowed") else [str(body["message"])]
+    retry = body.get("retry_after_s")
+    if retry:
+        lines.append(f"Try again in {max(1, round(retry + 0.499))} s.")
+    shown = "".join(f"<span>{escape(line)}</span>" for line in lines)
+    return f'<div class="sb-error" role="alert"><b>{escape(title)}</b>{shown}</div>'
+
+
+def remark(text: str) -> str:
+    """Something worth knowing that is no error."""
+    return f'<div class="sb-remark" role="status">{escape(text)}</div>' if text else ""
+
+
+def _titles(body: Mapping[str, Any]) -> str:
+    return {
+        "overloaded": "The server is busy",
+        "not_ready": "The server is not ready",
+        "engine_dead": "The engine has ended",
+        "timeout_error": "It took too long",
+        "out_of_memory": "The picture is too large for this machine",
+        "image_not_found": "The picture is gone",
+        "internal_error": "Something went wrong",
+    }.get(body["type"], "That did not work")
+
+
+def _picture(drawn: Drawn) -> str:
+    prompt = escape(str(drawn.call["prompt"]))
+    return (
+        f'<img src="{escape(drawn.src)}" alt="{prompt}" '
+        f'width="{drawn.width}" height="{drawn.height}" style="--width:{drawn.width}px">'
+    )
+
+
+def _grid(pictures: int) -> str:
+    return "sb-grid sb-many" if pictures > 1 else "sb-grid"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,41 @@
+"""How Gradio's page looks: fonts that every system has, light or dark as the system is."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.themes.utils import colors
+
+_RUST = colors.Color(
+    name="rust",
+    c50="#fdf4f0",
+    c100="#fbe6dd",
+    c200="#f7cdbc",
+    c300="#f2ab8f",
+    c400="#f0855c",
+    c500="#d95f33",
+    c600="#b3441e",
+    c700="#933718",
+    c800="#742c15",
+    c900="#5c2412",
+    c950="#32120a",
+)
+
+
+def theme() -> gr.themes.Base:
+    """No font is fetched: names alone are Gradio's way to say that of a font."""
+    made = gr.themes.Default(
+        primary_hue=_RUST,
+        secondary_hue=_RUST,
+        neutral_hue="stone",
+        radius_size="lg",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
+    return made.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_600",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_400",
+    )

@@ -1,0 +1,107 @@
+"""What is to be shown, as updates of the page's elements. Nothing here calls anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from sdxl_bento.ui import render
+from sdxl_bento.ui.album import Album, Start
+from sdxl_bento.ui.choices import Choices
+from sdxl_bento.ui.form import MAX_LORAS, Form
+from sdxl_bento.ui.layout import OWN_SAMPLER, Layout
+
+Updates = dict[Any, Any]
+
+
+def of_model(on: Layout) -> list[Any]:
+    """The elements that `offer` updates: those whose choices depend on the model."""
+    shown = [on.model, on.size, on.refiner, on.refine, on.chips, on.loras, on.named]
+    return [*shown, *on.weights]
+
+
+def offer(on: Layout, offered: Choices, form: Form) -> Updates:
+    """Show the choices of a model, and in them what `form` has; its own size if that has none."""
+    refines, size = offered.model.has_refiner, form.size or offered.sizes[0]
+    return {
+        on.model: gr.Dropdown(
+            choices=list(offered.models), value=offered.model.name, visible=len(offered.models) > 1
+        ),
+        on.size: gr.Dropdown(choices=list(dict.fromkeys((*offered.sizes, size))), value=size),
+        on.refiner: gr.Checkbox(value=form.refiner, visible=refines),
+        on.refine: gr.Button(visible=refines),
+        on.chips: render.chips(offered.prompts),
+        on.loras: gr.Dropdown(
+            choices=list(offered.loras), value=list(form.loras), visible=bool(offered.loras)
+        ),
+        **weigh(on, form.loras, form.weights),
+    }
+
+
+def weigh(on: Layout, names: Iterable[str], weights: Sequence[float]) -> Updates:
+    """A slider for each adapter that is named, in order."""
+    shown = list(names)
+    labels = [*shown, *[""] * (MAX_LORAS - len(shown))]
+    sliders = {
+        element: gr.Slider(label=f"Weight of {label}", value=weight, visible=bool(label))
+        for element, label, weight in zip(on.weights, labels, weights, strict=True)
+    }
+    return {on.named: shown, **sliders}
+
+
+def first(on: Layout, offered: Choices) -> Updates:
+    """The form when a model has just been loaded or chosen."""
+    return {
+        **offer(on, offered, Form()),
+        on.sampler: gr.Dropdown(choices=[OWN_SAMPLER, *offered.samplers], value=""),
+        on.steps: offered.defaults.num_inference_steps,
+        on.guidance: offered.defaults.guidance_scale,
+    }
+
+
+def again(on: Layout, offered: Choices, form: Form) -> Updates:
+    """The form with all that `form` has."""
+    values = dict(zip(on.form, form.values(), strict=True))
+    seed = gr.Textbox(value=form.seed, visible=not form.random)
+    return {**values, on.seed: seed, **offer(on, offered, form)}
+
+
+def beginning(on: Layout, start: Start | None, refines: bool) -> Updates:
+    """The picture that the next one begins with, or none."""
+    shown = {on.start_box: gr.Group(visible=start is not None), on.start: render.beginning(start)}
+    if start is None:
+        return shown
+    return {**shown, on.how: gr.Radio(value=start.how, visible=refines)}
+
+
+def pictures(on: Layout, album: Album) -> Updates:
+    """What was drawn, and the picture that is looked at."""
+    return {
+        on.stage: render.finished(album),
+        on.actions: gr.Row(visible=album.picture is not None),
+        on.about: render.about(album.picture),
+        on.gallery: render.gallery(album),
+    }
+
+
+def busy(on: Layout) -> Updates:
+    """A call has begun."""
+    return {
+        on.notice: "",
+        on.draw: gr.Button(visible=False),
+        on.stop: gr.Button(visible=True, interactive=True),
+        on.actions: gr.Row(visible=False),
+    }
+
+
+def idle(on: Layout, album: Album, notice: Mapping[str, Any] | str = "") -> Updates:
+    """A call has ended. `notice`: why it has brought nothing, an error's body or words."""
+    said = notice if isinstance(notice, str) else render.failure(notice)
+    return {
+        **pictures(on, album),
+        on.notice: said,
+        on.draw: gr.Button(visible=True),
+        on.stop: gr.Button(visible=False),
+    }
