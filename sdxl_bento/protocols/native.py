@@ -118,9 +118,10 @@ class NativeAPI:
     ) -> Answer:
         """Let the refiner redraw the picture in `image` or `image_id`. Raises SDXLError."""
         params, image = await self._with_image(call)
-        return await self._finish(
-            await self.generator.refine(params, image=image, request_id=call.request_id)
+        work = self.generator.refine(
+            params, image=image, request_id=call.request_id, on_progress=on_progress
         )
+        return await self._finish(await work)
 
     async def _with_image(self, call: Call) -> tuple[GenerateParams, Image]:
         if call.error is not None:
