@@ -29,8 +29,11 @@ serve: $(VENV)/.runtime ## export the embedded model, compiled, if need be; serv
 	@echo "==> Starting the server on port $(PORT); Ctrl-C stops it"
 	@exec $(BIN)/bentoml serve . --port $(PORT) $(ARGS)
 
+# A process for each core; a file's tests stay together, in the order of their folders.
+WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev ## run the tests; ARGS go to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from PIL import Image
 
 from sdxl_bento.loading import folder_of
 from sdxl_bento.manifest import Manifest
+from tests.conftest import Exported
 from tests.support.server import Server, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,11 +54,11 @@ def test_the_same_again_compiles_nothing(compiled_tag: str) -> None:
 
 
 def test_what_was_compiled_before_is_taken_over(
-    compiled_export: subprocess.CompletedProcess[str],
+    compiled_export: Exported,
 ) -> None:
-    assert "onnx-cpu-fp32 has been compiled before: taken over" in compiled_export.stderr
-    assert "refiner for onnx" not in compiled_export.stderr
-    assert "Compile base and refiner for openvino" in compiled_export.stderr
+    assert "onnx-cpu-fp32 has been compiled before: taken over" in compiled_export.errors
+    assert "refiner for onnx" not in compiled_export.errors
+    assert "Compile base and refiner for openvino" in compiled_export.errors
 
 
 def test_a_stored_model_can_be_verified_again(compiled_tag: str) -> None:
