@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT_CHARS = 8_000
@@ -17,6 +25,7 @@ SamplerName = Literal[
     "dpmpp_2m_karras",
     "dpmpp_2m_sde",
     "dpmpp_2m_sde_karras",
+    "dpmpp_2m_sde_exponential",
     "lcm",
     "tcd",
 ]
@@ -36,19 +45,30 @@ Size = Annotated[
 ]
 
 
-class LoraRef(BaseModel):
-    """One adapter of a request, by name, and how strongly it is mixed in."""
+class _Fields(BaseModel):
+    """Fields of a caller's. Numbers may come as text, as in forms; true is none, and 1 not true."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_flags(cls, value: object, info: ValidationInfo) -> object:
+        is_flag = cls.model_fields[str(info.field_name)].annotation is bool
+        given = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(each, bool) != is_flag for each in given):
+            raise ValueError("true or false" if is_flag else "no true or false")
+        return value
+
+
+class LoraRef(_Fields):
+    """One adapter of a request, by name, and how strongly it is mixed in."""
 
     name: str = Field(min_length=1, max_length=200, description="Name of the LoRA, see GET /loras.")
     scale: float = Field(1.0, ge=-8.0, le=8.0, description="Weight of the adapter; 1 as trained.")
 
 
-class GenerateParams(BaseModel):
+class GenerateParams(_Fields):
     """One call: a prompt and how to draw it. Unset sizes and sampler take the model's defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(
         max_length=MAX_PROMPT_CHARS,

@@ -31,6 +31,11 @@ SAMPLER_OF_CLASS: Mapping[str, str] = {
     "TCDScheduler": "tcd",
 }
 
+# A model's own configuration may name another spacing, and diffusers refuses two of them.
+_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_KARRAS = dict.fromkeys(_SPACINGS, False) | {"use_karras_sigmas": True}
+_EXPONENTIAL = dict.fromkeys(_SPACINGS, False) | {"use_exponential_sigmas": True}
+
 # sampler -> (diffusers class, configuration that makes it that sampler)
 _CLASS_OF_SAMPLER: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -39,12 +44,16 @@ _CLASS_OF_SAMPLER: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpmpp_2m_karras": (
         "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+        {"algorithm_type": "dpmsolver++", **_KARRAS},
     ),
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "dpmpp_2m_sde_karras": (
         "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        {"algorithm_type": "sde-dpmsolver++", **_KARRAS},
+    ),
+    "dpmpp_2m_sde_exponential": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", **_EXPONENTIAL},
     ),
     "lcm": ("LCMScheduler", {"clip_sample": False, "thresholding": False}),
     "tcd": ("TCDScheduler", {"clip_sample": False, "thresholding": False}),

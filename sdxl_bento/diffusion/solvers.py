@@ -298,6 +298,7 @@ _BUILDERS: Mapping[str, Callable[[Schedule], SolverTable]] = {
     "dpmpp_2m_karras": _dpmpp_2m,
     "dpmpp_2m_sde": _dpmpp_2m_sde,
     "dpmpp_2m_sde_karras": _dpmpp_2m_sde,
+    "dpmpp_2m_sde_exponential": _dpmpp_2m_sde,
     "lcm": _lcm,
     "tcd": _tcd,
 }

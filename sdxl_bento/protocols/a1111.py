@@ -45,8 +45,7 @@ class Automatic1111:
             Route("/sdapi/v1/img2img", self._img2img, methods=post),
             Route("/sdapi/v1/progress", self._progress),
             Route("/sdapi/v1/interrupt", self._interrupt, methods=post),
-            Route("/sdapi/v1/options", self._options),
-            Route("/sdapi/v1/options", self._choose, methods=post),
+            Route("/sdapi/v1/options", self._options, methods=["GET", "POST"]),
             Route("/sdapi/v1/sd-models", _models),
             Route("/sdapi/v1/samplers", _samplers),
             Route("/sdapi/v1/schedulers", _schedulers),
@@ -89,7 +88,10 @@ class Automatic1111:
             return replace(call, error=error)
 
     async def _progress(self, request: Request) -> Response:
-        skip = request.query_params.get("skip_current_image", "false").lower() in ("true", "1")
+        given = request.query_params.get("skip_current_image", "false").lower()
+        if given not in ("true", "1", "false", "0"):
+            raise InvalidInput("skip_current_image", given, "true or false")
+        skip = given in ("true", "1")
         return JSONResponse(await self._jobs.progress(with_image=not skip))
 
     async def _interrupt(self, request: Request) -> Response:
@@ -100,6 +102,8 @@ class Automatic1111:
         return JSONResponse({})
 
     async def _options(self, request: Request) -> Response:
+        if request.method == "POST":
+            return await self._choose(request)
         models = _api(request).generator.models()
         model = self._model or (models[0].name if models else None)
         return JSONResponse({_CHECKPOINT: model, "samples_format": "png"})

@@ -21,10 +21,10 @@ NAMES = {
     "output_format": "override_settings.samples_format",
     "high_noise_frac": "refiner_switch_at",
 }
-_RENAMED = {"steps": "num_inference_steps", "cfg_scale": "guidance_scale"}
-_KEPT = ("width", "height", "slo_ms", "priority", "degrade_min_steps", "lora_late_ok")
+RENAMED = {"steps": "num_inference_steps", "cfg_scale": "guidance_scale"}
+KEPT = ("width", "height", "slo_ms", "priority", "degrade_min_steps", "lora_late_ok")
 # Taken with these values alone, which ask for nothing.
-_NOTHING: Mapping[str, tuple[object, ...]] = {
+NOTHING: Mapping[str, tuple[object, ...]] = {
     "enable_hr": (False,),
     "script_name": ("", "None"),
     "script_args": ([],),
@@ -46,7 +46,7 @@ _NOTHING: Mapping[str, tuple[object, ...]] = {
     "initial_noise_multiplier": (1,),
 }
 # About the web interface's own files, or about what is refused above.
-_IGNORED = re.compile(
+IGNORED = re.compile(
     r"(hr_|firstphase_|do_not_save_|mask_blur|inpaint)\w*|comments|eta|force_task_id|save_images"
     r"|image_cfg_scale|include_init_images|mask_round|override_settings_restore_afterwards"
     r"|s_tmax|subseed"
@@ -65,17 +65,17 @@ def translated(body: object, model: str | None, with_picture: bool) -> object:
         return body
     given = {name: value for name, value in body.items() if value is not None}
     _check_known(given)
+    if not isinstance(given.get("send_images", True), bool):
+        raise InvalidInput("send_images", given["send_images"], "true or false")
     prompt, loras = without_loras(_text(given, "prompt"))
     fields: dict[str, Any] = {"prompt": prompt, "loras": loras, "model": model}
     # SDXL's zeros stand for an empty negative prompt there, and for none at all here.
     fields["negative_prompt"] = _text(given, "negative_prompt") or None
     fields["seed"] = None if given.get("seed", -1) == -1 else given["seed"]
     fields["num_images"] = _count(given, "batch_size") * _count(given, "n_iter")
-    fields |= {native: given[name] for name, native in _RENAMED.items() if name in given}
-    fields |= {name: given[name] for name in _KEPT if name in given}
-    name = given.get("sampler_name") or given.get("sampler_index")
-    if name is not None:
-        fields["sampler"] = sampler_of(name, given.get("scheduler") or AUTOMATIC)
+    fields |= {native: given[name] for name, native in RENAMED.items() if name in given}
+    fields |= {name: given[name] for name in KEPT if name in given}
+    fields |= _sampler(given)
     fields |= _overridden(given.get("override_settings", {}))
     fields |= _refiner(given)
     if with_picture:
@@ -86,12 +86,12 @@ def translated(body: object, model: str | None, with_picture: bool) -> object:
 
 def _check_known(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
-        if name in _NOTHING:
-            if not any(value == nothing for nothing in _NOTHING[name]):
-                only = " or ".join(map(repr, _NOTHING[name])) or "nothing"
+        if name in NOTHING:
+            if not any(value == nothing for nothing in NOTHING[name]):
+                only = " or ".join(map(repr, NOTHING[name])) or "nothing"
                 raise InvalidInput(name, value, f"{only}; it is not supported")
-        elif name not in (*_OWN, *_RENAMED, *_KEPT) and not _IGNORED.fullmatch(name):
-            known = ", ".join(sorted((*_OWN, *_RENAMED, *_KEPT)))
+        elif name not in (*_OWN, *RENAMED, *KEPT) and not IGNORED.fullmatch(name):
+            known = ", ".join(sorted((*_OWN, *RENAMED, *KEPT)))
             raise InvalidInput(name, value, f"one of the fields {known}")
 
 
@@ -100,6 +100,14 @@ def _text(given: Mapping[str, Any], name: str) -> str:
     if not isinstance(text, str):
         raise InvalidInput(name, text, "text")
     return text
+
+
+def _sampler(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own, if nothing is said of it. Of a scheduler alone the sampler is Euler there."""
+    scheduler = _text(given, "scheduler") or AUTOMATIC
+    names = _text(given, "sampler_name"), _text(given, "sampler_index")
+    name = names[0] or names[1] or ("" if scheduler.lower() == AUTOMATIC else "Euler")
+    return {"sampler": sampler_of(name, scheduler)} if name else {}
 
 
 def _count(given: Mapping[str, Any], name: str) -> int:
@@ -114,6 +122,8 @@ def _overridden(settings: object) -> dict[str, Any]:
         raise InvalidInput("override_settings", settings, "an object")
     fields: dict[str, Any] = {}
     for name, value in settings.items():
+        if value is None:
+            continue
         if name == "sd_model_checkpoint":
             fields["model"] = value
         elif name == "samples_format":
@@ -126,12 +136,13 @@ def _overridden(settings: object) -> dict[str, Any]:
 
 def _refiner(given: Mapping[str, Any]) -> dict[str, Any]:
     """Each model has one refiner of its own, so that any name of a refiner means that."""
-    name = given.get("refiner_checkpoint", "")
+    name, at = given.get("refiner_checkpoint", ""), given.get("refiner_switch_at")
+    if isinstance(at, bool) or not isinstance(at, float | int | None):
+        raise InvalidInput("refiner_switch_at", at, "a number over 0 under 1")
     if name in ("", "None"):
         return {}
     if not isinstance(name, str) or "refiner" not in name.lower():
         raise InvalidInput("refiner_checkpoint", name, "refiner, for the model's own")
-    at = given.get("refiner_switch_at")
     return {"refiner": True} | ({} if at is None else {"high_noise_frac": at})
 
 

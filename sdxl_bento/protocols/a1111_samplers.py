@@ -7,20 +7,29 @@ from collections.abc import Collection, Mapping
 from sdxl_bento.errors import InvalidInput
 
 AUTOMATIC = "automatic"
-# Name → its scheduler → our sampler. What `automatic` is, each of its samplers says for itself;
-# DPM++ 2M SDE's would be exponential, which we do not have.
+# Name → its scheduler → our sampler. What `automatic` is, each of its samplers says for itself.
+# The names with a schedule in them are those of before version 1.9.
 SAMPLERS: Mapping[str, Mapping[str, str]] = {
     "Euler": {AUTOMATIC: "euler", "uniform": "euler"},
     "Euler a": {AUTOMATIC: "euler_a", "uniform": "euler_a"},
     "DPM++ 2M": {"karras": "dpmpp_2m_karras", AUTOMATIC: "dpmpp_2m_karras", "uniform": "dpmpp_2m"},
-    "DPM++ 2M SDE": {"karras": "dpmpp_2m_sde_karras", "uniform": "dpmpp_2m_sde"},
+    "DPM++ 2M SDE": {
+        "exponential": "dpmpp_2m_sde_exponential",
+        AUTOMATIC: "dpmpp_2m_sde_exponential",
+        "karras": "dpmpp_2m_sde_karras",
+        "uniform": "dpmpp_2m_sde",
+    },
     "DPM++ 2M Karras": {"karras": "dpmpp_2m_karras", AUTOMATIC: "dpmpp_2m_karras"},
     "DPM++ 2M SDE Karras": {"karras": "dpmpp_2m_sde_karras", AUTOMATIC: "dpmpp_2m_sde_karras"},
+    "DPM++ 2M SDE Exponential": {
+        "exponential": "dpmpp_2m_sde_exponential",
+        AUTOMATIC: "dpmpp_2m_sde_exponential",
+    },
     "DDIM": {AUTOMATIC: "ddim", "uniform": "ddim"},
     "LCM": {AUTOMATIC: "lcm", "uniform": "lcm"},
     "TCD": {AUTOMATIC: "tcd", "uniform": "tcd"},
 }
-SCHEDULERS = (AUTOMATIC, "uniform", "karras")
+SCHEDULERS = (AUTOMATIC, "uniform", "karras", "exponential")
 _BY_NAME = {name.lower(): name for name in SAMPLERS}
 
 

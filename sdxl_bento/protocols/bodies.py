@@ -134,6 +134,7 @@ async def read_call(request: Request, max_bytes: int) -> Call:
 
 async def _read_batch(request: Request) -> list[Call]:
     request_id = request_id_of(request.headers)
+    parse_params(with_headers({"prompt": ""}, request.headers))  # a wrong header is nobody's own
     fields = await _read_fields(limited(request, MAX_BATCH_BYTES))
     items = fields.get("requests") if isinstance(fields, Mapping) else None
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH_ITEMS:

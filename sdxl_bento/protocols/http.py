@@ -47,11 +47,16 @@ class BodyTooLarge(errors.InvalidInput):
     """The body, or the picture in it, is larger than this server takes."""
 
 
+class CrossOrigin(errors.InvalidInput):
+    """A page of another site has sent this: see `cross_origin`."""
+
+
 STATUS: Mapping[type[Exception], HTTPStatus] = {
     MalformedBody: HTTPStatus.BAD_REQUEST,
     UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    CrossOrigin: HTTPStatus.FORBIDDEN,
     errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -83,7 +88,12 @@ _TYPES = {
 
 def status_of(error: Exception) -> HTTPStatus:
     """The status of an error: that of its nearest class in `STATUS`."""
-    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+    return status_of_class(type(error))
+
+
+def status_of_class(error: type[Exception]) -> HTTPStatus:
+    """The status of the errors of a class."""
+    return next(STATUS[cls] for cls in error.__mro__ if cls in STATUS)
 
 
 def error_body(error: Exception, request_id: str | None = None) -> dict[str, Any]:

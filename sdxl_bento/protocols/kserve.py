@@ -69,10 +69,11 @@ def _is_raw(call: Call) -> bool:
 
 def _instances(body: object, model: str, most: int) -> list[dict[str, Any]]:
     """The native fields of every instance. Raises InvalidInput, with the instance's place."""
-    named = [name for name in LISTS if isinstance(body, Mapping) and name in body]
-    if not isinstance(body, Mapping) or not named:
+    if not isinstance(body, Mapping):
+        raise InvalidInput("body", body, 'an object such as {"instances": ["a red circle"]}')
+    name = next((name for name in LISTS if name in body), None)
+    if name is None:
         return [_flat(body, {}, model)]
-    name = named[0]
     shared = {key: value for key, value in body.items() if key != name}
     if unknown := [key for key in shared if key not in SHARED]:
         allowed = f"{name} and, for all of them, {', '.join(SHARED)}"

@@ -84,7 +84,9 @@ async def _metadata(request: Request) -> Response:
 
 async def _index(request: Request) -> Response:
     api = _api(request)
-    wants_ready = (await _document(request)).get("ready") is True
+    wants_ready = (await _document(request)).get("ready", False)
+    if not isinstance(wants_ready, bool):
+        raise InvalidInput("ready", wants_ready, "true or false")
     engine = api.generator.state
     if engine == "ready":
         known = [(model.name, _version(model)) for model in api.generator.models()]

@@ -25,6 +25,7 @@ _DTYPES = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
+DATATYPES = ("BYTES", *_DTYPES)
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {"b": (bool,), "f": (int, float)}
 
 
@@ -100,8 +101,8 @@ def _read(given: object, raw: bytes, place: str) -> tuple[Tensor, bytes]:
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise InvalidInput(place, given, "an object with name, shape, datatype and data")
     name, datatype, shape = given["name"], given.get("datatype"), given.get("shape")
-    if datatype not in ("BYTES", *_DTYPES):
-        raise InvalidInput(f"{name}.datatype", datatype, f"one of BYTES, {', '.join(_DTYPES)}")
+    if datatype not in DATATYPES:
+        raise InvalidInput(f"{name}.datatype", datatype, f"one of {', '.join(DATATYPES)}")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise InvalidInput(f"{name}.shape", shape, "a list of integers from 0")
     parameters = given.get("parameters") or {}

@@ -176,6 +176,7 @@ def test_malformed_json(http: httpx.Client, body: bytes) -> None:
     [
         ({}, "prompt: got None"),
         (5, "body: got 5"),
+        ("a red circle", "body: got 'a red circle'"),
         ({"instances": []}, "instances: got '0 items'"),
         (
             {"instances": ["a"] * (MOST + 1)},

@@ -52,6 +52,11 @@ def test_params_cannot_be_changed() -> None:
         ({"original_size": [1, "x"]}, "original_size.1", "x", "an integer from 0 to 8192"),
         ({"loras": 5}, "loras", 5, "a list of at most 8 items, each an object with name, scale"),
         ({"loras": [{"name": "a", "scale": 9}]}, "loras.0.scale", 9, "a number from -8.0 to 8.0"),
+        ({"refiner": 1}, "refiner", 1, "true or false"),
+        ({"refiner": "yes"}, "refiner", "yes", "true or false"),
+        ({"priority": True}, "priority", True, "an integer from -10"),
+        ({"target_size": [True, 64]}, "target_size", [True, 64], "a list of 2 items"),
+        ({"loras": [{"name": "a", "scale": False}]}, "loras.0.scale", False, "a number"),
         ({"loras": [{"nam": "a"}]}, "loras.0.name", None, "text of at most 200 characters"),
     ],
 )

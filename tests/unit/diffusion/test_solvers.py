@@ -111,6 +111,8 @@ def test_each_step_equals_diffusers(sampler: str, config: str, steps: int) -> No
         ("ddim", "zero_snr"),
         ("dpmpp_2m", "exponential"),
         ("dpmpp_2m_sde", "exponential"),
+        ("dpmpp_2m_karras", "exponential"),
+        ("dpmpp_2m_sde_exponential", "karras"),
     ],
 )
 def test_model_config_is_followed(sampler: str, config: str) -> None:
