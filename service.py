@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import bentoml
 from bentoml.exceptions import BentoMLConfigException
 from bentoml.validators import ContentType
+from starlette.middleware.cors import CORSMiddleware
 
 from sdxl_bento.config import load_settings
 from sdxl_bento.errors import ConfigurationError
@@ -18,13 +19,14 @@ from sdxl_bento.lifecycle import announce, drain_on_signal, report_load
 from sdxl_bento.metrics import metrics
 from sdxl_bento.packing import RequiredModel, require_models, with_packed_models
 from sdxl_bento.protocols.bodies import BatchBody, Call, GenerateBody, ImageBody
+from sdxl_bento.protocols.cross_origin import CrossOriginProtection, cors_options
 from sdxl_bento.protocols.http import ErrorBodies
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.protocols.stream import stream
 from sdxl_bento.protocols.web import web_app
+from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
-from sdxl_bento.ui.page import PAGES, Page, has_page
     SETTINGS = load_settings()
 except ConfigurationError as error:
     raise BentoMLConfigException(str(error)) from None
@@ -69,10 +71,10 @@ class SDXLService:
         self.generator.start()
         drain_on_signal(self.drain)
         self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
-        if bentoml.server_context.worker_index in (None, 1):
-            self.tasks.append(asyncio.create_task(announce(self.generator, SDXLService.url)))
         if self.page is not None:
             self.tasks.append(asyncio.create_task(self.page.serve(self.native)))
+        if bentoml.server_context.worker_index in (None, 1):
+            self.tasks.append(asyncio.create_task(announce(self.generator, SDXLService.url)))
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
@@ -80,19 +82,19 @@ class SDXLService:
         await self.drain()
         for task in self.tasks:
             task.cancel()
-        self.encoder.close()
-        self.store.close()
         if self.page is not None:
             await self.page.aclose()
+        self.encoder.close()
+        self.store.close()
 
-    async def __is_ready__(self) -> bool:
-        return self.generator.state == "ready"
     async def drain(self) -> None:
         """Let running work end, then what would keep the server waiting."""
         await self.generator.stop()
         if self.page is not None:
             self.page.close()
 
+    async def __is_ready__(self) -> bool:
+        return self.generator.state == "ready"
 
     async def __is_alive__(self) -> bool:
         return self.generator.state != "dead"
@@ -128,6 +130,8 @@ class SDXLService:
         return await self.native.refine(call)
 
 
-WEB.state.service = SDXLService
+if SETTINGS.cors_origins:
+    SDXLService.add_asgi_middleware(CORSMiddleware, **cors_options(SETTINGS.cors_origins))
 SDXLService.add_asgi_middleware(ErrorBodies)
+SDXLService.add_asgi_middleware(CrossOriginProtection, trusted=SETTINGS.cors_origins)
 SDXLService.models.extend(RequiredModel(tag) for tag in SETTINGS.model_tags)

@@ -87,12 +87,16 @@ def translated(body: object, model: str | None, with_picture: bool) -> object:
 def _check_known(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in NOTHING:
-            if not any(value == nothing for nothing in NOTHING[name]):
+            if not any(_same(value, nothing) for nothing in NOTHING[name]):
                 only = " or ".join(map(repr, NOTHING[name])) or "nothing"
                 raise InvalidInput(name, value, f"{only}; it is not supported")
         elif name not in (*_OWN, *RENAMED, *KEPT) and not IGNORED.fullmatch(name):
             known = ", ".join(sorted((*_OWN, *RENAMED, *KEPT)))
             raise InvalidInput(name, value, f"one of the fields {known}")
+
+
+def _same(value: object, other: object) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _text(given: Mapping[str, Any], name: str) -> str:
@@ -103,7 +107,7 @@ def _text(given: Mapping[str, Any], name: str) -> str:
 
 
 def _sampler(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's own, if nothing is said of it. Of a scheduler alone the sampler is Euler there."""
+    """The model's own, if nothing is said of it. With a scheduler alone it is Euler, as there."""
     scheduler = _text(given, "scheduler") or AUTOMATIC
     names = _text(given, "sampler_name"), _text(given, "sampler_index")
     name = names[0] or names[1] or ("" if scheduler.lower() == AUTOMATIC else "Euler")
