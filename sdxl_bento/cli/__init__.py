@@ -1,0 +1,22 @@
+"""The command line `sdxl-bento`. See docs/guides/command-line.md.
+
+What a command needs is imported when it runs: `--help` and shell completion have to be quick.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+def main() -> None:
+    """Entry point."""
+    from sdxl_bento.cli.app import app
+
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="sdxl-bento")
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """End by an exception, so that calls are cancelled and drafts removed on the way out."""
+    raise SystemExit(143)

@@ -1,0 +1,171 @@
+"""`sdxl-bento bench`: what a server, or this machine, can take. It ends by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdxl_bento.cli import fields as parse
+from sdxl_bento.cli import options
+from sdxl_bento.cli.failures import ExitCode
+from sdxl_bento.cli.fields import Fields
+from sdxl_bento.cli.terminal import emit_json, emit_table, reporting, say, stderr
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sdxl_bento.cli.drawer import Drawer
+    from sdxl_bento.cli.load import Level
+
+Clients = Annotated[
+    str, typer.Option(help="Clients at once; several numbers are run one after the other.")
+]
+Requests = Annotated[int, typer.Option(min=1, help="Pictures for each number of clients.")]
+Seconds = Annotated[
+    float, typer.Option(min=0.1, help="Longest time for each number of clients, in seconds.")
+]
+WarmUp = Annotated[int, typer.Option(min=0, help="Pictures beforehand that do not count.")]
+BenchPrompt = Annotated[str, typer.Option(help="What to draw; the seeds differ.")]
+
+
+def bench(
+    clients: Clients = "1,4,16",
+    requests: Requests = 32,
+    seconds: Seconds = 300.0,
+    warm_up: WarmUp = 2,
+    prompt: BenchPrompt = "a red circle on a blue background",
+    model: options.Model = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    size: options.Size = None,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.GuidanceScale = None,
+    sampler: options.Sampler = None,
+    loras: options.Lora = None,
+    refiner: options.Refiner = None,
+    slo_ms: options.SloMs = None,
+    url: options.Url = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure throughput and latency under a bounded load.
+
+    Each client asks for its next picture when it has the last. On the server that --url or
+    SDXL_URL names; without one, the model is loaded here. Ctrl-C prints what there is so far.
+    """
+    width, height = parse.width_and_height(size, width, height)
+    levels = _levels(clients)
+    fields = parse.given(
+        prompt=prompt,
+        model=model,
+        width=width,
+        height=height,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        loras=parse.loras(loras),
+        refiner=refiner,
+        slo_ms=slo_ms,
+    )
+    with reporting(as_json):
+        try:
+            asyncio.run(_bench(url, fields, levels, requests, seconds, warm_up, verbose))
+        finally:  # also what there is when it is interrupted
+            _report([level for level in levels if level.asked], fields, as_json)
+    if not any(level.latencies for level in levels):
+        say("Error: not one picture was drawn.")
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _levels(clients: str) -> list[Level]:
+    from sdxl_bento.cli.load import Level
+
+    return [Level(number) for number in parse.numbers(clients, "--clients")]
+
+
+async def _bench(
+    url_option: str | None,
+    fields: Fields,
+    levels: list[Level],
+    requests: int,
+    seconds: float,
+    warm_up: int,
+    verbose: bool,
+) -> None:
+    from sdxl_bento.cli.drawer import drawer, server_url
+
+    console = stderr()
+    url, model = server_url(url_option), fields.get("model")
+    name = str(model) if model is not None else None
+    async with drawer(url, name, console, warm=True, verbose=verbose) as drawing:
+        seeds = _Seeds()
+        for _ in range(warm_up):  # what is wrong with the call itself ends it here
+            await drawing.draw(fields | {"seed": seeds.next()})
+        for level in levels:
+            await _run(drawing, fields, level, requests, seconds, seeds, console)
+
+
+class _Seeds:
+    """No seed twice in a run, nor in another: a server may keep what it has drawn."""
+
+    def __init__(self) -> None:
+        self._next = secrets.randbits(48)
+
+    def next(self) -> int:
+        self._next += 1
+        return self._next
+
+
+async def _run(
+    drawing: Drawer,
+    fields: Fields,
+    level: Level,
+    requests: int,
+    seconds: float,
+    seeds: _Seeds,
+    console: Console,
+) -> None:
+    from rich.progress import Progress
+
+    from sdxl_bento.cli.load import closed_loop
+
+    async def draw(_: int) -> float:
+        drawn = await drawing.draw(fields | {"seed": seeds.next()})
+        return float(drawn.about["timings"]["queue_ms"]) / 1e3
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        text = f"{level.clients} client{'s' if level.clients > 1 else ''}"
+        task = bars.add_task(text, total=requests)
+        await closed_loop(draw, level, requests, seconds, lambda: bars.advance(task))
+
+
+def _report(levels: list[Level], fields: Fields, as_json: bool) -> None:
+    figures = [level.figures() for level in levels]
+    if not figures:
+        return
+    if as_json:
+        emit_json({"call": fields, "levels": figures})
+        return
+    emit_table(
+        (">clients", ">pictures", ">per s", ">p50 (s)", ">p90", ">p99", ">queued", "errors"),
+        [_row(row) for row in figures],
+    )
+    for row in figures:
+        if row["cut_short"]:
+            say(f"{row['clients']} clients: stopped after {row['seconds']:.0f} s (--seconds)")
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    latency = row["latency_s"] or dict.fromkeys(("p50", "p90", "p99"))
+    queue = (row["queue_s"] or {"p50": None})["p50"]
+    times = [*latency.values(), queue]
+    return (
+        str(row["clients"]),
+        str(row["pictures"]),
+        f"{row['pictures_per_s']:.3g}",
+        *("" if time is None else f"{time:.3f}" for time in times),
+        ", ".join(f"{count} {kind}" for kind, count in row["errors"].items()),
+    )

@@ -1,0 +1,187 @@
+"""The models in BentoML's store: whole, those that are to be served there, and what fits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdxl_bento.cli.doctor.findings import Finding, good, note, problem, warning
+from sdxl_bento.cli.doctor.machine import available_memory, gpu_memory
+from sdxl_bento.cli.store import find, latest, stored, versions
+from sdxl_bento.cli.terminal import size_text
+from sdxl_bento.config import Settings, bentoml_home
+from sdxl_bento.errors import ConfigurationError, ModelNotFound
+from sdxl_bento.manifest import CACHE, FILE_NAME, PROFILES, Manifest, PipelineInfo
+
+_NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES, CACHE}
+EMBEDDED = "python -m export embedded"
+
+
+def store() -> Iterator[Finding]:
+    """What is in the store, and what in it is broken."""
+    home = bentoml_home()
+    for folder in versions():
+        if not (folder / "model.yaml").is_file():
+            yield warning(
+                "model store", f"{folder} is half a model: it has no model.yaml",
+                f"rm -r {folder}",
+            )  # fmt: skip
+    names = sorted({folder.parent for folder in versions()})
+    for name in names:
+        version = latest(name)
+        if version is not None and not (name / version).is_dir():
+            yield warning(
+                "model store", f"{name / 'latest'} names {version}, which is not there",
+                f"export the model again, or name a version in SDXL_MODEL ({_listed(name)})",
+            )  # fmt: skip
+    ours = stored()
+    if ours:
+        yield good("model store", f"{home}: {', '.join(model.tag for model in ours)}")
+    else:
+        yield note("model store", f"{home} has no model of ours", EMBEDDED)
+    if home.is_dir():
+        free = shutil.disk_usage(home).free
+        largest = max((m.manifest.bytes for m in ours if m.manifest is not None), default=0)
+        if free < largest:
+            text = f"{size_text(free)} free, and its largest model has {size_text(largest)}"
+            yield warning("model store", text, "make room before you export another one")
+        else:
+            yield good("model store", f"{size_text(free)} free")
+
+
+def served(settings: Settings) -> Iterator[Finding]:
+    """The models that the settings name: there, whole, and small enough."""
+    for tag in settings.model_tags:
+        try:
+            model = find(tag)
+        except ModelNotFound as error:
+            yield problem("model", str(error), "SDXL_MODEL names another one of the store")
+            continue
+        if model.manifest is None:
+            yield problem(model.tag, model.problem, "export the model again, or name another one")
+            continue
+        missing = list(_missing(model.folder, model.manifest))
+        if missing:
+            yield problem(
+                model.tag, f"the model is incomplete: {'; '.join(missing)}",
+                f"export it again (python -m export … --name {model.name} --force)",
+            )  # fmt: skip
+            continue
+        yield good(model.tag, _about(model.manifest))
+        yield from _room(model.tag, model.manifest, settings)
+
+
+def others(settings: Settings) -> Iterator[Finding]:
+    """Broken models that nobody asks for now."""
+    asked = set()
+    for tag in settings.model_tags:
+        try:
+            asked.add(find(tag).tag)
+        except ModelNotFound:
+            continue
+    for model in stored():
+        if model.manifest is None and model.tag not in asked:
+            yield warning(
+                model.tag, model.problem, f"export the model again, or rm -r {model.folder}"
+            )
+
+
+def backends(settings: Settings) -> Iterator[Finding]:
+    """Which compiled parts of the served models fit this machine, and why the others do not."""
+    for tag in settings.model_tags:
+        try:
+            model = find(tag)
+        except ModelNotFound:
+            continue
+        if model.manifest is not None:
+            yield from _fits(model.tag, model.manifest, settings)
+
+
+def _fits(tag: str, manifest: Manifest, settings: Settings) -> Iterator[Finding]:
+    from sdxl_bento.backends.choose import misfit
+    from sdxl_bento.diffusion.model import Placement
+
+    try:
+        placement = Placement.choose(settings.device, settings.dtype)
+    except ConfigurationError as error:
+        yield problem(tag, str(error))
+        return
+    compiled = [info for info in manifest.backends if info.backend != "eager"]
+    wanted = settings.backend
+    allowed = [info for info in compiled if wanted in ("auto", info.backend, info.label)]
+    if wanted not in ("auto", "eager") and not allowed:
+        have = ", ".join(["eager", *(info.label for info in compiled)])
+        mend = "SDXL_BACKEND=auto, or export the model with --target"
+        yield problem(tag, f"SDXL_BACKEND is {wanted!r}, and the model has: {have}", mend)
+        return
+    again = f"python -m export … --name {manifest.name} --target auto, on this machine"
+    chosen = None
+    for info in allowed:
+        reason = misfit(info, placement, settings.dtype)
+        if reason:
+            yield warning(tag, f"{info.label} does not fit: {reason}", again)
+        else:
+            chosen = chosen or info.label
+            yield good(tag, f"{info.label} fits{', and is used' if chosen == info.label else ''}")
+    if chosen is not None:
+        return
+    if allowed and not settings.allow_fallback:
+        yield problem(tag, "no compiled part fits, and SDXL_ALLOW_FALLBACK is off", again)
+    else:
+        yield note(tag, "runs eagerly", "" if allowed or wanted == "eager" else again)
+
+
+def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What the manifest tells of and the folder has not, as far as sizes and names can tell."""
+    pipelines = [("base", manifest.base), ("refiner", manifest.refiner)]
+    for role, pipeline in pipelines:
+        if pipeline is not None:
+            yield from _components(folder, role, pipeline)
+    paths = [lora.path for lora in manifest.loras]
+    paths += [path for info in manifest.backends for path in info.artifacts.values()]
+    for path in paths:
+        if not (folder / path).exists():
+            yield f"{path} is missing"
+
+
+def _components(folder: Path, role: str, pipeline: PipelineInfo) -> Iterator[str]:
+    for name, component in pipeline.components.items():
+        place = folder / pipeline.path / name
+        if not place.is_dir():
+            yield f"{role}/{name} is missing"
+            continue
+        found = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        if found != component.bytes:
+            yield f"{role}/{name} has {found} bytes, not {component.bytes}"
+
+
+def _about(manifest: Manifest) -> str:
+    refiner = "with" if manifest.refiner is not None else "without"
+    size = f"{manifest.base.width}x{manifest.base.height}"
+    loras = f"{len(manifest.loras)} LoRA{'s' if len(manifest.loras) != 1 else ''}"
+    return f"{size}, {manifest.dtype}, {refiner} refiner, {loras}, {size_text(manifest.bytes)}"
+
+
+def _room(tag: str, manifest: Manifest, settings: Settings) -> Iterator[Finding]:
+    """Weights are in memory once, or on the GPU; what drawing takes comes on top."""
+    parts = [p for p in (manifest.base, manifest.refiner) if p is not None]
+    weights = sum(component.bytes for p in parts for component in p.components.values())
+    for where, free, mend in (
+        ("memory", available_memory(), "end other processes, or take a machine with more"),
+        (
+            "the GPU's memory",
+            gpu_memory() if settings.device in ("auto", "cuda") else None,
+            "end what else runs there, or SDXL_DEVICE=enable_model_cpu_offload",
+        ),
+    ):
+        if free is not None and free < weights:
+            text = (
+                f"its weights are {size_text(weights)}, and {size_text(free)} of {where} are free"
+            )
+            yield warning(tag, text, mend)
+
+
+def _listed(name: Path) -> str:
+    tags = [f"{name.name}:{path.name}" for path in sorted(name.iterdir()) if path.is_dir()]
+    return ", ".join(tags) or "there is none"

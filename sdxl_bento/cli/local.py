@@ -1,0 +1,129 @@
+"""Drawing in this process: the model is loaded as the service would load it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
+
+from sdxl_bento.cli.drawer import Drawn, OnProgress, Source
+from sdxl_bento.cli.failures import ExitCode, Failure
+from sdxl_bento.cli.store import find
+from sdxl_bento.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sdxl_bento.cli.fields import Fields
+    from sdxl_bento.generation import Generation, Generator
+
+DRAIN_S = 5.0  # nobody but us is served here
+
+
+class LocalDrawer:
+    """This process. Loads on entry, which takes as long as the start of a server."""
+
+    def __init__(
+        self, model: str | None, console: Console, *, warm: bool, verbose: bool = False
+    ) -> None:
+        self._model = model
+        self._console = console
+        self._warm = warm
+        self._verbose = verbose
+
+    async def __aenter__(self) -> Self:
+        self._settings = local_settings(self._model)
+        show_log(self._console, self._verbose)
+        with self._console.status(f"Loading {self._settings.model}"):
+            from sdxl_bento.generation import Generator
+
+            self._generator = Generator(self._settings, warm=self._warm)
+            self._generator.start()
+            await _loaded(self._generator)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._generator.stop()
+
+    async def draw(
+        self, fields: Fields, source: Source | None = None, on_progress: OnProgress | None = None
+    ) -> Drawn:
+        """Run one call. Raises SDXLError, as the engine does."""
+        from sdxl_bento.images import decode
+        from sdxl_bento.protocols.validation import parse_params
+
+        params = parse_params(fields).model_copy(update={"model": None})  # there is but one
+        if source is None:
+            generation = await self._generator.generate(params, on_progress=on_progress)
+        else:
+            image = await asyncio.to_thread(decode, source.data, self._settings.max_pixels)
+            work = self._generator.refine if source.refine_only else self._generator.generate
+            generation = await work(params, image=image, on_progress=on_progress)
+        return await asyncio.to_thread(_drawn, generation, self._settings.png_level)
+
+
+def local_settings(model: str | None) -> Settings:
+    """The service's settings, for one model alone.
+
+    Raises:
+        ConfigurationError, ModelNotFound: a setting is wrong, or the store has no such model.
+    """
+    settings = load_settings()
+    tag = find(model or settings.model).tag
+    return settings.model_copy(update={"model": tag, "models": (), "drain_s": DRAIN_S})
+
+
+def show_log(console: Console, verbose: bool) -> None:
+    """Warnings of the package on the console as lines of ours; with `verbose`, all of its log."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
+    handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    # A failure is told at the end; how it came about interests whoever asks for the log.
+    handler.addFilter(lambda record: verbose or not record.exc_info)
+    logger = logging.getLogger("bentoml")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+async def _loaded(generator: Generator) -> None:
+    while generator.state in ("new", "loading"):  # noqa: ASYNC110  another thread changes it
+        await asyncio.sleep(0.02)
+    if generator.state != "ready":
+        message = f"the model cannot be loaded: {generator.state_reason}"
+        raise Failure.of(ExitCode.FAILED, "not_loaded", message)
+
+
+def _drawn(generation: Generation, png_level: int) -> Drawn:
+    from sdxl_bento.images import encode
+
+    params = generation.params
+    files, images = [], []
+    for made in generation.images:
+        described = params.model_dump(mode="json", exclude_defaults=True)
+        described |= {"seed": made.seed, "num_images": 1}
+        text = {"sdxl-bento": json.dumps(described, ensure_ascii=False)}
+        files.append(
+            encode(
+                made.image, params.output_format,
+                png_level=png_level, quality=params.output_quality, text=text,
+            )
+        )  # fmt: skip
+        width, height = made.image.size
+        images.append(
+            {"format": params.output_format, "seed": made.seed, "width": width, "height": height}
+        )
+    about: dict[str, Any] = {
+        "request_id": generation.request_id,
+        "model": params.model,
+        "images": images,
+        "params": params.model_dump(mode="json"),
+        "timings": {
+            f"{name.removesuffix('_s')}_ms": round(seconds * 1e3, 1)
+            for name, seconds in asdict(generation.timings).items()
+        },
+    }
+    return Drawn(about, tuple(files))
