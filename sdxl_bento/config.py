@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ DeviceMode = Literal[
 ]
 ComputeDtype = Literal["auto", "fp32", "bf16", "fp16"]
 DEFAULT_MODEL = "sdxl-embedded:latest"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
 
 
 class Settings(BaseSettings):
@@ -77,17 +79,25 @@ class Settings(BaseSettings):
     batch_max_size: int = Field(16, ge=1, description="generate_batch: most items of one batch.")
     batch_max_latency_ms: int = Field(60_000, ge=1, description="generate_batch: longest wait.")
     workers: int = Field(1, ge=1, description="Service processes; on GPUs, one for each.")
-
-    @field_validator("models", "lora_pinned", mode="before")
-    @classmethod
     ui: bool = Field(True, description="Gradio's page, where Gradio is installed.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Other sites whose pages may call this server, separated by commas."
     )
+
+    @field_validator("models", "lora_pinned", "cors_origins", mode="before")
+    @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://pictures.example:8443")
+        return origins
 
     @property
     def model_tags(self) -> tuple[str, ...]:
