@@ -43,8 +43,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from benchmarks.lora import EMBEDDED, build_unet
+from benchmarks.low_bit import PROMPTS, pipeline
 from benchmarks.report import aim, machine, number, show, show_aims
+from export.calibration import watch_layers
 from export.graphs import UNetRows, unet_example, unet_graph
+from export.onnx_static import Ranges
 from export.options import CompileOptions
 from sdxl_bento.backends.choose import runtime
 from sdxl_bento.backends.parts import PartOptions
@@ -103,10 +106,12 @@ CONTENDERS = {
         Contender("onnx"),
         Contender("onnx", quantization="int8-weights"),
         Contender("onnx", quantization="int8"),
+        Contender("onnx", quantization="int8-static"),
         Contender("openvino"),
         Contender("openvino", "bf16"),
         Contender("openvino", quantization="int8-weights"),
         Contender("openvino", quantization="int8"),
+        Contender("openvino", quantization="int8-static"),
     )
 }
 
@@ -136,11 +141,12 @@ def compile_one(model: str, contender: Contender, folder: Path, threads: int) ->
         save_file(unet.state_dict(), weights / "diffusion_pytorch_model.safetensors")
     if contender.backend == "inductor" and contender.dtype == "bf16":
         unet = unet.to(torch.bfloat16)
+    began = time.perf_counter()
     options = CompileOptions(
         CPU, contender.dtype, "fp32", weights,  # type: ignore[arg-type]
         quantization=contender.quantization, threads=threads,  # type: ignore[arg-type]
+        ranges=layer_ranges(model) if contender.quantization == "int8-static" else None,
     )  # fmt: skip
-    began = time.perf_counter()
     graph = unet_graph("base", unet, CELLS[model])
     path = importlib.import_module(f"export.{contender.backend}").compile_part(
         graph, graph.trace(), target, options
@@ -153,6 +159,26 @@ def compile_one(model: str, contender: Contender, folder: Path, threads: int) ->
     }
     record.write_text(json.dumps(found))
     return found
+
+
+@torch.inference_mode()
+def layer_ranges(model: str) -> Ranges:
+    """For static quantization: of pictures, or, for random weights, of random inputs.
+
+    Those are of another size than what is measured later.
+    """
+    if model == "embedded":
+        drawing = pipeline()
+        ranges = watch_layers(drawing.unet)
+        for seed, prompt in enumerate(PROMPTS):
+            random = torch.Generator().manual_seed(seed)
+            drawing(prompt, num_inference_steps=10, guidance_scale=5.0, generator=random)
+        return ranges
+    unet, side = load_unet(model), CELLS[model] - 8
+    ranges = watch_layers(unet)
+    for rows in (2, 5):
+        UNetRows(unet)(**unet_example("base", unet, rows, side, side))
+    return ranges
 
 
 def measure(args: argparse.Namespace, model: str, label: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ numbers but for the order of sums. The last line is one JSON document.
 from __future__ import annotations
 
 import json
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from benchmarks.report import machine
 from export.embedded import WEIGHTS
 from export.graphs import UNetRows, unet_example
 from export.likeness import psnr_db
-from sdxl_bento.backends.quantized import quantize_unet
-from sdxl_bento.manifest import Quantization
+from sdxl_bento.backends.quantized import LAYERS, quantize_unet
 
 PROMPTS = (
     "a red circle on a blue background",
@@ -35,7 +34,7 @@ def main() -> None:
     inputs = unet_example("base", exact.unet, rows=8, height=side, width=side)
     wanted, drawn = outputs(exact, inputs)
     found: dict[str, Any] = {"benchmark": "low_bit", **machine()}
-    for kind in get_args(Quantization):
+    for kind in LAYERS:
         other = pipeline()
         layers = quantize_unet(other.unet, kind)
         output, pictures = outputs(other, inputs)

@@ -39,6 +39,7 @@ class Quantize(StrEnum):
 
     int8_weights = "int8-weights"
     int8 = "int8"
+    int8_static = "int8-static"
     fp8 = "fp8"
 
 

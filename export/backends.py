@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 from export.compiler import compile_target
-from export.components import component_of, load_component
-from export.graphs import unet_example
+from export.components import component_of, load_shapes
+from export.graphs import draw_example
 from export.layout import Role
+from export.onnx_static import Ranges
 from export.parity import verify_parts
 from export.pictures import verify_pictures
 from export.progress import Progress
-from export.targets import TargetRequest, same_build
+from export.targets import TargetRequest, has_graphs_for, same_build
 from sdxl_bento.backends.choose import device_name, misfit, runtime
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.diffusion.model import Placement
@@ -51,12 +52,20 @@ def add_backends(
         VerificationError: what was compiled is not the model.
     """
     found = list(earlier)
-    backends = []
-    for request in requests:
+    backends: list[BackendInfo] = []
+    ranges: Mapping[Role, Ranges] = {}
+    for request in sorted(requests, key=lambda request: request.target.made_from is not None):
         info = _take_over(request.info(), manifest, found, folder)
         if info is None:
+            ranges = ranges or _ranges(request, manifest, folder, progress)
             info = compile_target(
-                request, folder, pipelines_of(manifest), manifest.backends[0].attention, progress
+                request,
+                folder,
+                pipelines_of(manifest),
+                manifest.backends[0].attention,
+                progress,
+                _graphs(request, manifest, folder, backends, found),
+                ranges,
             )
             info = _verified(info, manifest, folder, pictures, progress, request.device)
         else:
@@ -101,13 +110,9 @@ def step_ms(info: BackendInfo, manifest: Manifest, folder: Path, device: torch.d
     """Milliseconds of one forward of the base UNet, two rows at the native size; the median."""
     part, base = "base/unet", manifest.base
     weights = folder / base.path / component_of(part)
-    inputs = unet_example(
-        "base",
-        load_component(weights, torch.float32, device),
-        rows=2,
-        height=base.height // base.vae_scale_factor,
-        width=base.width // base.vae_scale_factor,
-    )
+    cells = base.height // base.vae_scale_factor, base.width // base.vae_scale_factor
+    drawn = draw_example("base", load_shapes(weights).config, 2, *cells)
+    inputs = {name: tensor.to(device) for name, tensor in drawn.items()}
     options = PartOptions(info, device, weights)
     compiled = runtime(info.backend).load(folder / info.artifacts[part], options)
     seconds = []
@@ -133,6 +138,41 @@ def _take_over(
                 _link_tree(source, folder / "compiled" / info.label)
                 return info
     return None
+
+
+def _graphs(
+    request: TargetRequest,
+    manifest: Manifest,
+    folder: Path,
+    have: Sequence[BackendInfo],
+    earlier: Sequence[Path],
+) -> Path | None:
+    """The folder of ONNX graphs that `request` can be made from: this model's, or an earlier one's
+    that was written by the same versions."""
+    models = [(folder, tuple(have))]
+    for model in earlier:
+        other = Manifest.load(model)
+        if other.versions == manifest.versions:
+            models.append((model, other.backends))
+    for model, backends in models:
+        for info in backends:
+            graphs = model / "compiled" / info.label
+            if has_graphs_for(info, request) and graphs.is_dir():
+                return graphs
+    return None
+
+
+def _ranges(
+    request: TargetRequest, manifest: Manifest, folder: Path, progress: Progress
+) -> Mapping[Role, Ranges]:
+    """What the layers' numbers range over; empty if `request` does not ask."""
+    if request.quantization != "int8-static":
+        return {}
+    from export.calibration import calibrate
+
+    manifest.save(folder)  # the service's own loading reads it from there
+    with progress.stage("Measure the ranges of the layers"):
+        return calibrate(folder)
 
 
 def _carry_over(

@@ -7,19 +7,20 @@ import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from export.components import DTYPES, component_of, load_component
+from export.components import DTYPES, component_of, load_component, load_shapes
 from export.errors import ExportError
 from export.graphs import Graph, decoder_graph, unet_example, unet_graph
 from export.layout import Role
+from export.onnx_static import Ranges
 from export.options import CompileOptions
 from export.parity import pick_vae_dtype
 from export.progress import Progress
@@ -35,11 +36,15 @@ def compile_target(
     pipelines: Mapping[Role, PipelineInfo],
     attention: str | None,
     progress: Progress,
+    graphs: Path | None = None,
+    ranges: Mapping[Role, Ranges] = MappingProxyType({}),
 ) -> BackendInfo:
     """Compile UNets and VAE decoders of the written model in `folder`.
 
-    `attention` names the kernels of PyTorch that compiled attention is to prefer. Returns what the
-    manifest is to say of the backend; it has not been verified yet.
+    `attention` names the kernels of PyTorch that compiled attention is to prefer; `graphs` is the
+    folder of a backend whose ONNX graphs are to be converted, where there is one; `ranges` are for
+    static quantization. Returns what the manifest is to say of the backend; it has not been
+    verified yet.
 
     Raises:
         ExportError: it cannot be compiled here.
@@ -52,12 +57,27 @@ def compile_target(
         vae = folder / pipelines["base"].path / "vae"
         vae_dtype = pick_vae_dtype(vae, info.dtype or "fp32", request.device)
     jobs = [
-        _Job(request, info, vae_dtype, attention, folder, role, pipeline)
+        _Job(
+            request,
+            info,
+            vae_dtype,
+            attention,
+            folder,
+            role,
+            pipeline,
+            graphs,
+            ranges.get(role),
+        )
         for role, pipeline in pipelines.items()
     ]
     artifacts: dict[str, str] = {}
-    if len(jobs) > 1 and request.target.in_parallel and (os.cpu_count() or 1) > 1:
-        with progress.stage(f"Compile {' and '.join(pipelines)} for {info.label}"):
+    together = f"Compile {' and '.join(pipelines)} for {info.label}"
+    if graphs:
+        with progress.stage(f"{together} from the graphs of {graphs.name}"):
+            for job in jobs:
+                artifacts |= _compile(job, _silent())
+    elif len(jobs) > 1 and request.target.in_parallel and (os.cpu_count() or 1) > 1:
+        with progress.stage(together):
             for written in _each_in_a_process(jobs):
                 artifacts |= written
     else:
@@ -85,6 +105,8 @@ class _Job:
     folder: Path
     role: Role
     pipeline: PipelineInfo
+    graphs: Path | None
+    ranges: Ranges | None
 
     @property
     def target(self) -> Path:
@@ -101,6 +123,8 @@ class _Job:
             quantization=self.info.quantization,
             threads=self.request.threads,
             attention=self.attention,
+            graphs=self.graphs,
+            ranges=self.ranges,
         )
 
 
@@ -112,12 +136,16 @@ def _each_in_a_process(jobs: Sequence[_Job]) -> list[dict[str, str]]:
 
 def _compile_quietly(job: _Job) -> dict[str, str]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    return _compile(job, Progress(Console(quiet=True)))
+    return _compile(job, _silent())
+
+
+def _silent() -> Progress:
+    return Progress(Console(quiet=True))
 
 
 def _compile(job: _Job, progress: Progress) -> dict[str, str]:
     """Compile the parts of one pipeline; their files by part, below the model's folder."""
-    request, info, compiler = job.request, job.info, job.request.target.compiler
+    info, compiler = job.info, job.request.target.compiler
     written: dict[str, Path] = {}
     if info.exporter == "optimum":
         from export.optimum import export_parts
@@ -125,37 +153,54 @@ def _compile(job: _Job, progress: Progress) -> dict[str, str]:
         with progress.stage(f"Let optimum export the {job.role} model"):
             written = export_parts(job.folder, job.role, job.target, job.options("unet"))
     else:
+        originals = _Originals(job)
         for part in parts_of(job.role):
             with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
                 options = job.options(component_of(part))
-                module = _load(request, part, options)
-                if request.target.quantizes_module and component_of(part) == "unet":
-                    _quantize(module, info)
-                graph = _graph(part, job.role, module, _example_cells(request, job.pipeline))
-                program = graph.trace() if compiler.traces(part) else None
+                traced = compiler.traces(part, options)
+                module = originals.get(part) if traced else load_shapes(options.weights)
+                graph = _graph(part, job.role, module, _example_cells(job.request, job.pipeline))
+                program = graph.trace() if traced else None
                 written[part] = compiler.compile_part(graph, program, job.target, options)
     return {part: path.relative_to(job.folder).as_posix() for part, path in written.items()}
+
+
+class _Originals:
+    """The components of a pipeline, each read once and let go of when the next one is asked for.
+
+    A UNet serves its variant with slots after it, which leaves hooks on its layers.
+    """
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._have: tuple[str, Any] | None = None
+
+    def get(self, part: str) -> Any:
+        component = component_of(part)
+        if self._have is None or self._have[0] != component:
+            self._have = None
+            self._have = component, self._read(component)
+        return self._have[1]
+
+    def _read(self, component: str) -> Any:
+        job, options = self._job, self._job.options(component)
+        target, quantization = job.request.target, job.info.quantization
+        dtype = options.vae_dtype if component == "vae" else options.dtype
+        if target.float32_graph:
+            dtype = "fp32"
+        module = load_component(options.weights, DTYPES[dtype], options.device)
+        if target.quantizes_module and component == "unet" and quantization is not None:
+            from sdxl_bento.backends.quantized import quantize_unet
+
+            quantize_unet(module, quantization)
+        return module
 
 
 def parts_of(role: Role) -> tuple[str, ...]:
     """What is compiled of a pipeline. Adapters are for the base model."""
     names = ("unet", "unet_slots", "vae_decoder") if role == "base" else ("unet", "vae_decoder")
     return tuple(f"{role}/{name}" for name in names)
-
-
-def _load(request: TargetRequest, part: str, options: CompileOptions) -> Any:
-    dtype = options.vae_dtype if part.endswith("vae_decoder") else options.dtype
-    if request.target.float32_graph:
-        dtype = "fp32"
-    return load_component(options.weights, DTYPES[dtype], options.device)
-
-
-def _quantize(unet: Any, info: BackendInfo) -> None:
-    from sdxl_bento.backends.quantized import quantize_unet
-
-    if info.quantization is not None:
-        quantize_unet(unet, info.quantization)
 
 
 def choose_attention(
@@ -201,5 +246,4 @@ def _example_cells(request: TargetRequest, pipeline: PipelineInfo) -> int:
 def _graph(part: str, role: Role, module: Any, cells: int) -> Graph:
     if part.endswith("vae_decoder"):
         return decoder_graph(role, module, cells)
-    slots = part.endswith("slots")
-    return unet_graph(role, deepcopy(module) if slots else module, cells, slots=slots)
+    return unet_graph(role, module, cells, slots=part.endswith("slots"))

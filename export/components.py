@@ -22,10 +22,21 @@ def component_of(part: str) -> str:
     return "vae" if part.endswith("vae_decoder") else "unet"
 
 
+def load_shapes(folder: Path) -> Any:
+    """The same on torch's `meta` device: config, layers and shapes; no weight is read."""
+    cls = _class(folder)
+    with torch.device("meta"):
+        module = cls.from_config(cls.load_config(folder, local_files_only=True))
+    return module.eval().requires_grad_(False)
+
+
 def load_component(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The UNet or VAE in `folder`, by its own class."""
+    module = _class(folder).from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _class(folder: Path) -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    cls: Any = AutoencoderKL if folder.name == "vae" else UNet2DConditionModel
-    module = cls.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
-    return module.to(device).eval().requires_grad_(False)
+    return AutoencoderKL if folder.name == "vae" else UNet2DConditionModel

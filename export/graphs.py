@@ -166,9 +166,22 @@ def decoder_graph(role: Role, vae: Any, cells: int) -> Graph:
 def unet_example(
     role: Role, unet: Any, rows: int, height: int, width: int
 ) -> dict[str, torch.Tensor]:
-    """Random inputs of a UNet, the same for the same shapes. Sizes in latent cells."""
-    config = unet.config
+    """Random inputs of a UNet on its device and in its dtype, the same for the same shapes."""
     parameter = next(unet.parameters())
+    drawn = draw_example(role, unet.config, rows, height, width)
+    return {
+        name: tensor.to(parameter.device, None if name == "timestep" else parameter.dtype)
+        for name, tensor in drawn.items()
+    }
+
+
+def draw_example(
+    role: Role, config: Any, rows: int, height: int, width: int
+) -> dict[str, torch.Tensor]:
+    """Those inputs in float32 on the CPU. Of the UNet only the config is needed.
+
+    Sizes are in latent cells.
+    """
     random = torch.Generator().manual_seed(rows * 1_000_003 + height * 1009 + width)
     cross = config.cross_attention_dim
     context = cross[0] if isinstance(cross, list | tuple) else cross
@@ -181,14 +194,14 @@ def unet_example(
     )
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(rows, *shape, generator=random).to(parameter.device, parameter.dtype)
+        return torch.randn(rows, *shape, generator=random)
 
     return {
         "sample": draw(config.in_channels, height, width),
-        "timestep": torch.linspace(951.0, 51.0, rows).to(parameter.device),
+        "timestep": torch.linspace(951.0, 51.0, rows),
         "encoder_hidden_states": draw(77, context),
         "text_embeds": draw(pooled),
-        "time_ids": torch.tensor([ids] * rows).to(parameter.device, parameter.dtype),
+        "time_ids": torch.tensor([ids] * rows),
     }
 
 

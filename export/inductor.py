@@ -32,7 +32,7 @@ _QUANTIZED: Mapping[Quantization | None, str] = {
 }
 
 
-def traces(part: str) -> bool:
+def traces(part: str, options: CompileOptions) -> bool:
     """Every part is compiled from its own program."""
     return True
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import ExportError
 from export.graphs import Graph, UNetSlots
+from export.onnx_splits import replace_sequences
 from export.options import CompileOptions
 
 if TYPE_CHECKING:
@@ -23,22 +24,27 @@ if TYPE_CHECKING:
 OPSET = 20
 
 
-def traces(part: str) -> bool:
+def traces(part: str, options: CompileOptions) -> bool:
     """Whether `compile_part` reads the program of this part; without it, None will do."""
     return not part.endswith("_slots")
 
 
 def compile_part(
-    graph: Graph, program: ExportedProgram | None, folder: Path, options: CompileOptions
+    graph: Graph,
+    program: ExportedProgram | None,
+    folder: Path,
+    options: CompileOptions,
+    *,
+    outputs: bool = True,
 ) -> Path:
     """Write the ONNX graph of one part into `folder`; returns its file.
 
-    The UNet must have been written before its variant with slots.
+    The UNet must have been written before its variant with slots. `outputs` is `quantize`'s.
 
     Raises:
         ExportError: it cannot be converted, or there is no UNet to add slots to.
     """
-    path = folder / f"{graph.part.replace('/', '_')}.onnx"
+    path = folder / file_name(graph.part)
     if isinstance(graph.module, UNetSlots):
         from export.onnx_slots import add_slots
 
@@ -52,9 +58,14 @@ def compile_part(
         if options.quantization and graph.part.endswith("/unet"):
             from export.onnx_quantize import quantize
 
-            quantize(path, options.quantization)
+            quantize(path, options.quantization, options.ranges, outputs=outputs)
     check(path)
     return path
+
+
+def file_name(part: str) -> str:
+    """What the graph of a part is called."""
+    return f"{part.replace('/', '_')}.onnx"
 
 
 def write(program: ExportedProgram, path: Path) -> None:
@@ -74,6 +85,7 @@ def write(program: ExportedProgram, path: Path) -> None:
     if converted is None:
         raise ExportError(f"{path.name}: torch.onnx gave no graph")
     model = converted.model
+    replace_sequences(model)
     _forget(model)
     onnx_ir.save(model, path, external_data=f"{path.stem}.data")
 

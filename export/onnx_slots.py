@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
-from export.onnx_quantize import product, product_input
+from export.onnx_quantize import PREFIX, product, product_input
 from sdxl_bento.backends.slots import SlotLayout
 
-PREFIX = "unet."  # of the weights' names, from the module that was traced
+DEQUANTIZE = "DequantizeLinear"
 
 
 def add_slots(
@@ -39,8 +40,8 @@ def add_slots(
     wanted = {
         (names or {}).get(layer, f"{PREFIX}{layer}.weight"): layer for layer in layout.columns
     }
-    layers = {node.output[0]: (layer, x) for node, layer, x in _layers(graph, wanted)}
-    if missing := sorted(set(layout.columns) - {layer for layer, _ in layers.values()}):
+    sites = {site.last.output[0]: site for site in _sites(graph, wanted)}
+    if missing := sorted(set(layout.columns) - {site.layer for site in sites.values()}):
         raise ExportError(f"{plain.name}: no layer {missing[0]!r} to give a slot to")
     sample = graph.input[0].type.tensor_type
     rows, number = sample.shape.dim[0].dim_param or "rows", sample.elem_type
@@ -52,15 +53,37 @@ def add_slots(
     del graph.node[:]
     branches = _Branches(graph, layout)
     for node in nodes:
-        if node.output[0] in layers:
-            branches.add(node, *layers[node.output[0]])
+        if node.output[0] in sites:
+            branches.add(sites[node.output[0]])
         else:
             graph.node.append(node)
     onnx.save(model, path)
 
 
+@dataclass(frozen=True)
+class _Site:
+    """Where a layer is: its own node, its input `x`, and the node that gives its output.
+
+    Where static quantization has rounded input and output, `x` is the input before that and `last`
+    comes after it: what an adapter adds is rounded nowhere.
+    """
+
+    node: Any
+    layer: str
+    x: str
+    last: Any
+
+
+def _sites(graph: Any, wanted: Mapping[str, str]) -> Iterator[_Site]:
+    rounded = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    exact = {n.output[0]: rounded.get(n.input[0]) for n in graph.node if n.op_type == DEQUANTIZE}
+    after = {exact[n.output[0]]: n for n in graph.node if n.op_type == DEQUANTIZE}
+    for node, layer, x in _layers(graph, wanted):
+        yield _Site(node, layer, exact.get(x) or x, after.get(node.output[0], node))
+
+
 def _layers(graph: Any, wanted: Mapping[str, str]) -> Iterator[tuple[Any, str, str]]:
-    """The node that gives each wanted layer's output, the layer's name, and its input."""
+    """Each wanted layer's node, the layer's name, and the node's input."""
     weights = dict(wanted)
     for node in graph.node:
         if node.op_type == "Transpose" and node.input[0] in weights:
@@ -86,12 +109,13 @@ class _Branches:
         self._down = self._divide("down", {n: c.down for n, c in columns.items()})
         self._up = self._divide("up", {n: c.up for n, c in columns.items()})
 
-    def add(self, node: Any, layer: str, x: str) -> None:
-        """The layer's own node, and beside it what its row's adapter adds to the output."""
-        y = node.output[0]
-        node.output[0] = f"{y}_without_slot"
-        self._graph.node.append(node)
-        down, up = self._down[layer], self._up[layer]
+    def add(self, site: _Site) -> None:
+        """The layer's last node, and beside it what its row's adapter adds to the output."""
+        node, x, last = site.node, site.x, site.last
+        y = last.output[0]
+        last.output[0] = f"{y}_without_slot"
+        self._graph.node.append(last)
+        down, up = self._down[site.layer], self._up[site.layer]
         if node.op_type == "Conv":
             delta = self._conv(node, x, down, up)
         elif node.op_type == "Gemm":  # [R, in], where MatMul wants [R, 1, in]
@@ -100,7 +124,7 @@ class _Branches:
             delta = self._op("Squeeze", self._linear(wide, down, up), one)
         else:
             delta = self._linear(x, down, up)
-        self._op("Add", node.output[0], delta, output=y)
+        self._op("Add", last.output[0], delta, output=y)
 
     def _linear(self, x: str, down: str, up: str) -> str:
         """x [R, n, in], down [R, r, in], up [R, r, out]."""

@@ -22,12 +22,16 @@ from sdxl_bento.backends.openvino import import_openvino, weights_of
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-traces = onnx.traces
 ALIGNMENT = 64  # bytes, as OpenVINO's own files
 
 # The ONNX graphs on their way, by the folder they are for: the variant with slots is made of the
 # plain one. Removed when this process ends.
 _ON_THE_WAY: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+
+
+def traces(part: str, options: CompileOptions) -> bool:
+    """Graphs that are there already are not traced again."""
+    return options.graphs is None and onnx.traces(part, options)
 
 
 def compile_part(
@@ -43,7 +47,10 @@ def compile_part(
     work = Path(_ON_THE_WAY[folder].name)
     if options.quantization == "int8":  # OpenVINO quantizes the inputs by itself
         options = replace(options, quantization="int8-weights")
-    source = onnx.compile_part(graph, program, work, options)
+    if options.graphs is None:
+        source = onnx.compile_part(graph, program, work, options, outputs=False)
+    else:
+        source = options.graphs / onnx.file_name(graph.part)
     path = folder / f"{source.stem}.xml"
     convert(source, path, work)
     return path

@@ -72,7 +72,7 @@ def export_parts(
     if options.quantization:
         from export.onnx_quantize import quantize
 
-        quantize(written[f"{role}/unet"], options.quantization)
+        quantize(written[f"{role}/unet"], options.quantization, options.ranges)
     if role == "base":
         written["base/unet_slots"] = _with_slots(written["base/unet"], root / "unet")
     for path in written.values():

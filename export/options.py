@@ -11,6 +11,8 @@ from sdxl_bento.manifest import Quantization, WeightDtype
 if TYPE_CHECKING:
     import torch
 
+    from export.onnx_static import Ranges
+
 
 @dataclass(frozen=True)
 class CompileOptions:
@@ -27,6 +29,9 @@ class CompileOptions:
         threads: of the CPU; 0 leaves the compiler's own choice.
         attention: which of PyTorch's attention kernels to prefer ("_native_cudnn"), where the
             target takes PyTorch's; None leaves it to PyTorch.
+        ranges: of the UNet's layers, which static quantization needs.
+        graphs: a folder with the same parts as ONNX graphs, for a target that is made from such:
+            then nothing is traced. None: there are none.
     """
 
     device: torch.device
@@ -38,3 +43,5 @@ class CompileOptions:
     quantization: Quantization | None = None
     threads: int = 0
     attention: str | None = None
+    ranges: Ranges | None = None
+    graphs: Path | None = None

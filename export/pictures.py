@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from PIL.Image import Image
 from export.errors import VerificationError
 from sdxl_bento.config import Settings
 from sdxl_bento.manifest import BackendInfo, ImageFigure, Manifest, WeightDtype
+
+if TYPE_CHECKING:
+    from sdxl_bento.loading import Loaded
 
 Floats = NDArray[np.float64]
 
@@ -77,8 +81,28 @@ def verify_pictures(
     return Verdict(figures, accuracy)
 
 
-def draw(folder: Path, backend: str, prompts: Sequence[str]) -> list[Image]:
-    """One picture a prompt of the model in `folder`; its seed is its place in the list."""
+def draw(
+    folder: Path,
+    backend: str,
+    prompts: Sequence[str],
+    *,
+    steps: int = STEPS,
+    refine: bool = False,
+    prepare: Callable[[Loaded], None] = lambda _: None,
+) -> list[Image]:
+    """One picture a prompt of the model in `folder`; its seed is its place in the list.
+
+    Args:
+        folder: of the model, with its manifest.
+        backend: "eager", in float32, or a compiled backend's label.
+        prompts: what to draw.
+        steps: of each picture.
+        refine: whether the refiner finishes them, if the model has one.
+        prepare: is given the loaded model before the first picture.
+
+    Raises:
+        VerificationError: a picture cannot be drawn.
+    """
     from sdxl_bento.diffusion.conditioning import PromptCache
     from sdxl_bento.diffusion.model import Placement
     from sdxl_bento.diffusion.plan import plan, resolve
@@ -96,10 +120,13 @@ def draw(folder: Path, backend: str, prompts: Sequence[str]) -> list[Image]:
     loaded = load_folder(
         name, (name, name), folder, settings, placement, PromptCache(0), lambda: None
     )
+    prepare(loaded)
     engine = engine_of({name: loaded}, settings)
+    refined = refine and loaded.served.model.refiner is not None
     requests = []
     for seed, prompt in enumerate(prompts):
-        given = {"prompt": prompt, "num_inference_steps": STEPS, "sampler": "euler"}
+        given = {"prompt": prompt, "num_inference_steps": steps, "sampler": "euler"}
+        given |= {"refiner": True} if refined else {}
         job = plan(resolve(GenerateParams.model_validate(given), loaded.facts, seed), loaded.facts)
         requests.append(to_request(f"verify/{seed}", job, 0.0, None))
     pictures: list[Image] = []

@@ -38,7 +38,7 @@ PICTURES = 4  # that a target draws to be verified, unless told otherwise
 class Compiler(Protocol):
     """What the module of a target offers."""
 
-    def traces(self, part: str) -> bool:
+    def traces(self, part: str, options: CompileOptions) -> bool:
         """Whether a part is made from a program; one that is not is given None."""
         ...
 
@@ -56,14 +56,17 @@ class Target:
     `devices`: those that it compiles for, the first that is there. `float32_graph`: its graph is
     float32 whatever it computes in. `quantizes_module`: low-bit layers are put into the module
     before it is traced, and not by the compiler. `in_parallel`: base and refiner are compiled at
-    once, each on a core.
+    once, each on a core. `made_from`: the target whose graphs it can take over. `quantizations`:
+    the kinds that it has.
     """
 
     name: BackendName
     devices: tuple[str, ...]
+    quantizations: tuple[Quantization, ...]
     float32_graph: bool = False
     quantizes_module: bool = False
     in_parallel: bool = False
+    made_from: BackendName | None = None
 
     @property
     def compiler(self) -> Compiler:
@@ -71,13 +74,15 @@ class Target:
         return cast(Compiler, importlib.import_module(f"export.{self.name}"))
 
 
+_INDUCTOR: tuple[Quantization, ...] = ("int8-weights", "int8", "fp8")
+_ONNX: tuple[Quantization, ...] = ("int8-weights", "int8", "int8-static")
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("inductor", ("cuda", "cpu"), quantizes_module=True),
-        Target("onnx", ("cuda", "cpu"), in_parallel=True),
-        Target("tensorrt", ("cuda",)),
-        Target("openvino", ("cpu",), float32_graph=True, in_parallel=True),
+        Target("inductor", ("cuda", "cpu"), _INDUCTOR, quantizes_module=True),
+        Target("onnx", ("cuda", "cpu"), _ONNX, in_parallel=True),
+        Target("tensorrt", ("cuda",), ()),
+        Target("openvino", ("cpu",), _ONNX, float32_graph=True, in_parallel=True, made_from="onnx"),
     )
 }
 
@@ -164,6 +169,12 @@ def parse_targets(
     chosen = dict.fromkeys(_auto() if name == "auto" else name for name in names)
     if exporter == "optimum" and (others := chosen.keys() - {"onnx", "eager"}):
         raise ExportError(f"--exporter optimum: writes for the target onnx, not {min(others)}")
+    for name in chosen:
+        kinds = () if name == "eager" else TARGETS[name].quantizations
+        if quantization and name != "eager" and quantization not in kinds:
+            raise ExportError(
+                f"--quantize {quantization}: for {name} there is {' and '.join(kinds) or 'none'}"
+            )
     return tuple(
         TargetRequest(
             TARGETS[name], dtype, quantization, _sizes(sizes), _rows(rows), exporter=exporter
@@ -215,6 +226,21 @@ def has_bf16() -> bool:
     import torch
 
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def has_graphs_for(info: BackendInfo, request: TargetRequest) -> bool:
+    """Whether a compiled backend's ONNX graphs are those that `request` would have traced."""
+    kind = request.quantization
+    if kind == "int8-static":  # OpenVINO's graph rounds less
+        return False
+    if request.target.name == "openvino" and kind == "int8":  # inputs are its runtime's to quantize
+        kind = "int8-weights"
+    return (
+        info.backend == request.target.made_from
+        and info.device == device_name(request.device)
+        and (info.dtype, info.vae_dtype) == ("fp32", "fp32")
+        and (info.quantization, info.exporter) == (kind, request.exporter)
+    )
 
 
 def same_build(info: BackendInfo, wanted: BackendInfo) -> bool:

@@ -35,7 +35,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 Variant = Literal["base", "turbo", "lightning", "lcm"]
 BackendName = Literal["eager", "inductor", "onnx", "tensorrt", "openvino"]
 Exporter = Literal["torch", "optimum"]  # what wrote the ONNX graphs
-Quantization = Literal["int8-weights", "int8", "fp8"]
+Quantization = Literal["int8-weights", "int8", "int8-static", "fp8"]
 # How rows get their own adapters: by hooks around the layers, or by inputs of the graph.
 AdapterMode = Literal["hooks", "slots"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from sdxl_bento.backends.parts import Part
 from sdxl_bento.manifest import BackendInfo
@@ -119,8 +119,10 @@ class _Graph:
         graph: torch.cuda.CUDAGraph,
         inputs: Mapping[str, torch.Tensor],
         output: torch.Tensor,
+        pool: _Pool,
     ) -> None:
         self._graph, self._inputs, self._output = graph, dict(inputs), output
+        self._pool: _Pool | None = pool
 
     def replay(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         for name, buffer in self._inputs.items():
@@ -133,6 +135,7 @@ class _Graph:
     def free(self) -> None:
         self._graph.reset()
         self._inputs.clear()
+        self._pool = None
         del self._output
 
 
@@ -145,8 +148,8 @@ def capture_graph(run: Run, inputs: Mapping[str, torch.Tensor]) -> Captured:
         for name, x in inputs.items()
     }
     device = inputs["sample"].device
-    make_stream: Any = torch.cuda.Stream
-    current, side = torch.cuda.current_stream(device), make_stream(device)
+    pool = _pool(device)
+    current, side = torch.cuda.current_stream(device), pool.stream
     side.wait_stream(current)
     with torch.cuda.stream(side), torch.no_grad():
         for _ in range(WARM_UPS):
@@ -156,18 +159,35 @@ def capture_graph(run: Run, inputs: Mapping[str, torch.Tensor]) -> Captured:
     # Other threads load adapters meanwhile; what they allocate is no concern of this capture.
     with (
         torch.no_grad(),
-        torch.cuda.graph(
-            graph, pool=_pool(device.index), stream=side, capture_error_mode="thread_local"
-        ),
+        torch.cuda.graph(graph, pool=pool.handle, stream=side, capture_error_mode="thread_local"),
     ):
         output = run(buffers)
-    return _Graph(graph, buffers, output)
+    return _Graph(graph, buffers, output, pool)
 
 
-@cache
-def _pool(device: int | None) -> Any:
-    """The memory that all graphs of a device share: only one of them runs at a time."""
-    import torch
+class _Pool:
+    """Memory for all graphs of a device, and the stream they are captured on.
 
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()
+    Only one graph runs at a time, so they share their memory; torch lets them only if they were
+    captured on one stream. A pool ends with its last graph: torch refuses to capture into one that
+    has been given up.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        make_stream: Any = torch.cuda.Stream
+        self.stream = make_stream(device)
+        with torch.cuda.device(device):
+            self.handle: Any = torch.cuda.graph_pool_handle()
+
+
+_POOLS: WeakValueDictionary[str, _Pool] = WeakValueDictionary()
+
+
+def _pool(device: torch.device) -> _Pool:
+    """That of the device's graphs, or a new one if there are none."""
+    found = _POOLS.get(str(device))
+    if found is None:
+        found = _POOLS[str(device)] = _Pool(device)
+    return found

@@ -121,7 +121,8 @@ class _DynamicLinear(QuantizedLinear):
     most: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = x.reshape(-1, self.in_features)
+        # Contiguous: products of eight bits take the first matrix by rows only.
+        tokens = x.reshape(-1, self.in_features).contiguous()
         numbers, scale = _quantize(tokens.float(), self.most)
         y = self._product(numbers, scale).to(x.dtype)
         if self.bias is not None:
@@ -165,6 +166,7 @@ class Fp8Linear(_DynamicLinear):
         return sums * scale * self.weight_scale
 
 
+# int8-static is missing: it is a matter of ONNX graphs.
 LAYERS: Final[dict[Quantization, type[QuantizedLinear]]] = {
     "int8-weights": Int8WeightsLinear,
     "int8": Int8Linear,

@@ -1,7 +1,7 @@
 """ONNX graphs by ONNX Runtime's TensorRT provider, with engines that the export has built.
 
-An engine has a profile for each size and number of rows. What TensorRT has no operator for, the
-CUDA provider runs. Options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+An engine has one profile, for a range of shapes. What TensorRT has no operator for, the CUDA
+provider runs. Options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def load(path: Path, options: PartOptions) -> Part:
-    """A session for the graph and the profiles that the file at `path` names.
+    """A session for the graph and the profile that the file at `path` has.
 
     An engine that is not in the folder, or was built by another TensorRT or for another GPU, is
     built now, which takes minutes.
@@ -55,34 +55,31 @@ def load(path: Path, options: PartOptions) -> Part:
     check_providers("TensorrtExecutionProvider", "CUDAExecutionProvider")
     import torch
 
-    graph, profiles = read_profiles(path)
+    graph, profile = read_profile(path)
     stream = torch.cuda.Stream(options.device)  # type: ignore[no-untyped-call]
-    provider = tensorrt_provider(graph, profiles, options, stream.cuda_stream)
+    provider = tensorrt_provider(graph, profile, options, stream.cuda_stream)
     chosen = [provider, cuda_provider(options.device, stream)]
-    return TensorRTPart(graph, options, chosen, stream, profiles)
+    return TensorRTPart(graph, options, chosen, stream, profile)
 
 
-def read_profiles(path: Path) -> tuple[Path, list[Profile]]:
-    """The graph and the profiles that the export has written to `path`.
+def read_profile(path: Path) -> tuple[Path, Profile]:
+    """The graph and the profile that the export has written to `path`.
 
     Raises:
         ConfigurationError: there is no such file, or it is not what the export writes.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-        profiles: list[Profile] = [
-            {name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in profile.items()}
-            for profile in content["profiles"]
-        ]
-        return path.with_name(content["graph"]), profiles
+        profile: Profile = {
+            name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in content["profile"].items()
+        }
+        return path.with_name(content["graph"]), profile
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path}: no list of profiles ({error}); export again") from error
+        raise ConfigurationError(f"{path}: no profile ({error}); export again") from error
 
 
-def tensorrt_provider(
-    graph: Path, profiles: Sequence[Profile], options: PartOptions, stream: int
-) -> Provider:
-    """The provider's options: one engine, a profile for each entry of `profiles`."""
+def tensorrt_provider(graph: Path, profile: Profile, options: PartOptions, stream: int) -> Provider:
+    """The provider's options."""
     engines = graph.parent / ENGINES
     chosen = {
         "device_id": str(options.device.index or 0),
@@ -95,20 +92,21 @@ def tensorrt_provider(
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(engines),
         "trt_builder_optimization_level": "5",
-        # Parts take turns: their engines may share what memory they need while they run.
+        # Weights are handed to TensorRT one by one (10.13 and later): serialized with the graph,
+        # as they are otherwise, SDXL's would exceed the 2 GB of a protobuf message.
+        "trt_load_user_initializer": "1",
+        # The pieces of a graph run in turn, so they may share what memory they need meanwhile.
         "trt_context_memory_sharing_enable": "1",
     }
     for index, which in enumerate(("min", "opt", "max")):
         chosen[f"trt_profile_{which}_shapes"] = ",".join(
-            f"{name}:{'x'.join(map(str, shapes[index]))}"
-            for profile in profiles
-            for name, shapes in profile.items()
+            f"{name}:{'x'.join(map(str, shapes[index]))}" for name, shapes in profile.items()
         )
     return "TensorrtExecutionProvider", chosen
 
 
 class TensorRTPart(CudaPart):
-    """Shapes without a profile go to a CUDA session: TensorRT would build an engine for minutes."""
+    """Shapes outside the profile go to CUDA: TensorRT would build an engine, for minutes."""
 
     def __init__(
         self,
@@ -116,16 +114,16 @@ class TensorRTPart(CudaPart):
         options: PartOptions,
         providers: Sequence[Provider],
         stream: torch.cuda.Stream,
-        profiles: Sequence[Profile],
+        profile: Profile,
     ) -> None:
         super().__init__(path, options, providers, stream)
-        self._profiles = profiles
+        self._profile = profile
         self._other: CudaPart | None = None
         self._load_other = partial(CudaPart, path, options, providers[1:], stream)
 
     def _run(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        if any(fits(profile, shapes) for profile in self._profiles):
+        if fits(self._profile, shapes):
             return super()._run(inputs)
         if self._other is None:
             log.warning("no TensorRT engine was built for %s: CUDA runs it, slower", shapes)

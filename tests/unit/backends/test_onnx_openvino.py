@@ -16,11 +16,13 @@ import torch
 
 from export import onnx as to_onnx
 from export import openvino as to_openvino
+from export.calibration import watch_layers
 from export.errors import ExportError
-from export.graphs import Graph, slot_example, unet_example
+from export.graphs import Graph, UNetRows, slot_example, unet_example
 from export.likeness import psnr_db
 from export.onnx_quantize import quantize
 from export.onnx_slots import add_slots
+from export.onnx_static import Ranges
 from sdxl_bento.backends import onnx as by_onnx
 from sdxl_bento.backends import openvino as by_openvino
 from sdxl_bento.backends.parts import Part, PartOptions
@@ -101,6 +103,17 @@ def moved(compiled: Compiled, tmp_path: Path) -> Iterator[Compiled]:
     folder.chmod(0o755)
 
 
+@pytest.fixture(scope="module")
+def ranges(plain: Graph) -> Ranges:
+    """Of the layers, over a few forwards."""
+    unet: Any = small_unet()
+    found = watch_layers(unet)
+    with torch.no_grad():
+        for rows in (1, 3):
+            UNetRows(unet)(**inputs(rows, 8, 6))
+    return found
+
+
 def inputs(rows: int, height: int, width: int) -> Inputs:
     return unet_example("base", small_unet(), rows, height, width)
 
@@ -177,6 +190,33 @@ def test_nothing_of_this_machine_is_written(all_compiled: dict[str, Compiled]) -
     assert not any(node.metadata_props for node in model.graph.node)
 
 
+def test_openvino_takes_graphs_that_are_there(
+    all_compiled: dict[str, Compiled], plain: Graph, slots: Graph, tmp_path: Path
+) -> None:
+    graphs, made = all_compiled["onnx"].folder, all_compiled["openvino"]
+    options = compile_options(tmp_path, graphs=graphs)
+    folder = tmp_path / "openvino"
+    folder.mkdir()
+    for graph in (plain, slots):
+        assert not to_openvino.traces(graph.part, options)
+        to_openvino.compile_part(graph, None, folder, options)
+    assert {path.name for path in folder.iterdir()} == {p.name for p in made.folder.iterdir()}
+    given = inputs(3, 8, 6)
+    tables = slot_example(slots.module.layout, 3, given["sample"])
+    for is_slots in (False, True):
+        tensors = given | tables if is_slots else given
+        found = replace(made, folder=folder).load(slots=is_slots)(tensors)
+        torch.testing.assert_close(found, made.load(slots=is_slots)(tensors), atol=0, rtol=0)
+
+
+def test_no_sequences_are_left(all_compiled: dict[str, Compiled]) -> None:
+    """Neither CUDA nor TensorRT could run them."""
+    model = onnx.load(all_compiled["onnx"].folder / "base_unet.onnx", load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node]
+    assert not any("Sequence" in kind for kind in kinds)
+    assert kinds.count("Split") == kinds.count("Gelu") > 0
+
+
 def test_slots_need_the_plain_graph(slots: Graph, tmp_path: Path) -> None:
     for target, _ in TARGETS.values():
         folder = tmp_path / target.__name__
@@ -235,19 +275,20 @@ def test_openvino_keeps_what_it_compiled(all_compiled: dict[str, Compiled], tmp_
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["int8-weights", "int8"])
+@pytest.mark.parametrize("kind", ["int8-weights", "int8", "int8-static"])
 def test_eight_bits_are_close_and_take_adapters(
     kind: Quantization,
     all_compiled: dict[str, Compiled],
     plain: Graph,
     slots: Graph,
     tmp_path: Path,
+    ranges: Ranges,
 ) -> None:
     compiled = all_compiled["onnx"]
     shutil.copytree(compiled.folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / compiled.plain
     before = path.with_suffix(".data").stat().st_size
-    quantize(path, kind)
+    quantize(path, kind, ranges)
     add_slots(path, tmp_path / compiled.slots, slots.module.layout)
     to_onnx.check(path)
     to_onnx.check(tmp_path / compiled.slots)
@@ -263,19 +304,55 @@ def test_eight_bits_are_close_and_take_adapters(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["int8-weights", "int8"])
+@pytest.mark.parametrize("kind", ["int8-weights", "int8", "int8-static"])
 def test_openvino_runs_eight_bits(
-    kind: Quantization, all_compiled: dict[str, Compiled], plain: Graph, tmp_path: Path
+    kind: Quantization,
+    all_compiled: dict[str, Compiled],
+    plain: Graph,
+    slots: Graph,
+    tmp_path: Path,
+    ranges: Ranges,
 ) -> None:
-    source = all_compiled["onnx"]
+    source, made = all_compiled["onnx"], all_compiled["openvino"]
     shutil.copytree(source.folder, tmp_path, dirs_exist_ok=True)
-    quantize(tmp_path / source.plain, "int8-weights")
-    to_openvino.convert(tmp_path / source.plain, tmp_path / "base_unet.xml", tmp_path)
-    options = all_compiled["openvino"].options
-    info = options.info.model_copy(update={"quantization": kind})
-    part = by_openvino.load(tmp_path / "base_unet.xml", replace(options, info=info))
+    written = "int8-weights" if kind == "int8" else kind
+    quantize(tmp_path / source.plain, written, ranges, outputs=False)
+    add_slots(tmp_path / source.plain, tmp_path / source.slots, slots.module.layout)
+    info = made.options.info.model_copy(update={"quantization": kind})
+    here = replace(made, folder=tmp_path, options=replace(made.options, info=info))
+    for name in (source.plain, source.slots):
+        to_openvino.convert(tmp_path / name, (tmp_path / name).with_suffix(".xml"), tmp_path)
     given = inputs(3, 8, 6)
-    assert 25 < psnr_db(part(given), plain.module(**given)) < 90
+    assert 25 < psnr_db(here.load()(given), plain.module(**given)) < 90
+    tables = slot_example(slots.module.layout, 3, given["sample"])
+    with_adapters = here.load(slots=True)(given | tables)
+    assert psnr_db(with_adapters, slots.module(**given, **tables)) > 25
+
+
+def test_static_numbers_are_of_eight_bits(
+    all_compiled: dict[str, Compiled], tmp_path: Path, ranges: Ranges
+) -> None:
+    """Each layer that is large reads rounded numbers; what is sensitive reads none."""
+    compiled = all_compiled["onnx"]
+    shutil.copytree(compiled.folder, tmp_path, dirs_exist_ok=True)
+    quantize(tmp_path / compiled.plain, "int8-static", ranges)
+    model = onnx.load(tmp_path / compiled.plain, load_external_data=False)
+    makers = {node.output[0]: node.op_type for node in model.graph.node}
+    kinds = {
+        node.input[1]: makers.get(node.input[0])
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    }
+    assert kinds.pop("unet.conv_in.weight") != kinds["unet.mid_block.resnets.0.conv1.weight"]
+    assert kinds["unet.conv_out.weight"] != "DequantizeLinear"
+    assert kinds["unet.mid_block.resnets.0.conv1.weight"] == "DequantizeLinear"
+
+
+def test_static_numbers_need_ranges(all_compiled: dict[str, Compiled], tmp_path: Path) -> None:
+    compiled = all_compiled["onnx"]
+    shutil.copytree(compiled.folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ExportError, match=r"down_blocks.*: no range was measured for it"):
+        quantize(tmp_path / compiled.plain, "int8-static", {})
 
 
 def test_other_kinds_of_eight_bits_are_refused(
@@ -283,7 +360,7 @@ def test_other_kinds_of_eight_bits_are_refused(
 ) -> None:
     compiled = all_compiled["onnx"]
     path = Path(shutil.copy(compiled.folder / compiled.plain, tmp_path))
-    with pytest.raises(ExportError, match="int8-weights and int8"):
+    with pytest.raises(ExportError, match="int8-weights, int8, int8-static"):
         quantize(path, "fp8")
 
 

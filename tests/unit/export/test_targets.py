@@ -51,6 +51,11 @@ def test_options_go_to_every_target() -> None:
         ({"text": "onnx", "rows": "64"}, "--rows '64'"),
         ({"text": "onnx", "rows": "two"}, "--rows 'two'"),
         (
+            {"text": "inductor", "quantization": "int8-static"},
+            "--quantize int8-static: for inductor there is int8-weights and int8 and fp8",
+        ),
+        ({"text": "tensorrt", "quantization": "int8"}, "int8: for tensorrt there is none"),
+        (
             {"text": "onnx,openvino", "exporter": "optimum"},
             "--exporter optimum: writes for the target onnx, not openvino",
         ),
