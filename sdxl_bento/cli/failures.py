@@ -51,7 +51,10 @@ class Failure(Exception):
     @classmethod
     def of_status(cls, status: int, body: Mapping[str, Any]) -> Self:
         """What a server has answered."""
-        return cls(_CODES.get(status, ExitCode.FAILED), body)
+        code = _CODES.get(status, ExitCode.FAILED)
+        if body.get("type") == "engine_dead":  # to try again is no use, unlike with others of 503
+            code = ExitCode.FAILED
+        return cls(code, body)
 
     @classmethod
     def of_error(cls, error: Exception) -> Self:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from importlib import import_module
 
 import typer
 
+from sdxl_bento.cli.doctor.findings import Finding, problem, warning
 from sdxl_bento.cli.failures import ExitCode
 from sdxl_bento.cli.options import Json, Url
 from sdxl_bento.cli.terminal import emit_json, reporting, stderr
-
-if TYPE_CHECKING:
-    from sdxl_bento.cli.doctor.findings import Finding
 
 _MARKS = {"good": "[green]✔[/]", "note": "[blue]·[/]", "warning": "[yellow]![/]"}
 _MARKS["problem"] = "[red]✘[/]"
@@ -24,41 +22,63 @@ def doctor(url: Url = None, as_json: Json = False) -> None:
 
     Each line that is not ✔ says how to mend it. Ends with 1 if something (✘) stops serving.
     """
-    from sdxl_bento.cli.drawer import server_url
-
-    with reporting(as_json):
-        address = server_url(url)
-        with stderr().status("Looking"):
-            found = list(examine(address))
+    with reporting(as_json), stderr().status("Looking"):
+        found = list(examine(url))
+    wrong = any(finding.status == "problem" for finding in found)
     if as_json:
-        wrong = any(finding.status == "problem" for finding in found)
         emit_json({"ok": not wrong, "findings": [asdict(finding) for finding in found]})
     else:
         _print(found)
-    if any(finding.status == "problem" for finding in found):
+    if wrong:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def examine(url: str | None) -> Iterator[Finding]:
-    """All checks, one after the other."""
-    from sdxl_bento.cli.doctor import configuration, machine, models, packages, server
-    from sdxl_bento.cli.doctor.findings import run
+def examine(url_option: str | None) -> Iterator[Finding]:
+    """All checks, one after the other.
 
-    for check in (packages.python, packages.packages, packages.onnx_builds, packages.optional):
-        yield from run(check)
-    settings, found = configuration.settings_or_defaults()
+    Each is imported when it is its turn: a package that is missing must not take the others along.
+
+    Raises:
+        Failure: the server's address is none.
+    """
+    for name in ("python", "packages", "onnx_builds", "optional"):
+        yield from _check("packages", name)
+    try:
+        from sdxl_bento.cli.doctor.configuration import settings_or_defaults
+        from sdxl_bento.cli.drawer import server_url
+    except ImportError as error:
+        yield problem("settings", f"they cannot be read: {error}", "install what is missing")
+        return
+    url = server_url(url_option)
+    settings, found = settings_or_defaults()
     yield from found
-    yield from run(configuration.misspelt)
-    for about_settings in (
-        machine.device, machine.cpu, configuration.image_store, configuration.loras,
-    ):  # fmt: skip
-        yield from run(about_settings, settings)
-    yield from run(models.store)
-    for about_models in (models.served, models.others, models.backends):
-        yield from run(about_models, settings)
-    yield from run(machine.port)
+    yield from _check("configuration", "misspelt")
+    for module, name in (
+        ("machine", "device"),
+        ("machine", "cpu"),
+        ("configuration", "image_store"),
+        ("configuration", "loras"),
+        ("models", "store"),
+        ("models", "served"),
+        ("models", "others"),
+        ("models", "backends"),
+        ("machine", "port"),
+    ):
+        yield from _check(module, name, settings)
     if url is not None:
-        yield from run(server.server, url)
+        yield from _check("server", "server", url)
+
+
+def _check(module: str, name: str, *arguments: object) -> Iterator[Finding]:
+    """The findings of one check, or that it could not be made."""
+    try:
+        check = getattr(import_module(f"sdxl_bento.cli.doctor.{module}"), name)
+        yield from check(*arguments)
+    except ImportError as error:
+        yield warning(name, f"not looked at: {error}", "install what is missing")
+    except Exception as error:
+        text = f"this check itself failed: {type(error).__name__}: {error}"
+        yield warning(name.replace("_", " "), text)
 
 
 def _print(found: list[Finding]) -> None:

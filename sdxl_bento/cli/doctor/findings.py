@@ -1,10 +1,9 @@
-"""What a check finds, and running checks so that none can take the others with it."""
+"""What a check finds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, ParamSpec
+from typing import Literal
 
 # `problem`: it keeps the service from starting, or from answering. `warning`: it costs something.
 Status = Literal["good", "note", "warning", "problem"]
@@ -20,33 +19,21 @@ class Finding:
     mend: str = ""
 
 
-Arguments = ParamSpec("Arguments")
-
-
 def good(about: str, message: str) -> Finding:
+    """Nothing to do."""
     return Finding("good", about, message)
 
 
 def note(about: str, message: str, mend: str = "") -> Finding:
+    """Worth knowing."""
     return Finding("note", about, message, mend)
 
 
 def warning(about: str, message: str, mend: str = "") -> Finding:
+    """It costs something."""
     return Finding("warning", about, message, mend)
 
 
 def problem(about: str, message: str, mend: str = "") -> Finding:
+    """It stops serving."""
     return Finding("problem", about, message, mend)
-
-
-def run(
-    check: Callable[Arguments, Iterable[Finding]],
-    *args: Arguments.args,
-    **kwargs: Arguments.kwargs,
-) -> Iterator[Finding]:
-    """What a check finds. One that fails itself is a finding, too."""
-    try:
-        yield from check(*args, **kwargs)
-    except Exception as error:
-        name = check.__name__.strip("_").replace("_", " ")
-        yield warning(name, f"this check itself failed: {type(error).__name__}: {error}")

@@ -142,7 +142,7 @@ def gpu_memory() -> int | None:
         return None
 
 
-def port() -> Iterator[Finding]:
+def port(_: Settings) -> Iterator[Finding]:
     """Whether `bentoml serve` can have its port."""
     with socket.socket() as probe:
         probe.settimeout(1)

@@ -18,7 +18,7 @@ _NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES, CACHE}
 EMBEDDED = "python -m export embedded"
 
 
-def store() -> Iterator[Finding]:
+def store(_: Settings) -> Iterator[Finding]:
     """What is in the store, and what in it is broken."""
     home = bentoml_home()
     for folder in versions():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import pytest
 from export.embedded import WEIGHTS
 from sdxl_bento.cli.doctor import configuration, machine, models, packages
 from sdxl_bento.cli.doctor.command import examine
-from sdxl_bento.cli.doctor.findings import Finding, good, run
+from sdxl_bento.cli.doctor.findings import Finding, good
 from sdxl_bento.config import Settings
 from sdxl_bento.manifest import BackendInfo
 from tests.unit.cli.conftest import store_model
 
+ROOT = Path(__file__).resolve().parents[3]
 ONNX = BackendInfo(backend="onnx", device="cpu", versions={"onnxruntime": "0.1"})
 Run = Callable[..., Any]
 
@@ -70,7 +74,7 @@ def test_half_a_model(home: Path) -> None:
     folder = store_model(home, "tiny")
     (folder / "model.yaml").unlink()
     (home / "models" / "tiny" / "latest").write_text("two")
-    found = problems(list(models.store()), "warning")
+    found = problems(list(models.store(Settings())), "warning")
     assert [each.mend for each in found] == [
         f"rm -r {folder}",
         "export the model again, or name a version in SDXL_MODEL (tiny:one)",
@@ -225,7 +229,8 @@ def test_memory_is_compared_with_the_weights(home: Path, monkeypatch: pytest.Mon
     tight = shutil.disk_usage(home)._replace(free=11)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: tight)
     assert (
-        "11 B free, and its largest model has 12 B" in only(list(models.store()), "warning").message
+        "11 B free, and its largest model has 12 B"
+        in only(list(models.store(Settings())), "warning").message
     )
 
 
@@ -234,21 +239,45 @@ def test_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(machine, "PORT", taken.getsockname()[1])
-        (found,) = machine.port()
+        (found,) = machine.port(Settings())
         assert found.status == "note"
-    (found,) = machine.port()
+    (found,) = machine.port(Settings())
     assert found.status == "good"
 
 
-def test_a_check_that_fails_is_a_finding() -> None:
-    def odd_check(_: int) -> Iterator[Finding]:
-        yield good("first", "found")
+def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def odd(_: Settings) -> Iterator[Finding]:
+        yield good("port", "found")
         raise RuntimeError("no such luck")
 
-    first, second = run(odd_check, 1)
-    assert first.status == "good"
-    assert (second.status, second.about) == ("warning", "odd check")
-    assert "RuntimeError: no such luck" in second.message
+    monkeypatch.setattr(machine, "port", odd)
+    first, second = list(examine(None))[-2:]
+    assert first == good("port", "found")
+    assert (second.status, second.about) == ("warning", "port")
+    assert second.message == "this check itself failed: RuntimeError: no such luck"
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("torch", "✘ torch: cannot be imported"),
+        ("packaging", "! python: not looked at"),
+        ("pydantic_settings", "✘ settings: they cannot be read"),
+    ],
+)
+def test_without_a_package(missing: str, told: str) -> None:
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from sdxl_bento.cli import main\n"
+        "sys.argv[1:] = ['doctor']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert told in done.stdout
+    assert "Serving will fail" in done.stdout
 
 
 def test_a_server_that_is_gone(run: Run) -> None:
