@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdxl_bento.params import GenerateParams
 
@@ -40,6 +40,11 @@ class Generation:
     params: GenerateParams
     images: tuple[GeneratedImage, ...]
     timings: Timings
+
+    def described(self, made: GeneratedImage) -> dict[str, Any]:
+        """What draws this one picture again: the parameters that are not defaults."""
+        described = self.params.model_dump(mode="json", exclude_defaults=True)
+        return described | {"seed": made.seed, "num_images": 1}
 
 
 @dataclass(frozen=True, slots=True)

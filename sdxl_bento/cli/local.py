@@ -103,9 +103,7 @@ def _drawn(generation: Generation, png_level: int) -> Drawn:
     params = generation.params
     files, images = [], []
     for made in generation.images:
-        described = params.model_dump(mode="json", exclude_defaults=True)
-        described |= {"seed": made.seed, "num_images": 1}
-        text = {"sdxl-bento": json.dumps(described, ensure_ascii=False)}
+        text = {"sdxl-bento": json.dumps(generation.described(made), ensure_ascii=False)}
         files.append(
             encode(
                 made.image, params.output_format,

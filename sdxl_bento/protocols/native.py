@@ -143,8 +143,7 @@ class NativeAPI:
 
     async def _picture(self, generation: Generation, made: GeneratedImage) -> Picture:
         params = generation.params
-        described = params.model_dump(mode="json", exclude_defaults=True)
-        described |= {"seed": made.seed, "num_images": 1}
+        described = generation.described(made)
         # Nothing that differs from call to call goes in: the same seed gives the same bytes.
         text = {"sdxl-bento": json.dumps(described, ensure_ascii=False)}
         data = await self._encoder.encode(
