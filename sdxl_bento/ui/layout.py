@@ -173,7 +173,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
     with gr.Row():
         steps = _slider(1, settings.max_steps, 25, 1, "Steps", "sb-steps")
         guidance = _slider(0, 20, 5, 0.1, "Guidance", "sb-guidance")
-    with gr.Row(equal_height=True):
+    with gr.Row():
         random = gr.Checkbox(
             True, label="Random seed", container=False, min_width=120, elem_id="sb-random"
         )

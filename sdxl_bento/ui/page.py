@@ -1,7 +1,7 @@
-"""Gradio's page as an ASGI app: made when it is wanted, shown to nobody else, ended in time.
+"""Gradio's page as an ASGI app: made when it is asked for, no wider than needed, ended in time.
 
-Importing Gradio takes seconds, so it waits until the models are loaded or somebody asks for the
-page, and then happens in a thread: probes and calls are answered meanwhile.
+Importing Gradio takes seconds and a hundred megabytes, so a server whose page nobody opens does
+without; it happens in a thread, and probes and calls are answered meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
+
+from sdxl_bento.ui.pages import waiting_page
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -73,11 +75,8 @@ class Page:
         self._open = AsyncExitStack()
 
     async def serve(self, api: NativeAPI) -> None:
-        """Make the page once it is asked for, or once the engine is through with loading."""
-        while api.generator.state in ("new", "loading"):
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), 0.1)
-                break
+        """Make the page once it is asked for."""
+        await self._wanted.wait()
         try:
             folder = Path(tempfile.mkdtemp(prefix="sdxl-bento-ui-"))
             self._open.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -107,10 +106,8 @@ class Page:
             await PlainTextResponse("Not Found", 404)(scope, receive, send)
             return
         self._wanted.set()
-        await self._made.wait()
-        if self._app is None:
-            await PlainTextResponse("The page could not be made.", 503)(scope, receive, send)
-            return
+        if path != "/":
+            await self._made.wait()
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -120,7 +117,12 @@ class Page:
                 headers["Referrer-Policy"] = "same-origin"
             await send(message)
 
-        await self._app(_behind_proxy(scope), receive, guarded)
+        if self._app is not None:
+            await self._app(_behind_proxy(scope), receive, guarded)
+        elif self._made.is_set():
+            await PlainTextResponse("The page could not be made.", 503)(scope, receive, guarded)
+        else:
+            await waiting_page()(scope, receive, guarded)
 
 
 def _behind_proxy(scope: Scope) -> Scope:

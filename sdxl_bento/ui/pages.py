@@ -21,6 +21,11 @@ def front_page() -> HTMLResponse:
     return HTMLResponse(_read("index.html"), headers=headers)
 
 
+def waiting_page() -> HTMLResponse:
+    """What is shown while Gradio's page is being made; it looks again by itself."""
+    return HTMLResponse(_read("waiting.html"), headers={"Cache-Control": "no-store"})
+
+
 def api_page() -> HTMLResponse:
     """Swagger UI, from the files that BentoML brings along."""
     return HTMLResponse(_read("docs.html"))

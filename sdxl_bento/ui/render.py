@@ -163,7 +163,7 @@ def failure(body: Mapping[str, Any]) -> str:
     if field is None:
         title, lines = _titles(body), [str(body["message"])]
     else:
-        title = f"{LABELS.get(field, field)} does not fit"
+        title = f"{LABELS.get(field, field)}: this does not fit"
         lines = [f"Given: {body['value']}"] if body["value"] not in (None, "") else []
         lines += [f"Allowed: {body['allowed']}"] if body.get("allowed") else [str(body["message"])]
     retry = body.get("retry_after_s")

@@ -32,6 +32,7 @@ def theme() -> gr.themes.Base:
         font_mono=["ui-monospace", "Consolas", "monospace"],
     )
     return made.set(
+        body_text_color_subdued="*neutral_500",  # its own is too pale to read well
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_500",

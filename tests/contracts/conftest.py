@@ -20,6 +20,7 @@ def faked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Each call takes RUN_S in four steps, each with a preview."""
     folder = tmp_path_factory.mktemp("faked")
     fakes = {"FAKE_RUN_S": RUN_S, "FAKE_PREVIEWS": 1, "SDXL_MAX_PIXELS": 1_000_000}
+    fakes["SDXL_UI"] = False
     env = faked_environment(folder / "home", **fakes)
     with serve(FAKED, folder / "log", env=env) as running:
         yield running
