@@ -74,11 +74,11 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 	@echo "==> 3/3 Installing the other packages"
-	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export]'
+	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export,ui]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime tests/contracts/requirements-kserve.txt
 	@echo "==> Installing the tools for tests and checks"
-	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export,dev]'
+	@$(PIP) install -c constraints.txt -e '.[$(DEVICE),export,ui,dev]'
 	@$(PIP) install --quiet --no-deps -r tests/contracts/requirements-kserve.txt
 	@touch $@
