@@ -59,6 +59,7 @@ def test_what_was_compiled_before_is_taken_over(
     assert "onnx-cpu-fp32 has been compiled before: taken over" in compiled_export.errors
     assert "refiner for onnx" not in compiled_export.errors
     assert "Compile base and refiner for openvino" in compiled_export.errors
+    assert "from the graphs of onnx-cpu-fp32" in compiled_export.errors
 
 
 def test_a_stored_model_can_be_verified_again(compiled_tag: str) -> None:
