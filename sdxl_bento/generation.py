@@ -149,14 +149,17 @@ class Generator:
     def cancel(self, request_id: str) -> None:
         """End a call; whoever awaits it gets RequestCancelled.
 
+        Of several instances in one HTTP call, `id.0`, `id.1`, …, it is all if `id` is given.
+
         Raises:
             RequestNotFound: no call of that id is at work.
         """
-        call = self._calls.get(request_id)
-        if call is None:
+        meant = [call for name, call in self._calls.items() if is_meant(request_id, name)]
+        if not meant:
             raise RequestNotFound(request_id)
-        for request in call.requests:
-            self._engine.cancel(request.id)
+        for call in meant:
+            for request in call.requests:
+                self._engine.cancel(request.id)
 
     def position(self, request_id: str, index: int = 0) -> int:
         """Place in the queue of picture `index` of a call, from 1; 0 once it runs or has ended."""
@@ -350,6 +353,12 @@ class Generator:
         if self._models:
             stage = completion.unit.key.stage
             self._units.append(UnitDone(stage, completion.rows, completion.seconds))
+
+
+def is_meant(request_id: str, name: str) -> bool:
+    """Whether the call `name` is the one of that id, or an instance of it."""
+    whole, dot, index = name.rpartition(".")
+    return name == request_id or (dot == "." and whole == request_id and index.isdigit())
 
 
 def to_request(request_id: str, job: Job, now: float, slo_ms: float | None) -> Request:

@@ -26,7 +26,7 @@ from sdxl_bento.protocols.stream import HEADERS, KEEP_ALIVE, event, happenings
 from sdxl_bento.results import Progress
 
 if TYPE_CHECKING:
-    from sdxl_bento.protocols.stream import Work
+    from sdxl_bento.protocols.stream import Happening, Work
 
 
 @dataclass
@@ -59,14 +59,14 @@ async def stream(api: NativeAPI, call: Call, work: Work, wish: Wish, kind: str) 
 
 
 async def _events(
-    first: Progress | Answer | None,
-    happened: AsyncGenerator[Progress | Answer | Exception | None],
+    first: Happening,
+    happened: AsyncGenerator[Happening],
     call: Call,
     wish: Wish,
     kind: str,
 ) -> AsyncIterator[bytes]:
     partial = PartialImages(wish.partial_images)
-    what: Progress | Answer | Exception | None = first
+    what = first
     async with aclosing(happened):
         while True:
             if what is None:

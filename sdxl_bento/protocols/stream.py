@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response, StreamingResponse
 
-from sdxl_bento.errors import SDXLError
 from sdxl_bento.images import encode
 from sdxl_bento.protocols.bodies import Call
 from sdxl_bento.protocols.http import error_body, error_response, status_of
@@ -25,6 +24,7 @@ from sdxl_bento.results import Progress
 
 if TYPE_CHECKING:
     Work = Callable[[Call, Callable[[Progress], None]], Awaitable[Answer]]
+    Happening = Progress | Answer | Exception | None
 
 KEEP_ALIVE_S = 10.0
 KEEP_ALIVE = b": still here\n\n"  # proxies close silent connections
@@ -32,18 +32,18 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 async def stream(api: NativeAPI, call: Call) -> Response:
-    """The answer to /generate/stream. What can be refused at once still gets a status."""
-    try:
-        call.params()
-    except SDXLError as error:
-        return error_response(error, call.request_id)
+    """The answer to /generate/stream. What fails before the first event still gets a status."""
+    happened = happenings(api, call, api.text_to_image)
+    first = await anext(happened)
+    if isinstance(first, Exception):
+        await happened.aclose()
+        return error_response(logged(first, call), call.request_id)
     headers = {**HEADERS, "X-Request-Id": call.request_id}
-    return StreamingResponse(_events(api, call), headers=headers, media_type="text/event-stream")
+    events = _events(first, happened, call)
+    return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
 
-async def happenings(
-    api: NativeAPI, call: Call, work: Work
-) -> AsyncGenerator[Progress | Answer | Exception | None]:
+async def happenings(api: NativeAPI, call: Call, work: Work) -> AsyncGenerator[Happening]:
     """What happens to a call until it ends, which its answer or its error tells.
 
     None is given where nothing has happened for `KEEP_ALIVE_S`. To close it early ends the call.
@@ -86,19 +86,26 @@ def _end(task: asyncio.Task[Answer]) -> Answer | Exception:
     return error
 
 
-async def _events(api: NativeAPI, call: Call) -> AsyncIterator[bytes]:
-    async with aclosing(happenings(api, call, api.text_to_image)) as happened:
+async def _events(
+    first: Happening, happened: AsyncGenerator[Happening], call: Call
+) -> AsyncIterator[bytes]:
+    async with aclosing(happened):
+        for each in await _events_of(first, call):
+            yield each
         async for what in happened:
-            if what is None:
-                yield KEEP_ALIVE
-            elif isinstance(what, Progress):
-                for each in await _progress_events(what):
-                    yield each
-            elif isinstance(what, Answer):
-                yield event("done", answer_json(what))
-            else:
-                body = error_body(logged(what, call), call.request_id)
-                yield event("error", {"error": body["error"] | {"status": int(status_of(what))}})
+            for each in await _events_of(what, call):
+                yield each
+
+
+async def _events_of(what: Happening, call: Call) -> list[bytes]:
+    if what is None:
+        return [KEEP_ALIVE]
+    if isinstance(what, Progress):
+        return await _progress_events(what)
+    if isinstance(what, Answer):
+        return [event("done", answer_json(what))]
+    body = error_body(logged(what, call), call.request_id)
+    return [event("error", {"error": body["error"] | {"status": int(status_of(what))}})]
 
 
 async def _progress_events(step: Progress) -> list[bytes]:

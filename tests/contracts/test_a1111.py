@@ -18,7 +18,7 @@ import requests
 from PIL import Image
 from webuiapi import WebUIApi
 
-from tests.contracts.conftest import RUN_S, finished, until_idle
+from tests.contracts.conftest import RUN_S, finished, until_idle, until_running
 from tests.support.server import Server
 
 RED: dict[str, Any] = {"prompt": "a quick circle", "seed": 5, "width": 64, "height": 96}
@@ -246,7 +246,6 @@ def drawing(server: Server) -> Iterator[Future[None]]:
         ({"subseed_strength": 0.5}, "subseed_strength"),
         ({"restore_faces": True}, "restore_faces"),
         ({"send_images": "no"}, "send_images"),
-        ({"refiner_switch_at": "late"}, "refiner_switch_at"),
         ({"tiling": True}, "tiling"),
         ({"s_churn": 1}, "s_churn"),
     ],
@@ -281,9 +280,12 @@ def test_bad_pictures(faked: Server) -> None:
 
 
 def test_unknown_fields(faked: Server) -> None:
-    answer = httpx.post(f"{faked.url}/sdapi/v1/txt2img", json=RED | {"cfg_scal": 3})
+    url = f"{faked.url}/sdapi/v1/txt2img"
+    answer = httpx.post(url, json=RED | {"cfg_scal": 3})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("cfg_scal: got 3, allowed: one of the fields ")
+    answer = httpx.post(url, json=RED | {"refiner_switch_at": "late"})
+    assert answer.json()["detail"].startswith("refiner_switch_at: got 'late'")
 
 
 def test_unknown_names(api: WebUIApi) -> None:
@@ -319,6 +321,28 @@ def test_overload_says_when_to_try_again(api: WebUIApi, faked: Server) -> None:
     assert refused(lambda: api.txt2img(prompt="full"), 429)["error"] == "overloaded"
     answer = httpx.post(f"{faked.url}/sdapi/v1/txt2img", json={"prompt": "full"})
     assert answer.headers["retry-after"] == "4"
+
+
+def test_a_deadline_that_cannot_be_met(api: WebUIApi) -> None:
+    error = refused(lambda: api.txt2img(prompt="late"), 503)
+    assert error["error"] == "deadline_infeasible"
+
+
+def test_cancel(faked: Server) -> None:
+    until_idle(faked)
+    url = f"{faked.url}/sdapi/v1/txt2img"
+    with ThreadPoolExecutor(1) as pool:
+        headers = {"X-Request-Id": "stop-a1111"}
+        call = pool.submit(httpx.post, url, json=SLOW, headers=headers)
+        until_running(faked, 1)
+        assert httpx.post(f"{faked.url}/cancel/stop-a1111").status_code == 200
+        assert call.result().status_code == 409
+
+
+@pytest.mark.parametrize("query", ["maybe", "2"])
+def test_a_wrong_question(faked: Server, query: str) -> None:
+    url = f"{faked.url}/sdapi/v1/progress?skip_current_image={query}"
+    assert httpx.get(url).json()["detail"].startswith("skip_current_image: got ")
 
 
 def test_a_server_that_is_not_ready(loading: Server) -> None:

@@ -66,7 +66,9 @@ def test_several_pictures_have_the_first_ones_id(faked: Server) -> None:
         ("generate", {**PROMPT, "model": "other"}, 404, "model"),
         ("generate", {**PROMPT, "loras": [{"name": "other"}]}, 404, "loras"),
         ("generate", {"prompt": "x" * 2_000_000}, 413, "body"),
+        ("generate", {**PROMPT, "width": 1}, 422, "width"),
         ("generate", {"prompt": "full"}, 429, None),
+        ("generate", {"prompt": "late"}, 503, None),
         ("refine", PROMPT, 422, "image"),
         ("refine", {**PROMPT, "id": "x" * 22}, 404, "image_id"),
         ("refine", {**PROMPT, "id": 5}, 404, "image_id"),
@@ -80,7 +82,7 @@ def test_errors(
     answer = httpx.post(f"{faked.url}/{path}", json=body, headers=JSON)
     assert answer.status_code == status
     assert answer.json()["error"]["field"] == field
-    assert ("retry-after" in answer.headers) == (status == 429)
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
 
 
 @pytest.mark.parametrize("path", ["generate", "refine"])

@@ -7,6 +7,7 @@ import base64
 import io
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from tests.contracts.conftest import MOST, RUN_S, until_idle
+from tests.contracts.conftest import MOST, RUN_S, until_idle, until_running
 from tests.support.server import Server
 
 MODEL = "fake"
@@ -217,6 +218,22 @@ def test_one_that_fails_fails_the_call_and_ends_the_others(
     assert answer.headers["retry-after"] == "4"
     until_idle(faked)
     assert time.monotonic() - begin < RUN_S
+
+
+def test_a_deadline_that_cannot_be_met(http: httpx.Client) -> None:
+    answer = http.post(PREDICT, json={"instances": ["late"]})
+    assert "cannot be met" in error_of(answer, 503)
+    assert answer.headers["retry-after"] == "2"
+
+
+def test_cancel(http: httpx.Client, faked: Server) -> None:
+    until_idle(faked)
+    with ThreadPoolExecutor(1) as pool:
+        body, headers = {"instances": ["a", "b", "c"]}, {"X-Request-Id": "stop-kserve"}
+        call = pool.submit(http.post, PREDICT, json=body, headers=headers)
+        until_running(faked, 3)
+        assert httpx.post(f"{faked.url}/cancel/stop-kserve").status_code == 200
+        assert "cancelled" in error_of(call.result(), 409)
 
 
 def test_a_bug_keeps_its_text_to_itself(http: httpx.Client, faked: Server) -> None:

@@ -20,18 +20,15 @@ import pytest
 from bentoml.exceptions import BentoMLException, NotFound
 from PIL import Image
 
-from tests.support.server import FAKED, Server, faked_environment, serve
+from tests.contracts.conftest import RUN_S, until_running
+from tests.support.server import Server
 
-RUN_S = 0.4
 GENERATE = {"prompt": "a red circle", "seed": 5, "width": 64, "height": 96}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    env = faked_environment(folder / "home", FAKE_RUN_S=RUN_S, SDXL_MAX_PIXELS=1_000_000)
-    with serve(FAKED, folder / "log", env=env) as running:
-        yield running
+def server(faked: Server) -> Server:
+    return faked
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +124,9 @@ def test_sync_client(server: Server) -> None:
 
 async def test_async_client(server: Server) -> None:
     async with bentoml.AsyncHTTPClient(server.url) as client:
-        begin = time.perf_counter()
-        paths = await asyncio.gather(
-            *(client.generate(**GENERATE | {"seed": seed}) for seed in range(4))
-        )
-        assert time.perf_counter() - begin < 3 * RUN_S  # at once, not one after the other
+        calls = asyncio.gather(*(client.generate(**GENERATE | {"seed": seed}) for seed in range(4)))
+        await asyncio.to_thread(until_running, server, 4)  # at once, not one after the other
+        paths = await calls
         colours = [opened(path.read_bytes()).getpixel((0, 0))[0] for path in paths]
         assert colours == [0, 1, 2, 3]
 
@@ -188,6 +183,28 @@ def test_overload_says_when_to_try_again(http: httpx.Client) -> None:
     answer = http.post("/generate", json={"prompt": "full"})
     assert error_of(answer, 429)["retry_after_s"] == 3.2
     assert answer.headers["retry-after"] == "4"
+
+
+def test_a_deadline_that_cannot_be_met(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"prompt": "late"})
+    error = error_of(answer, 503)
+    assert (error["type"], error["retry_after_s"]) == ("deadline_infeasible", 1.5)
+    assert answer.headers["retry-after"] == "2"
+
+
+def test_a_server_that_is_not_ready(loading: Server, png: bytes) -> None:
+    picture = base64.b64encode(png).decode()
+    for path, body in (
+        ("generate", GENERATE),
+        ("generate/stream", GENERATE),
+        ("img2img", {"prompt": "a", "image": picture}),
+        ("refine", {"prompt": "a", "image": picture}),
+    ):
+        answer = httpx.post(f"{loading.url}/{path}", json=body)
+        assert error_of(answer, 503)["type"] == "not_ready"
+        assert answer.headers["retry-after"] == "2"
+    [result] = httpx.post(f"{loading.url}/generate_batch", json={"requests": [GENERATE]}).json()
+    assert result["error"]["status"] == 503
 
 
 def test_a_bug_keeps_its_text_to_itself(http: httpx.Client, server: Server) -> None:
@@ -356,17 +373,6 @@ def test_pages(http: httpx.Client) -> None:
         assert not re.search(r"""(https?:)?//\w|@import|url\(""", text)  # nothing from elsewhere
 
 
-def test_api_document(http: httpx.Client) -> None:
-    document = http.get("/docs.json").json()
-    for path in ("/generate", "/generate_batch", "/generate/stream", "/img2img", "/refine"):
-        operation = document["paths"][path]["post"]
-        assert set(operation["responses"]) == {"200", "default"}, path
-    for path in ("/models", "/loras", "/samplers", "/stats", "/images/{image_id}"):
-        assert "get" in document["paths"][path]
-    assert "image/png" in document["paths"]["/generate"]["post"]["responses"]["200"]["content"]
-    assert "Error" in document["components"]["schemas"]
-
-
 def test_metrics(http: httpx.Client) -> None:
     http.post("/generate", json=GENERATE)
     http.post("/generate", json={})
@@ -424,6 +430,20 @@ def test_cancel(http: httpx.Client) -> None:
     assert error_of(http.post("/cancel/stop-me"), 404)["type"] == "request_not_found"
 
 
+@pytest.mark.parametrize("name", ["stop-all", "stop-all.1"])
+def test_cancel_a_batch_or_one_of_it(http: httpx.Client, name: str) -> None:
+    _until_idle(http)
+    with ThreadPoolExecutor(1) as pool:
+        body, headers = {"requests": [GENERATE, GENERATE]}, {"X-Request-Id": "stop-all"}
+        call = pool.submit(http.post, "/generate_batch", json=body, headers=headers)
+        while _running(http) < 2:
+            time.sleep(0.01)
+        assert http.post(f"/cancel/{name}").json()["cancelled"] is True
+        results = call.result().json()
+    statuses = [result.get("error", {}).get("status", 200) for result in results]
+    assert statuses == ([409, 409] if name == "stop-all" else [200, 409])
+
+
 # Progress
 
 
@@ -437,8 +457,9 @@ def test_stream(http: httpx.Client) -> None:
     answer = http.post("/generate/stream", json=GENERATE)
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = _events(answer)
-    assert [name for name, _ in events] == ["step"] * 4 + ["done"]
-    assert [data["step"] for _, data in events[:-1]] == [1, 2, 3, 4]
+    assert [name for name, _ in events] == ["step", "preview"] * 4 + ["done"]
+    assert [data["step"] for name, data in events if name == "step"] == [1, 2, 3, 4]
+    assert opened(base64.b64decode(events[1][1]["jpeg"])).format == "JPEG"
     assert events[-1][1]["images"][0]["seed"] == 5
 
 
@@ -452,8 +473,23 @@ def test_stream_comes_as_it_happens(http: httpx.Client) -> None:
 
 def test_stream_of_an_error(http: httpx.Client) -> None:
     assert error_of(http.post("/generate/stream", json={"prompt": 5}), 422)
-    [(name, data)] = _events(http.post("/generate/stream", json={"prompt": "full"}))
-    assert (name, data["error"]["status"]) == ("error", 429)
+    refused = http.post("/generate/stream", json={"prompt": "full"})
+    assert error_of(refused, 429)["type"] == "overloaded"
+    assert refused.headers["retry-after"] == "4"
+    assert error_of(http.post("/generate/stream", json={"prompt": "a", "model": "nope"}), 404)
+
+
+def test_an_error_after_the_first_event_is_an_event(http: httpx.Client) -> None:
+    headers = {"X-Request-Id": "stop-stream"}
+    with http.stream("POST", "/generate/stream", json=GENERATE, headers=headers) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: step"
+        assert httpx.post(f"{http.base_url}/cancel/stop-stream").status_code == 200
+        rest = list(lines)
+    name, data = rest[-3:-1] if not rest[-1] else rest[-2:]
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))["error"]
+    assert (error["type"], error["status"]) == ("request_cancelled", 409)
 
 
 def test_many_threads_at_once(http: httpx.Client) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ import tritonclient.http as triton
 from PIL import Image
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tests.contracts.conftest import MOST, RUN_S, until_idle
+from tests.contracts.conftest import MOST, RUN_S, until_idle, until_running
 from tests.support.server import Server
 
 MODEL = "fake"
@@ -363,6 +364,7 @@ def test_text_that_is_none(http: httpx.Client) -> None:
         ([prompts("a")], "nope", "404", "no model named 'nope'"),
         ([prompts("a"), tensor("loras", ['[{"name": "nope"}]'])], "fake", "404", "no LoRA named"),
         ([prompts("a", "full")], "fake", "429", "the queue is full"),
+        ([prompts("late")], "fake", "503", "cannot be met"),
         ([prompts("bug")], "fake", "500", "unexpected error"),
     ],
 )
@@ -386,6 +388,17 @@ def test_other_bodies(http: httpx.Client, client: triton.InferenceServerClient) 
     assert failed.value.status() == "415"
     assert error_of(http.post(INFER, content=b" " * (17 << 20)), 413)
     assert error_of(http.post("/v2/nowhere"), 404)
+
+
+def test_cancel(http: httpx.Client, faked: Server) -> None:
+    until_idle(faked)
+    body = document()
+    body["inputs"][0] |= {"shape": [2], "data": ["a", "b"]}
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(http.post, INFER, json=body, headers={"X-Request-Id": "stop-v2"})
+        until_running(faked, 2)
+        assert httpx.post(f"{faked.url}/cancel/stop-v2").status_code == 200
+        assert "cancelled" in error_of(call.result(), 409)
 
 
 async def test_a_client_that_leaves_ends_its_call(faked: Server) -> None:

@@ -289,6 +289,13 @@ def test_overload_says_when_to_try_again(client: OpenAI) -> None:
     assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
 
 
+def test_a_deadline_that_cannot_be_met(client: OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match="cannot be met") as caught:
+        client.images.generate(prompt="late")
+    assert (caught.value.status_code, error_of(caught)["code"]) == (503, "deadline_infeasible")
+    assert caught.value.response.headers["retry-after"] == "2"
+
+
 def test_a_server_that_is_not_ready(loading: Server) -> None:
     url = f"{loading.url}/v1"
     with OpenAI(base_url=url, api_key="any", max_retries=0) as client:
@@ -435,22 +442,3 @@ def test_a_model_that_is_not_there(client: OpenAI) -> None:
         client.models.retrieve("dall-e-3")
     assert caught.value.code == "model_not_found"
     assert "available: fake" in caught.value.message
-
-
-def test_api_document(faked: Server) -> None:
-    document = httpx.get(f"{faked.url}/docs.json").json()
-    body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]
-    properties = body["application/json"]["schema"]["properties"]
-    assert {"prompt", "n", "size", "seed", "stream"} <= properties.keys()
-    assert not {"num_images", "width"} & properties.keys()
-    references = [value.rsplit("/", 1)[-1] for value in _references(document)]
-    assert set(references) <= document["components"]["schemas"].keys()
-
-
-def _references(part: Any) -> Iterator[str]:
-    """Every `$ref` of a JSON document."""
-    for value in part.values() if isinstance(part, dict) else part:
-        if isinstance(value, (dict, list)):
-            yield from _references(value)
-    if isinstance(part, dict) and "$ref" in part:
-        yield part["$ref"]

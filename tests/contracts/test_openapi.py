@@ -7,6 +7,7 @@ schemathesis makes calls from the document, right ones and wrong ones, and looks
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -20,13 +21,17 @@ from starlette.routing import Route
 from sdxl_bento.protocols.http import STATUS
 from sdxl_bento.protocols.openapi import document
 from sdxl_bento.protocols.web import web_app
-from tests.support.server import FAKED, Server, faked_environment, serve
+from tests.support.server import FAKED, ROOT, Server, faked_environment, serve
 
+REFERENCE = ROOT / "docs" / "reference" / "protocols.md"
 # Those of BentoML's that are not methods of the service. Its files for /docs are no part of an API.
 BENTOML = {"/livez", "/healthz", "/readyz", "/metrics", "/schema.json"}
 MANY = "SDXL_OPENAPI_EXAMPLES" in os.environ
 # Their bodies are those of other routes, for which every bound of every field is tried.
-ALIKE = ("/refine", "/generate/stream", "/v2/models/{model}/versions/{version}/infer")
+ALIKE = (
+    *("/generate/stream", "/img2img", "/refine", "/v1/images/edits"),
+    "/v2/models/{model}/versions/{version}/infer",
+)
 CONFIG = {
     "generation": {
         "deterministic": not MANY,
@@ -48,7 +53,9 @@ schema = schemathesis.openapi.from_dict(document(), config=SchemathesisConfig.fr
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Small pictures at once, for there are thousands of calls."""
     folder = tmp_path_factory.mktemp("openapi")
-    env = faked_environment(folder / "home", FAKE_PREVIEWS=1, SDXL_MAX_PIXELS=96 * 96)
+    env = faked_environment(
+        folder / "home", FAKE_PREVIEWS=1, SDXL_MAX_PIXELS=96 * 96, SDXL_UI=False
+    )
     with serve(FAKED, folder / "log", env=env) as running:
         yield running
 
@@ -86,7 +93,7 @@ def test_it_is_what_the_server_serves(server: Server) -> None:
 
 
 def test_every_status_is_one_of_the_table() -> None:
-    known = {"200", *(str(int(status)) for status in STATUS.values())}
+    known = {"200", "307", *(str(int(status)) for status in STATUS.values())}
     for path, item in document()["paths"].items():
         for operation in item.values():
             assert set(operation["responses"]) <= known, path
@@ -106,3 +113,19 @@ def test_the_server_keeps_to_it(
     if isinstance(case.body, dict) and isinstance(case.body.get("image_id"), str):
         case.body["image_id"] = image_id  # one that there is
     case.call_and_validate(base_url=server.url, session=session, timeout=20)
+
+
+def test_the_reference_lists_every_route_under_its_protocol() -> None:
+    sections = re.split(r"^## ", REFERENCE.read_text("utf-8"), flags=re.MULTILINE)
+    listed = {
+        (section.split("\n")[0], path, method.lower())
+        for section in sections
+        for method, path in re.findall(r"^\| `(GET|POST) (/\S*)`", section, re.MULTILINE)
+    }
+    listed -= {("KServe V1", "/v1/models/{model}:explain", "post")}  # which says that it is none
+    described = {
+        (operation["tags"][0], path, method)
+        for path, item in document()["paths"].items()
+        for method, operation in item.items()
+    }
+    assert listed == described

@@ -24,6 +24,7 @@ import sdxl_bento.generation
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import (
     AdapterNotFound,
+    DeadlineInfeasible,
     EngineDead,
     InvalidInput,
     ModelNotFound,
@@ -40,6 +41,7 @@ from sdxl_bento.generation import (
     Progress,
     Timings,
     UnitDone,
+    is_meant,
 )
 from sdxl_bento.params import GenerateParams
 
@@ -92,6 +94,8 @@ class FakeGenerator:
             raise RuntimeError("secret detail")
         if params.prompt == "full":
             raise Overloaded("the queue is full: 64 requests wait", 3.2)
+        if params.prompt == "late":
+            raise DeadlineInfeasible(1.0, 2.5, 1.5)
         if params.model not in (None, "fake"):
             raise ModelNotFound(params.model, ["fake"])
         for lora in params.loras:
@@ -145,10 +149,11 @@ class FakeGenerator:
         )
 
     def cancel(self, request_id: str) -> None:
-        try:
-            self.ended[request_id].set()
-        except KeyError:
-            raise RequestNotFound(request_id) from None
+        meant = [ended for name, ended in self.ended.items() if is_meant(request_id, name)]
+        if not meant:
+            raise RequestNotFound(request_id)
+        for ended in meant:
+            ended.set()
 
     def models(self) -> list[ModelSummary]:
         return [

@@ -76,7 +76,7 @@ def _calls(params: Schema) -> dict[str, Any]:
             "Many calls in one; a call that fails has its error in its place.",
             answer("One result for each, in their order.", media(JSON, results)),
             body=body(media(JSON, many, {"requests": [_EXAMPLE, {"prompt": "a green square"}]})),
-            fails=READS,
+            fails=(*READS, errors.NotReady),
             parameters=CALL_HEADERS,
         ),
         "/img2img": NATIVE.post(
@@ -145,16 +145,18 @@ def _lists() -> dict[str, Any]:
 def _probes() -> dict[str, Any]:
     plain, page = media("text/plain", TEXT), media("text/html", TEXT)
     not_ready = (errors.NotReady,)
-    return {
+    found = {
         path: PROBES.get(text, answer(text, content), fails=fails)
         for path, text, content, fails in (
             ("/livez", "The process works.", plain, not_ready),
             ("/healthz", "The same.", plain, not_ready),
             ("/readyz", "Its models are loaded.", plain, not_ready),
             ("/metrics", "Prometheus' metrics.", plain, ()),
-            ("/", "The page to draw with.", page, ()),
+            ("/", "The page to draw with, or the way to it.", page, ()),
             ("/docs", "This document as a page.", page, ()),
             ("/docs.json", "This document.", media(JSON, OBJECT), ()),
             ("/schema.json", "What BentoML's clients read.", media(JSON, OBJECT), ()),
         )
     }
+    found["/"]["get"]["responses"]["307"] = answer("A browser's way to the page at `/ui/`.")
+    return found
