@@ -59,7 +59,7 @@ def compile_part(
         # They pay where many graphs are compiled; here each has one file that needs them.
         "aot_inductor.precompile_headers": False,
         "aot_inductor.metadata": {
-            INPUTS: json.dumps([[name, _name(x.dtype)] for name, x in graph.inputs.items()]),
+            INPUTS: json.dumps(_inputs(graph)),
             CONSTANTS: json.dumps(
                 {name: dataclasses.asdict(recipe) for name, recipe in recipes.items()}
             ),
@@ -188,6 +188,22 @@ def _scratch(folder: Path) -> Iterator[Path]:
         fresh_cache(dir=scratch, delete=False),
     ):
         yield Path(scratch)
+
+
+def _inputs(graph: Graph) -> list[tuple[str, str, list[int | str]]]:
+    """Name, dtype and shape of each input; a dynamic side by its name, as in `rows`."""
+    return [
+        (
+            name,
+            _name(x.dtype),
+            [_side(graph.dynamic[name].get(i, n)) for i, n in enumerate(x.shape)],
+        )
+        for name, x in graph.inputs.items()
+    ]
+
+
+def _side(size: Any) -> int | str:
+    return size if isinstance(size, int) else str(size.__name__)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,9 +8,9 @@ the CPU or the architecture of the GPU.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sdxl_bento.backends.shared_weights import Recipe, shared
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdxl_bento.backends.parts import Part, PartOptions
 
 # Keys of a package's metadata, each a JSON document.
-INPUTS: Final = "sdxl_bento_inputs"  # [[name, dtype], …] in the order of the call
+INPUTS: Final = "sdxl_bento_inputs"  # an array of `Input`'s fields, in the order of the call
 CONSTANTS: Final = "sdxl_bento_constants"  # name -> the fields of a `Recipe`
 ALIGNMENT: Final = 16  # bytes, what compiled kernels take for granted of their inputs
 
@@ -70,6 +70,28 @@ def load(path: Path, options: PartOptions) -> Part:
     return GraphedPart(part, options.info)
 
 
+class Input(NamedTuple):
+    """What a graph takes under a name. A side of its shape is a size, or a name for any size."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+def check_shapes(wanted: Sequence[Input], given: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError for what the compiled code, which checks nothing, would read beyond."""
+    sizes: dict[str, int] = {}
+    for name, _, shape in wanted:
+        found = tuple(given[name].shape)
+        known = [
+            sizes.setdefault(s, n) if isinstance(s, str) else s
+            for s, n in zip(shape, found, strict=False)
+        ]
+        if len(found) != len(shape) or list(found) != known:
+            where = f" where {', '.join(f'{k}={v}' for k, v in sizes.items())}" if sizes else ""
+            raise ValueError(f"{name} has shape {found}, not ({', '.join(map(str, shape))}){where}")
+
+
 class InductorPart:
     """One package with its weights."""
 
@@ -92,9 +114,7 @@ class InductorPart:
         metadata = self._loader.get_metadata()
         if INPUTS not in metadata or CONSTANTS not in metadata:
             raise ArtifactMismatch(f"{path}: not a package of this project's export")
-        self._inputs = [
-            (name, getattr(torch, dtype)) for name, dtype in json.loads(metadata[INPUTS])
-        ]
+        self._inputs = [Input(*fields) for fields in json.loads(metadata[INPUTS])]
         known = json.loads(metadata[CONSTANTS])
         # Fewer than the graph has: Inductor writes tensors of a few numbers into the code.
         names = self._loader.get_constant_fqns()
@@ -109,12 +129,13 @@ class InductorPart:
     @property
     def inputs(self) -> list[str]:
         """Names, in the order of the call."""
-        return [name for name, _ in self._inputs]
+        return [each.name for each in self._inputs]
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
-        ready = [_ready(inputs[name].to(dtype)) for name, dtype in self._inputs]
+        check_shapes(self._inputs, inputs)
+        ready = [_ready(inputs[i.name].to(getattr(torch, i.dtype))) for i in self._inputs]
         with torch.no_grad():
             try:
                 output: torch.Tensor = self._loader.boxed_run(ready)[0]

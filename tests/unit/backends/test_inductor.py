@@ -148,6 +148,27 @@ def test_missing_and_wrong_weights_are_named(
         load(compiled.path, here)
 
 
+@pytest.mark.parametrize(
+    ("sample", "timestep", "says"),
+    [
+        ((2, 3, 8, 8), (2,), r"sample has shape \(2, 3, 8, 8\), not \(rows, 4, height, 8\)"),
+        ((2, 4, 8), (2,), "sample has shape"),
+        ((2, 4, 8, 8), (3,), r"timestep has shape \(3,\), not \(rows\) where rows=2, height=8"),
+    ],
+)
+def test_other_shapes_are_refused(
+    compiled: Compiled,
+    options: PartOptions,
+    sample: tuple[int, ...],
+    timestep: tuple[int, ...],
+    says: str,
+) -> None:
+    """The compiled code would read beyond them."""
+    part = load(compiled.path, options)
+    with pytest.raises(ValueError, match=says):
+        part({"sample": torch.zeros(sample), "timestep": torch.zeros(timestep)})
+
+
 def test_a_package_that_is_none(options: PartOptions, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such file"):
         load(tmp_path / "base-unet.pt2", options)
