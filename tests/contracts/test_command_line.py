@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -22,8 +21,9 @@ from typer.testing import CliRunner
 from sdxl_bento.cli.app import app
 from sdxl_bento.cli.remote import RemoteDrawer
 from sdxl_bento.results import Progress
-from tests.contracts.conftest import until_idle, until_running
-from tests.support.server import ROOT, Server
+from tests.contracts.conftest import until_idle
+from tests.support.command_line import command_line
+from tests.support.server import Server
 
 Run = Callable[..., Any]
 
@@ -119,20 +119,33 @@ async def test_progress(faked: Server) -> None:
     assert drawn.files[0].startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("arguments", [["generate", "slow"], ["bench", "--clients", "3"]])
-def test_ctrl_c_cancels_on_the_server(faked: Server, folder: Path, arguments: list[str]) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sdxl_bento", *arguments, "--url", faked.url],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None, text=True,
-    )  # fmt: skip
-    until_running(faked, 3 if arguments[0] == "bench" else 1)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "Interrupted.\n")
+@pytest.mark.parametrize(
+    ("arguments", "number", "code", "said"),
+    [
+        (["generate", "slow"], signal.SIGINT, 130, "Interrupted.\n"),
+        (["generate", "slow"], signal.SIGTERM, 143, ""),
+        (["bench", "--warm-up", "0"], signal.SIGINT, 130, "Interrupted.\n"),
+    ],
+)
+def test_to_end_it_cancels_on_the_server(
+    faked: Server, folder: Path, arguments: list[str], number: signal.Signals, code: int, said: str
+) -> None:
+    with command_line([*arguments, "--url", faked.url]) as process:
+        wait_until_running(faked)
+        process.send_signal(number)
+        out, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (code, said)
     assert ("clients" in out) is (arguments[0] == "bench")
     until_idle(faked)
     assert not list(folder.iterdir())
+
+
+def wait_until_running(server: Server) -> None:
+    """Wait for a call of a process that has to start first."""
+    deadline = time.monotonic() + 120
+    while not httpx.get(f"{server.url}/stats").json()["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_bench(faked: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from export.embedded.checker import analyse
 from sdxl_bento.cli.app import app
+from tests.support.command_line import command_line
 from tests.support.server import ROOT, Server
 
 STEPS = 14
@@ -104,6 +106,22 @@ def test_what_the_server_says(server: Server, embedded_tag: str) -> None:
     assert "allowed: at most 100 on this server" in refused.stderr
     done = run("bench", "--clients", "2", "--requests", "2", "--steps", "2", "--url", server.url)
     assert done.exit_code == 0, done.stderr
+
+
+def test_ctrl_c_while_it_draws(local: dict[str, str], folder: Path) -> None:
+    asked = ["generate", *RED[:-1], "100", "-N", "8", "--verbose"]
+    with command_line(asked, local) as process:
+        assert process.stderr is not None
+        log = ""
+        while "loaded in" not in log:
+            line = process.stderr.readline()
+            assert line, f"it ended before the model was loaded: {log}"
+            log += line
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, ""), log + error
+    assert "Traceback" not in error
+    assert not list(folder.iterdir())
 
 
 SCRIPT = """
