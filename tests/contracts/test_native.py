@@ -236,6 +236,16 @@ def test_errors_before_our_code_look_alike(http: httpx.Client) -> None:
     assert error_of(http.get("/generate"), 405)["type"] == "method_not_allowed"
 
 
+def test_a_page_of_another_site_may_look_and_not_send(http: httpx.Client) -> None:
+    page = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
+    for path, form in (("/generate", {"prompt": "quick"}), ("/cancel/x", {})):
+        error = error_of(http.post(path, data=form, headers=page), 403)
+        assert (error["type"], error["field"]) == ("cross_origin", "Origin")
+    assert http.get("/models", headers=page).status_code == 200
+    own = {"Origin": str(http.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    assert http.post("/generate", data={"prompt": "quick"}, headers=own).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("header", "value", "field"),
     [
