@@ -75,11 +75,23 @@ def local_settings(model: str | None) -> Settings:
     return settings.model_copy(update={"model": tag, "models": (), "drain_s": DRAIN_S})
 
 
+class _Lines(logging.Handler):
+    """The log as lines of the console, which keeps them apart from its bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.markup import escape
+
+        text = f"{record.levelname.capitalize()}: {self.format(record)}"
+        self._console.print(escape(text))
+
+
 def show_log(console: Console, verbose: bool) -> None:
     """Warnings of the package on the console as lines of ours; with `verbose`, all of its log."""
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
+    handler = _Lines(console)
     handler.setLevel(logging.INFO if verbose else logging.WARNING)
     # A failure is told at the end; how it came about interests whoever asks for the log.
     handler.addFilter(lambda record: verbose or not record.exc_info)
@@ -93,7 +105,8 @@ async def _loaded(generator: Generator) -> None:
     while generator.state in ("new", "loading"):  # noqa: ASYNC110  another thread changes it
         await asyncio.sleep(0.02)
     if generator.state != "ready":
-        message = f"the model cannot be loaded: {generator.state_reason}"
+        reason = generator.state_reason.removeprefix("ConfigurationError: ")
+        message = f"the model cannot be loaded: {reason}"
         raise Failure.of(ExitCode.FAILED, "not_loaded", message)
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ def test_backends_that_do_not_fit(home: Path) -> None:
     assert "the model has: eager, onnx-cpu, tensorrt-cuda90" in wrong.message
     cuda = settings.model_copy(update={"device": "cuda"})
     assert "needs a CUDA device" in only(list(models.backends(cuda)), "problem").message
+
+
+def test_a_backend_that_fits(home: Path) -> None:
+    here = BackendInfo(
+        backend="onnx", device="cpu", dtype="fp32", versions={"onnxruntime": version("onnxruntime")}
+    )
+    store_model(home, "tiny", backends=[ONNX, here])
+    found = list(models.backends(Settings(model="tiny", device="cpu")))
+    assert [each.status for each in found] == ["warning", "good"]
+    assert found[1].message == "onnx-cpu-fp32 fits, and is used"
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
