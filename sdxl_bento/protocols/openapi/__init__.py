@@ -13,12 +13,13 @@ from sdxl_bento import __version__
 from sdxl_bento.protocols.openapi import a1111, kserve, native, openai, schemas
 
 OPENAPI = "3.1.0"
+TAGS = (native.NATIVE, openai.OPENAI, kserve.V1, kserve.V2, a1111.A1111, native.PROBES)
 DESCRIPTION = """\
 Stable Diffusion XL: text to image, image to image, refiner and LoRAs, in five protocols.
 
 The native one takes a flat JSON object. One picture comes back as it is, several as JSON with \
-base64; `Accept: application/json` asks for JSON in any case. Numbers and flags may come as text, \
-as in forms. The statuses of errors are the same in all protocols, their bodies each one's own.
+base64; `Accept: application/json` asks for JSON in any case. Numbers may come as text, as in \
+forms. The statuses of errors are the same in all protocols, their bodies each one's own.
 """
 
 
@@ -35,7 +36,8 @@ def document() -> dict[str, Any]:
     return {
         "openapi": OPENAPI,
         "info": {"title": "sdxl-bento", "version": __version__, "description": DESCRIPTION},
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "."}],  # also under a proxy's prefix
+        "tags": [{"name": protocol.tag} for protocol in TAGS],
         "paths": paths,
         "components": {"schemas": components},
     }

@@ -166,7 +166,7 @@ class Protocol:
     ) -> dict[str, Any]:
         """An operation that answers 200 with `ok`, or as `fails` has it."""
         may_fail = (*fails, *((http.CrossOrigin,) if post else ()), Exception)
-        about: dict[str, Any] = {"tags": [self.tag], "description": text}
+        about: dict[str, Any] = {"tags": [self.tag], "summary": text}
         if parameters:
             about["parameters"] = list(parameters)
         if body is not None:
