@@ -14,16 +14,17 @@ from starlette.middleware.cors import CORSMiddleware
 from sdxl_bento.config import load_settings
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.generation import Generator
-from sdxl_bento.images import Encoder, open_store
 from sdxl_bento.lifecycle import announce, drain_on_signal, report_load
 from sdxl_bento.metrics import metrics
 from sdxl_bento.packing import RequiredModel, require_models, with_packed_models
+from sdxl_bento.pictures import Pictures
 from sdxl_bento.protocols.bodies import BatchBody, Call, GenerateBody, ImageBody
 from sdxl_bento.protocols.cross_origin import CrossOriginProtection, cors_options
 from sdxl_bento.protocols.http import ErrorBodies
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.protocols.stream import stream
 from sdxl_bento.protocols.web import web_app
+from sdxl_bento.store_location import check_store, open_store
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
@@ -53,9 +54,8 @@ class SDXLService:
         self.settings = with_packed_models(SETTINGS, SDXLService.bento)
         worker = bentoml.server_context.worker_index or 1
         self.generator = Generator(self.settings, worker_index=worker - 1)
-        self.store = open_store(self.settings)
-        self.encoder = Encoder(self.settings.png_level)
-        self.native = NativeAPI(self.generator, self.settings, self.store, self.encoder, metrics())
+        self.pictures = Pictures(self.settings, open_store(self.settings))
+        self.native = NativeAPI(self.generator, self.settings, self.pictures, metrics())
         self.page = Page(self.settings) if has_page(self.settings) else None
         WEB.state.native, WEB.state.page = self.native, self.page
 
@@ -64,6 +64,15 @@ class SDXLService:
     def check_models() -> None:
         """Runs once, before any worker: without its models the server does not start."""
         require_models(with_packed_models(SETTINGS, SDXLService.bento))
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_image_store() -> None:
+        """Likewise: a store that takes no pictures is told now, not by the first of them."""
+        try:
+            check_store(SETTINGS)
+        except ConfigurationError as error:
+            raise BentoMLConfigException(str(error)) from None
 
     @bentoml.on_startup
     async def start(self) -> None:
@@ -84,8 +93,7 @@ class SDXLService:
             task.cancel()
         if self.page is not None:
             await self.page.aclose()
-        self.encoder.close()
-        self.store.close()
+        await asyncio.to_thread(self.pictures.close)
 
     async def drain(self) -> None:
         """Let running work end, then what would keep the server waiting."""

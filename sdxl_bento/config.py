@@ -72,9 +72,17 @@ class Settings(BaseSettings):
     )
     timeout_s: float = Field(600.0, gt=0, description="A call that takes longer is cancelled.")
     drain_s: float = Field(30.0, ge=0, description="At shutdown, wait this long for running work.")
-    store_dir: Path | None = Field(None, description="Image store; a temporary folder if unset.")
+    store: str | None = Field(
+        None,
+        description="Image store: a folder, or a URL such as s3://bucket/prefix; a temporary "
+        "folder if unset.",
+    )
     store_ttl_s: float = Field(3600.0, gt=0, description="How long an image can be downloaded.")
     store_max_mb: int = Field(512, ge=1, description="Size of the image store, MiB.")
+    embed_metadata: bool = Field(True, description="Write a picture's parameters into its file.")
+    result_cache: bool = Field(
+        False, description="Answer a call that was answered before from the image store."
+    )
     png_level: int = Field(1, ge=0, le=9, description="zlib level of PNG answers.")
     batch_max_size: int = Field(16, ge=1, description="generate_batch: most items of one batch.")
     batch_max_latency_ms: int = Field(60_000, ge=1, description="generate_batch: longest wait.")
@@ -98,6 +106,11 @@ class Settings(BaseSettings):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin, such as https://pictures.example:8443")
         return origins
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, value: object) -> object:
+        return value or None
 
     @property
     def model_tags(self) -> tuple[str, ...]:

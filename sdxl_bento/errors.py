@@ -11,7 +11,8 @@ SDXLError
 ├── Refused                 turned away at the door; nothing was started
 │   ├── NotReady
 │   ├── Overloaded
-│   └── DeadlineInfeasible
+│   ├── DeadlineInfeasible
+│   └── StoreUnavailable    the image store does not answer
 ├── RequestCancelled        ended because its caller asked for that, or left
 ├── RequestFailed           ended by an error of ours
 │   ├── NumericalError      the latents are no longer finite
@@ -108,6 +109,13 @@ class DeadlineInfeasible(Refused):
             f"slo_ms: {slo_s * 1e3:.0f} ms cannot be met, it would take {estimate_s * 1e3:.0f} ms",
             retry_after_s,
         )
+
+
+class StoreUnavailable(Refused):
+    """The image store does not answer, so a picture in it cannot be had just now."""
+
+    def __init__(self, retry_after_s: float = 5.0) -> None:
+        super().__init__("the image store does not answer", retry_after_s)
 
 
 class RequestCancelled(SDXLError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from sdxl_bento.results import (
     LoraSummary,
     ModelSummary,
     Progress,
+    Provenance,
     Timings,
     UnitDone,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "LoraSummary",
     "ModelSummary",
     "Progress",
+    "Provenance",
     "Timings",
     "UnitDone",
 ]
@@ -65,7 +67,7 @@ class _Call:
     request_id: str
     job: Job
     replan: Callable[[int], Job]
-    requests: list[Request] = field(default_factory=list)
+    requests: dict[int, Request] = field(default_factory=dict)  # by the picture's index
 
     def fewer(self, index: int) -> Fewer | None:
         """Leave to take steps off picture `index`, if the caller gave it."""
@@ -124,16 +126,17 @@ class Generator:
         image: Image | None = None,
         request_id: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        skip: Collection[int] = (),
     ) -> Generation:
         """Draw `params.num_images` pictures; from `image` if it is given.
 
         Cancelling the awaiting task cancels the pictures. `on_progress` is called in the event
-        loop, and brings previews.
+        loop, and brings previews. Pictures whose index is in `skip` are not drawn.
 
         Raises:
             InvalidInput, NotFound, Refused, RequestCancelled, RequestFailed: see `errors`.
         """
-        return await self._run(params, image, request_id, on_progress, refine_only=False)
+        return await self._run(params, image, request_id, on_progress, skip, refine_only=False)
 
     async def refine(
         self,
@@ -142,9 +145,28 @@ class Generator:
         image: Image,
         request_id: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        skip: Collection[int] = (),
     ) -> Generation:
         """Let the refiner redraw `image` by `params.strength`. Otherwise as `generate`."""
-        return await self._run(params, image, request_id, on_progress, refine_only=True)
+        return await self._run(params, image, request_id, on_progress, skip, refine_only=True)
+
+    def resolved(self, params: GenerateParams, image: Image | None = None) -> GenerateParams:
+        """The parameters as they would be drawn with, every default filled in.
+
+        Raises:
+            InvalidInput, NotFound, NotReady: see `errors`.
+        """
+        return self._resolve(params, image)[1]
+
+    def provenance(self, params: GenerateParams) -> Provenance:
+        """What draws with these parameters. May read adapters' files: call it from a thread.
+
+        Raises:
+            NotFound, NotReady: see `errors`.
+        """
+        from sdxl_bento.provenance import provenance_of
+
+        return provenance_of(self._model(params.model), params, self._settings)
 
     def cancel(self, request_id: str) -> None:
         """End a call; whoever awaits it gets RequestCancelled.
@@ -158,13 +180,14 @@ class Generator:
         if not meant:
             raise RequestNotFound(request_id)
         for call in meant:
-            for request in call.requests:
+            for request in call.requests.values():
                 self._engine.cancel(request.id)
 
     def position(self, request_id: str, index: int = 0) -> int:
         """Place in the queue of picture `index` of a call, from 1; 0 once it runs or has ended."""
         call = self._calls.get(request_id)
-        return 0 if call is None else self._engine.position(call.requests[index])
+        request = call.requests.get(index) if call is not None else None
+        return 0 if request is None else self._engine.position(request)
 
     def defaults(self, model: str | None = None) -> GenerateParams:
         """What a call gets that leaves everything out. Raises ModelNotFound, NotReady."""
@@ -230,6 +253,7 @@ class Generator:
         image: Image | None,
         request_id: str | None,
         on_progress: Callable[[Progress], None] | None,
+        skip: Collection[int],
         *,
         refine_only: bool,
     ) -> Generation:
@@ -240,9 +264,9 @@ class Generator:
         slo = call.job.params.slo_ms
         now = engine.clock()
         for index in range(params.num_images):
-            job = call.job.for_image(index)
-            request = to_request(f"{call.request_id}/{index}", job, now, slo)
-            call.requests.append(request)
+            if index not in skip:
+                job = call.job.for_image(index)
+                call.requests[index] = to_request(f"{call.request_id}/{index}", job, now, slo)
         self._calls[call.request_id] = call
         try:
             results = await self._gather(call, on_progress)
@@ -260,7 +284,7 @@ class Generator:
                     request, _reporter(call.request_id, i, request, on_progress), call.fewer(i)
                 )
             )
-            for i, request in enumerate(call.requests)
+            for i, request in call.requests.items()
         ]
         try:
             if on_progress is not None:
@@ -274,7 +298,7 @@ class Generator:
             raise
 
     def _report_positions(self, call: _Call, on_progress: Callable[[Progress], None]) -> None:
-        for index, request in enumerate(call.requests):
+        for index, request in call.requests.items():
             position = self._engine.position(request)
             on_progress(Progress(call.request_id, index, "queued", 0, _steps(request), position))
 
@@ -287,16 +311,9 @@ class Generator:
         wants_preview: bool,
     ) -> _Call:
         """Check the parameters against the model and the settings, and plan the stages."""
-        from sdxl_bento.diffusion.plan import plan, resolve
+        from sdxl_bento.diffusion.plan import plan
 
-        loaded = self._model(params.model)
-        for name in (lora.name for lora in params.loras):
-            if name not in loaded.served.adapters.names():
-                raise AdapterNotFound(name, sorted(loaded.served.adapters.names()))
-        if image is not None:
-            params = _size_of(image, params, loaded.facts.manifest.size_limits.multiple)
-        params = resolve(params, loaded.facts, secrets.randbits(32))
-        self._check_bounds(params)
+        loaded, params = self._resolve(params, image)
 
         def replan(steps: int) -> Job:
             return plan(
@@ -309,6 +326,21 @@ class Generator:
 
         job = replan(params.num_inference_steps)
         return _Call(request_id or secrets.token_hex(8), job, replan)
+
+    def _resolve(
+        self, params: GenerateParams, image: Image | None
+    ) -> tuple[Loaded, GenerateParams]:
+        from sdxl_bento.diffusion.plan import resolve
+
+        loaded = self._model(params.model)
+        for name in (lora.name for lora in params.loras):
+            if name not in loaded.served.adapters.names():
+                raise AdapterNotFound(name, sorted(loaded.served.adapters.names()))
+        if image is not None:
+            params = _size_of(image, params, loaded.facts.manifest.size_limits.multiple)
+        params = resolve(params, loaded.facts, secrets.randbits(32))
+        self._check_bounds(params)
+        return loaded, params
 
     def _model(self, name: str | None) -> Loaded:
         if not self._models:
@@ -419,15 +451,21 @@ def _phase_steps(phases: tuple[Phase, ...], stage: Stage) -> int:
 
 def _generation(call: _Call, results: list[object]) -> Generation:
     images = tuple(
-        GeneratedImage(image=result, seed=call.job.seed + index, index=index)  # type: ignore[arg-type]
-        for index, result in enumerate(results)
+        GeneratedImage(
+            image=result,  # type: ignore[arg-type]  # the runner's is a picture
+            seed=call.job.seed + index,
+            index=index,
+            steps=_steps_made(request),
+        )
+        for (index, request), result in zip(call.requests.items(), results, strict=True)
     )
-    first = min(request.started or request.arrival for request in call.requests)
-    last = max(request.ended or request.arrival for request in call.requests)
-    arrival = call.requests[0].arrival
+    requests = list(call.requests.values())
+    first = min(request.started or request.arrival for request in requests)
+    last = max(request.ended or request.arrival for request in requests)
+    arrival = requests[0].arrival
 
     def spent(stage: Stage) -> float:
-        return max(request.stage_s.get(stage, 0.0) for request in call.requests)
+        return max(request.stage_s.get(stage, 0.0) for request in requests)
 
     timings = Timings(
         queue_s=first - arrival,
@@ -437,11 +475,12 @@ def _generation(call: _Call, results: list[object]) -> Generation:
         decode_s=spent(Stage.DECODE),
         total_s=last - arrival,
     )
-    return Generation(call.request_id, _as_drawn(call), images, timings)
+    # The parameters with the steps that were made, which may be fewer where that was allowed.
+    steps = min(map(_steps_made, requests))
+    params = call.job.params.model_copy(update={"num_inference_steps": steps})
+    return Generation(call.request_id, params, images, timings)
 
 
-def _as_drawn(call: _Call) -> GenerateParams:
-    """The parameters with the steps that were made, which may be fewer where that was allowed."""
-    made: list[Job] = [request.payload for request in call.requests]  # type: ignore[misc]
-    steps = min(job.params.num_inference_steps for job in made)
-    return call.job.params.model_copy(update={"num_inference_steps": steps})
+def _steps_made(request: Request) -> int:
+    job: Job = request.payload  # type: ignore[assignment]  # the facade's own
+    return job.params.num_inference_steps

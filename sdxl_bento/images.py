@@ -1,44 +1,29 @@
-"""Pictures as bytes: encoding off the event loop, and a store that they can be fetched from."""
+"""Pictures as bytes, encoded off the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-import json
-import os
-import re
-import secrets
-import tempfile
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import fsspec
 from PIL import Image as PILImage
 from PIL import ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from sdxl_bento.errors import ConfigurationError, ImageNotFound, InvalidInput
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.infotext import user_comment
 from sdxl_bento.params import OutputFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from sdxl_bento.config import Settings
 
 MEDIA_TYPES: Mapping[str, str] = {
     "png": "image/png",
     "webp": "image/webp",
     "jpeg": "image/jpeg",
 }
-_ID = re.compile(r"[A-Za-z0-9_-]{22}\Z")
-_SWEEP_EVERY_S = 30.0
-_SHARE = 8  # the store is swept whenever an eighth of its bound has been written
+_MOST_EXIF = 65_000  # bytes; a JPEG has one segment of 64 KiB for it
 
 
 class ImageTooLarge(InvalidInput):
@@ -71,22 +56,28 @@ def encode(
     quality: int = 90,
     text: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The picture as a file. `text` goes into a PNG's text chunks; the same input, the same bytes.
+    """The picture as a file; the same input, the same bytes.
 
-    Level 1 by default: at 1024x1024 it takes a sixth of the time of Pillow's default level.
+    `text` goes into a PNG's text chunks; JPEG and WebP take its `parameters`, as EXIF. PNG's level
+    is 1 by default: at 1024x1024 it takes a sixth of the time of Pillow's default level.
     """
     out = io.BytesIO()
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if output_format == "png":
         info = PngImagePlugin.PngInfo()
         for key, value in (text or {}).items():
-            info.add_itxt(key, value)
+            info.add_text(key, value)  # as tEXt where Latin-1 has its letters, as iTXt elsewhere
         rgb.save(out, "PNG", compress_level=png_level, pnginfo=info)
-    elif output_format == "webp":
-        rgb.save(out, "WEBP", quality=quality)
     else:
-        rgb.save(out, "JPEG", quality=quality)
+        exif = _exif((text or {}).get("parameters", ""))
+        rgb.save(out, output_format.upper(), quality=quality, exif=exif)
     return out.getvalue()
+
+
+def _exif(text: str) -> bytes:
+    """The text as EXIF data; none where there is no text, or too much for a JPEG."""
+    data = user_comment(text) if text else b""
+    return data if len(data) <= _MOST_EXIF else b""
 
 
 class Encoder:
@@ -111,143 +102,3 @@ class Encoder:
     def close(self) -> None:
         """End the threads; what is under way is finished first."""
         self._pool.shutdown(wait=True)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """A picture out of the store, with what was noted when it went in."""
-
-    image_id: str
-    data: bytes
-    media_type: str
-    metadata: dict[str, Any]
-
-
-class ImageStore:
-    """Pictures by unguessable id in a folder of any fsspec file system.
-
-    Each is a file beside a JSON file with its metadata. Nothing is indexed in memory, so worker
-    processes may share a folder. Pictures older than `ttl_s` are gone; when the folder holds more
-    than `max_bytes`, the oldest go first, but none that this process is reading just then.
-    Every method blocks: call them from a thread.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        ttl_s: float,
-        max_bytes: int,
-        temporary: bool = False,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._fs.makedirs(self._root, exist_ok=True)
-        self._ttl_s = ttl_s
-        self._max_bytes = max_bytes
-        self._temporary = temporary
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._reading: Counter[str] = Counter()
-        self._unswept_bytes = 0
-        self._swept_at = clock()
-
-    def put(self, data: bytes, output_format: OutputFormat, metadata: Mapping[str, Any]) -> str:
-        """Keep a picture; returns its id."""
-        image_id = secrets.token_urlsafe(16)
-        note = {
-            "format": output_format,
-            "created": self._clock(),
-            "bytes": len(data),
-            "metadata": dict(metadata),
-        }
-        # The note goes last: a picture without one has not been stored.
-        self._fs.pipe_file(self._path(image_id, "bin"), data)
-        self._fs.pipe_file(self._path(image_id, "json"), json.dumps(note).encode())
-        with self._lock:
-            self._unswept_bytes += len(data)
-            idle = self._clock() - self._swept_at
-            due = self._unswept_bytes * _SHARE >= self._max_bytes or idle >= _SWEEP_EVERY_S
-            if due:
-                self._unswept_bytes, self._swept_at = 0, self._clock()
-        if due:
-            self.sweep()
-        return image_id
-
-    def get(self, image_id: str) -> StoredImage:
-        """The picture. Raises ImageNotFound for an id that is unknown, evicted or too old."""
-        if not _ID.match(image_id):
-            raise ImageNotFound(image_id)
-        with self._held(image_id):
-            try:
-                note = json.loads(self._fs.cat_file(self._path(image_id, "json")))
-                if self._expired(note):
-                    raise ImageNotFound(image_id, hint=f"it was kept for {self._ttl_s:g} seconds")
-                data = self._fs.cat_file(self._path(image_id, "bin"))
-            except FileNotFoundError:
-                raise ImageNotFound(image_id) from None
-        return StoredImage(image_id, data, MEDIA_TYPES[note["format"]], note["metadata"])
-
-    def sweep(self) -> None:
-        """Remove what is too old, then the oldest, until the folder is within its bound."""
-        notes = sorted(self._notes(), key=lambda item: item[1]["created"])
-        total = sum(note["bytes"] for _, note in notes)
-        target = self._max_bytes - self._max_bytes // _SHARE  # what comes before the next sweep
-        for image_id, note in notes:
-            if total <= target and not self._expired(note):
-                break
-            if self._remove(image_id):
-                total -= note["bytes"]
-
-    def close(self) -> None:
-        """Remove the folder, if it was only lent for the life of this process."""
-        if self._temporary and self._fs.exists(self._root):
-            self._fs.rm(self._root, recursive=True)
-
-    def _notes(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for path in self._fs.glob(f"{self._root}/*.json"):
-            try:
-                note = json.loads(self._fs.cat_file(path))
-            except (FileNotFoundError, ValueError):  # another process removes or writes it just now
-                continue
-            yield path.rsplit("/", 1)[-1].removesuffix(".json"), note
-
-    def _remove(self, image_id: str) -> bool:
-        with self._lock:
-            if self._reading[image_id]:
-                return False
-            for kind in ("json", "bin"):
-                with suppress(FileNotFoundError):
-                    self._fs.rm_file(self._path(image_id, kind))
-        return True
-
-    @contextmanager
-    def _held(self, image_id: str) -> Iterator[None]:
-        with self._lock:
-            self._reading[image_id] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._reading[image_id] -= 1
-                if not self._reading[image_id]:
-                    del self._reading[image_id]
-
-    def _expired(self, note: Mapping[str, Any]) -> bool:
-        return bool(self._clock() - note["created"] > self._ttl_s)
-
-    def _path(self, image_id: str, kind: str) -> str:
-        return f"{self._root}/{image_id}.{kind}"
-
-
-def open_store(settings: Settings) -> ImageStore:
-    """The store that the settings name, or a folder of its own among the temporary files."""
-    ttl_s, max_bytes = settings.store_ttl_s, settings.store_max_mb << 20
-    if settings.store_dir is not None:
-        return ImageStore(str(settings.store_dir), ttl_s=ttl_s, max_bytes=max_bytes)
-    # Worker processes have one parent: they share the folder that is named for it.
-    folder = Path(tempfile.gettempdir(), f"sdxl-bento-{os.getuid()}", str(os.getppid()))
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
-        raise ConfigurationError(f"{folder.parent} belongs to another user; set SDXL_STORE_DIR")
-    return ImageStore(str(folder), ttl_s=ttl_s, max_bytes=max_bytes, temporary=True)

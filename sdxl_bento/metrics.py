@@ -96,6 +96,9 @@ class Metrics:
                 "sdxl_prompt_cache", "Prompts that were looked up before encoding.", ["result"]
             ),
         }
+        self._result_cache = Counter(
+            "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
+        )
         self._start = Gauge(
             "sdxl_model_start_seconds",
             "Time to load a model and to warm it up, the longest of the workers.",
@@ -159,15 +162,24 @@ class Metrics:
 
     def generated(self, protocol: str, made: Generation) -> None:
         """Count the pictures of one call, the time of each stage, and whether it was in time."""
-        self._images.labels(protocol).inc(len(made.images))
-        for name, seconds in asdict(made.timings).items():
-            stage = name.removesuffix("_s")
-            if stage == "queue" or (stage != "total" and seconds > 0):  # no refiner, no refine
-                self._stages.labels(stage).observe(seconds)
+        if made.images:
+            self._images.labels(protocol).inc(len(made.images))
+            self._stage_times(made)
         slo_ms = made.params.slo_ms
         if slo_ms is not None:
             met = made.timings.total_s * 1e3 <= slo_ms
             self._slo.labels("met" if met else "missed").inc()
+
+    def looked_up(self, hits: int, misses: int) -> None:
+        """Count the pictures of one call that the result cache had, and those it had not."""
+        self._result_cache.labels("hits").inc(hits)
+        self._result_cache.labels("misses").inc(misses)
+
+    def _stage_times(self, made: Generation) -> None:
+        for name, seconds in asdict(made.timings).items():
+            stage = name.removesuffix("_s")
+            if stage == "queue" or (stage != "total" and seconds > 0):  # no refiner, no refine
+                self._stages.labels(stage).observe(seconds)
 
     def load(self, stats: Mapping[str, object]) -> None:
         """Note how busy the engine is and what its caches have done, by `Generator.stats`."""

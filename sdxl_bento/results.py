@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdxl_bento.params import GenerateParams
 
@@ -25,11 +25,34 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One picture, the seed that draws it again, and its place in the call."""
+    """One picture, the seed that draws it again, and its place in the call.
+
+    `steps` are fewer than the call's where those had to be taken off to meet its deadline.
+    """
 
     image: Image
     seed: int
     index: int
+    steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What draws a call's pictures. Where two are equal, so are the pictures, given the parameters.
+
+    `model` is its exact tag, `artifact` the SHA-256 of its manifest, which has the hashes of all
+    its weights; `loras` are names with the SHA-256 of their files. `options` are the settings that
+    change pixels in their last bits.
+    """
+
+    model: str
+    artifact: str
+    backend: str
+    dtype: str
+    device: str
+    torch: str
+    options: tuple[tuple[str, int], ...]
+    loras: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +63,6 @@ class Generation:
     params: GenerateParams
     images: tuple[GeneratedImage, ...]
     timings: Timings
-
-    def described(self, made: GeneratedImage) -> dict[str, Any]:
-        """What draws this one picture again: the parameters that are not defaults."""
-        described = self.params.model_dump(mode="json", exclude_defaults=True)
-        return described | {"seed": made.seed, "num_images": 1}
 
 
 @dataclass(frozen=True, slots=True)

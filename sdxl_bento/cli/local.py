@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from sdxl_bento.cli.fields import Fields
     from sdxl_bento.generation import Generation, Generator
+    from sdxl_bento.pictures import Task
 
 DRAIN_S = 5.0  # nobody but us is served here
 
@@ -56,12 +56,14 @@ class LocalDrawer:
 
         params = parse_params(fields).model_copy(update={"model": None})  # there is but one
         if source is None:
+            task: Task = "generate"
             generation = await self._generator.generate(params, on_progress=on_progress)
         else:
             image = await asyncio.to_thread(decode, source.data, self._settings.max_pixels)
+            task = "refine" if source.refine_only else "img2img"
             work = self._generator.refine if source.refine_only else self._generator.generate
             generation = await work(params, image=image, on_progress=on_progress)
-        return await asyncio.to_thread(_drawn, generation, self._settings.png_level)
+        return await asyncio.to_thread(_drawn, generation, task, self._settings)
 
 
 def local_settings(model: str | None) -> Settings:
@@ -110,17 +112,18 @@ async def _loaded(generator: Generator) -> None:
         raise Failure.of(ExitCode.FAILED, "not_loaded", message)
 
 
-def _drawn(generation: Generation, png_level: int) -> Drawn:
+def _drawn(generation: Generation, task: Task, settings: Settings) -> Drawn:
     from sdxl_bento.images import encode
+    from sdxl_bento.pictures import file_text
 
     params = generation.params
     files, images = [], []
     for made in generation.images:
-        text = {"sdxl-bento": json.dumps(generation.described(made), ensure_ascii=False)}
+        text = file_text(generation, made, task) if settings.embed_metadata else {}
         files.append(
             encode(
                 made.image, params.output_format,
-                png_level=png_level, quality=params.output_quality, text=text,
+                png_level=settings.png_level, quality=params.output_quality, text=text,
             )
         )  # fmt: skip
         width, height = made.image.size

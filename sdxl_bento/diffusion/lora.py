@@ -84,6 +84,7 @@ class LoraPool:
         self._failures: dict[str, _Failure] = {}
         self._users: Counter[str] = Counter()
         self._batches = Batches(self._targets, budget_bytes)
+        self._hashed: dict[Path, tuple[Stamp, str]] = {}
         self._unused: set[str] = set()  # loaded for somebody who has not begun yet
         self.hits = 0
         self.loads = 0
@@ -140,11 +141,32 @@ class LoraPool:
     def fingerprint(self, names: Iterable[str]) -> str:
         """Hash of the files' content, in the order of their names; reads those not loaded."""
         digest = sha256()
+        for fingerprint in self.fingerprints(names).values():
+            digest.update(fingerprint.encode())
+        return digest.hexdigest()
+
+    def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of each file: as it was loaded, else as it is now, which is read.
+
+        Raises:
+            AdapterNotFound: no such name, or its file is gone.
+        """
+        found = {}
         for name in sorted(set(names)):
             adapter = self._loaded.get(name)
-            path = self._source(name).path
-            digest.update((adapter.fingerprint if adapter else fingerprint_of(path)).encode())
-        return digest.hexdigest()
+            found[name] = adapter.fingerprint if adapter else self._fingerprint(name)
+        return found
+
+    def _fingerprint(self, name: str) -> str:
+        path = self._source(name).path
+        try:
+            stamp = stamp_of(path)
+            known = self._hashed.get(path)
+            if known is None or known[0] != stamp:
+                known = self._hashed[path] = (stamp, fingerprint_of(path))
+        except FileNotFoundError as error:
+            raise AdapterNotFound(name, hint=f"its file {path.name} is gone") from error
+        return known[1]
 
     # Loading and evicting
 

@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdxl_bento import __version__
-from sdxl_bento.params import GenerateParams
+from sdxl_bento.infotext import infotext
+from sdxl_bento.pictures import one_of
 from sdxl_bento.protocols.a1111_samplers import name_of
-from sdxl_bento.protocols.native import Answer, Picture
+from sdxl_bento.protocols.native import Answer
 
 
 def response_body(answer: Answer, asked: Mapping[str, Any], with_picture: bool) -> dict[str, Any]:
     """The body of an answer; `asked` is the call's body, which comes back as `parameters`."""
-    sent = answer.pictures if asked.get("send_images", True) else ()
+    # A picture that was not stored could not be fetched afterwards.
+    stored = all(picture.image_id is not None for picture in answer.pictures)
+    sent = answer.pictures if asked.get("send_images", True) or not stored else ()
     return {
         "images": [base64.b64encode(picture.data).decode("ascii") for picture in sent],
         "parameters": {name: asked[name] for name in asked if name != "init_images"},
@@ -49,29 +52,9 @@ def _info(answer: Answer, asked: Mapping[str, Any], with_picture: bool) -> dict[
         "denoising_strength": params.strength if with_picture else None,
         "extra_generation_params": {},
         "index_of_first_image": 0,
-        "infotexts": [_infotext(prompt, params, each, with_picture) for each in answer.pictures],
+        "infotexts": [infotext(one_of(params, seed), redrawn=with_picture) for seed in seeds],
         "styles": [],
         "clip_skip": 1,
         "version": f"sdxl-bento {__version__}",
         "image_ids": [picture.image_id for picture in answer.pictures],
     }
-
-
-def _infotext(prompt: str, params: GenerateParams, picture: Picture, with_picture: bool) -> str:
-    sampler, scheduler = name_of(params.sampler)
-    facts: dict[str, object] = {
-        "Steps": params.num_inference_steps,
-        "Sampler": sampler,
-        "Schedule type": scheduler.capitalize(),
-        "CFG scale": params.guidance_scale,
-        "Seed": picture.seed,
-        "Size": f"{picture.width}x{picture.height}",
-        "Model": params.model,
-    }
-    if with_picture:
-        facts["Denoising strength"] = params.strength
-    facts["Version"] = f"sdxl-bento {__version__}"
-    lines = [prompt]
-    if params.negative_prompt:
-        lines.append(f"Negative prompt: {params.negative_prompt}")
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])

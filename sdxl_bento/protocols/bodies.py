@@ -12,7 +12,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,7 @@ from sdxl_bento.protocols.http import (
     status_of,
 )
 from sdxl_bento.protocols.validation import parse_params
+from sdxl_bento.result_cache import CacheControl
 
 MAX_JSON_BYTES = 1 << 20
 MAX_BATCH_BYTES = 16 << 20
@@ -57,6 +58,7 @@ class Call:
     caller: Caller
     error: SDXLError | None = None
     protocol: str = "native"
+    cache: CacheControl = field(default_factory=CacheControl)
 
     def params(self) -> GenerateParams:
         """The validated parameters. Raises InvalidInput."""
@@ -129,7 +131,8 @@ async def read_call(request: Request, max_bytes: int) -> Call:
     except SDXLError as exc:
         error = exc
     wants_json = "application/json" in request.headers.get("accept", "")
-    return Call(request_id, wants_json, fields, Caller(request.receive), error)
+    control = CacheControl.of(request.headers)
+    return Call(request_id, wants_json, fields, Caller(request.receive), error, cache=control)
 
 
 async def _read_batch(request: Request) -> list[Call]:
@@ -143,8 +146,9 @@ async def _read_batch(request: Request) -> list[Call]:
         raise InvalidInput("requests", shown, allowed)
     caller = Caller(request.receive)
     headers = request.headers
+    control = CacheControl.of(headers)
     return [
-        Call(f"{request_id}.{index}", True, with_headers(item, headers), caller)
+        Call(f"{request_id}.{index}", True, with_headers(item, headers), caller, cache=control)
         for index, item in enumerate(items)
     ]
 

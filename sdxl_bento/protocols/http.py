@@ -62,6 +62,7 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
     errors.DeadlineInfeasible: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RequestCancelled: HTTPStatus.CONFLICT,
     errors.EngineDead: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.SDXLError: HTTPStatus.INTERNAL_SERVER_ERROR,

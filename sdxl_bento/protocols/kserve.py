@@ -16,10 +16,17 @@ from starlette.routing import Route
 
 from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.images import MEDIA_TYPES
+from sdxl_bento.pictures import Picture
 from sdxl_bento.protocols.bodies import MAX_BATCH_BYTES, Call, read_call
 from sdxl_bento.protocols.http import error_response
 from sdxl_bento.protocols.instances import draw_all, most_instances
-from sdxl_bento.protocols.native import Answer, NativeAPI, Picture, answer_headers, logged
+from sdxl_bento.protocols.native import (
+    Answer,
+    NativeAPI,
+    answer_headers,
+    cache_header,
+    logged,
+)
 from sdxl_bento.protocols.validation import parse_params
 
 PROTOCOL = "kserve_v1"
@@ -43,6 +50,7 @@ async def _predict(request: Request) -> Response:
     if _is_raw(arrived) and len(answers[0].pictures) == 1 and not arrived.wants_json:
         return _picture(answers[0])
     headers = {"X-Request-Id": arrived.request_id, "Cache-Control": "no-store"}
+    headers |= cache_header(answers)
     return JSONResponse({"predictions": [_prediction(each) for each in answers]}, headers=headers)
 
 

@@ -4,50 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
 from sdxl_bento.errors import InvalidInput, NotReady, SDXLError
-from sdxl_bento.images import MEDIA_TYPES, Encoder, ImageStore, decode
+from sdxl_bento.images import MEDIA_TYPES, decode
 from sdxl_bento.metrics import Metrics
-from sdxl_bento.params import GenerateParams, OutputFormat
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.pictures import Order, Picture, Pictures, Source, Task
 from sdxl_bento.protocols.bodies import Call, picture_bytes
 from sdxl_bento.protocols.http import error_body, error_response, status_of
 from sdxl_bento.protocols.validation import parse_params
+from sdxl_bento.result_cache import ResultCache
+from sdxl_bento.results import Generation, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sdxl_bento.config import Settings
-    from sdxl_bento.generation import GeneratedImage, Generation, Generator, Progress, Timings
+    from sdxl_bento.generation import Generator, Progress
+    from sdxl_bento.results import Provenance
 
 # A child of BentoML's logger, because only those show INFO under `bentoml serve`.
 logger = logging.getLogger("bentoml.sdxl")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One encoded picture of an answer."""
-
-    data: bytes
-    output_format: OutputFormat
-    image_id: str
-    seed: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished call: what was generated, and its pictures as files."""
+    """A finished call: what was generated for it, and all its pictures as files.
+
+    `generation.images` are those that were drawn: not the pictures that were cached.
+    """
 
     generation: Generation
     pictures: tuple[Picture, ...]
+
+    @property
+    def cached(self) -> bool | None:
+        """Whether nothing had to be drawn; None where nothing is cached."""
+        known = [picture.cached for picture in self.pictures]
+        return None if None in known else all(known)
+
+    def images(self) -> list[Image]:
+        """The pictures themselves. Of a cached JPEG or WebP, what can be read from its file."""
+        drawn = {made.index: made.image for made in self.generation.images}
+        return [
+            drawn[each.index]
+            if each.index in drawn
+            else decode(each.data, each.width * each.height)
+            for each in self.pictures
+        ]
 
 
 class NativeAPI:
@@ -57,14 +69,13 @@ class NativeAPI:
         self,
         generator: Generator,
         settings: Settings,
-        store: ImageStore,
-        encoder: Encoder,
+        pictures: Pictures,
         metrics: Metrics,
     ) -> None:
         self.generator = generator
         self.settings = settings
-        self.store = store
-        self._encoder = encoder
+        self.pictures = pictures
+        self._cache = ResultCache(generator, settings, pictures) if settings.result_cache else None
         self._metrics = metrics
 
     async def generate(self, call: Call) -> Response:
@@ -87,9 +98,7 @@ class NativeAPI:
         self, call: Call, on_progress: Callable[[Progress], None] | None = None
     ) -> Answer:
         """Run one call without a picture. Raises SDXLError."""
-        params = call.params()
-        work = self.generator.generate(params, request_id=call.request_id, on_progress=on_progress)
-        return await self._finish(await work)
+        return await self._answer(call, Order("generate", call.params()), on_progress)
 
     async def run(self, call: Call, work: Awaitable[Answer]) -> Answer:
         """Await `work` while its client is there and its time is not over; count it."""
@@ -107,23 +116,15 @@ class NativeAPI:
         self, call: Call, on_progress: Callable[[Progress], None] | None = None
     ) -> Answer:
         """Run one call with a picture in `image` or `image_id`. Raises SDXLError."""
-        params, image = await self._with_image(call)
-        work = self.generator.generate(
-            params, image=image, request_id=call.request_id, on_progress=on_progress
-        )
-        return await self._finish(await work)
+        return await self._answer(call, await self._with_image(call, "img2img"), on_progress)
 
     async def refine_image(
         self, call: Call, on_progress: Callable[[Progress], None] | None = None
     ) -> Answer:
         """Let the refiner redraw the picture in `image` or `image_id`. Raises SDXLError."""
-        params, image = await self._with_image(call)
-        work = self.generator.refine(
-            params, image=image, request_id=call.request_id, on_progress=on_progress
-        )
-        return await self._finish(await work)
+        return await self._answer(call, await self._with_image(call, "refine"), on_progress)
 
-    async def _with_image(self, call: Call) -> tuple[GenerateParams, Image]:
+    async def _with_image(self, call: Call, task: Task) -> Order:
         if call.error is not None:
             raise call.error
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
@@ -134,25 +135,65 @@ class NativeAPI:
         if image_id is None:
             data = picture_bytes(image)
         else:
-            data = (await asyncio.to_thread(self.store.get, str(image_id))).data
-        return params, await asyncio.to_thread(decode, data, self.settings.max_pixels)
+            image_id = str(image_id)
+            data = (await self.pictures.get(image_id)).data
 
-    async def _finish(self, generation: Generation) -> Answer:
-        pictures = await asyncio.gather(*(self._picture(generation, i) for i in generation.images))
+        def read() -> Source:
+            return Source.of(decode(data, self.settings.max_pixels), data, image_id)
+
+        return Order(task, params, await asyncio.to_thread(read))
+
+    async def _answer(
+        self, call: Call, order: Order, on_progress: Callable[[Progress], None] | None = None
+    ) -> Answer:
+        """Take what was drawn before from the cache, if there is one, and draw the rest."""
+        if self._cache is None:
+            generation = await self._draw(call, order, on_progress)
+            provenance = await self._provenance(generation.params)
+            return Answer(
+                generation, tuple(await self.pictures.publish(order, generation, provenance))
+            )
+        begin = time.perf_counter()
+        found = await self._cache.look_up(order, call.cache)
+        order = replace(order, params=found.params)
+        hits = len(found.pictures)
+        if found.looked:
+            self._metrics.looked_up(hits, order.params.num_images - hits)
+        if hits == order.params.num_images:
+            timings = Timings(0, 0, 0, 0, 0, time.perf_counter() - begin)
+            generation = Generation(call.request_id, order.params, (), timings)
+            return Answer(generation, tuple(found.pictures.values()))
+        generation = await self._draw(call, order, on_progress, found.pictures)
+        provenance = await self._provenance(generation.params)
+        keys = {}
+        if call.cache.write:
+            keys = self._cache.keys(order, generation, found, provenance)
+        drawn = await self.pictures.publish(order, generation, provenance, keys)
+        pictures = sorted([*found.pictures.values(), *drawn], key=lambda each: each.index)
         return Answer(generation, tuple(pictures))
 
-    async def _picture(self, generation: Generation, made: GeneratedImage) -> Picture:
-        params = generation.params
-        described = generation.described(made)
-        # Nothing that differs from call to call goes in: the same seed gives the same bytes.
-        text = {"sdxl-bento": json.dumps(described, ensure_ascii=False)}
-        data = await self._encoder.encode(
-            made.image, params.output_format, params.output_quality, text
-        )
-        note = {"request_id": generation.request_id, "params": described}
-        image_id = await asyncio.to_thread(self.store.put, data, params.output_format, note)
-        size = made.image.size
-        return Picture(data, params.output_format, image_id, made.seed, *size)
+    async def _draw(
+        self,
+        call: Call,
+        order: Order,
+        on_progress: Callable[[Progress], None] | None,
+        skip: Collection[int] = (),
+    ) -> Generation:
+        image = order.source.image if order.source is not None else None
+        if order.task == "refine":
+            assert image is not None
+            draw = partial(self.generator.refine, image=image)
+        else:
+            draw = partial(self.generator.generate, image=image)
+        request_id = call.request_id
+        return await draw(order.params, request_id=request_id, on_progress=on_progress, skip=skip)
+
+    async def _provenance(self, params: GenerateParams) -> Provenance | None:
+        """What has drawn; None if that can no longer be told, which is no reason to fail."""
+        try:
+            return await asyncio.to_thread(self.generator.provenance, params)
+        except SDXLError:
+            return None
 
     async def _respond(self, call: Call, work: Callable[[Call], Awaitable[Answer]]) -> Response:
         try:
@@ -163,7 +204,7 @@ class NativeAPI:
         if call.wants_json or len(answer.pictures) > 1:
             return JSONResponse(answer_json(answer), headers=headers)
         picture = answer.pictures[0]
-        name = f"{picture.image_id}.{picture.output_format}"
+        name = f"{picture.image_id or call.request_id}.{picture.output_format}"
         headers["Content-Disposition"] = f'inline; filename="{name}"'
         media_type = MEDIA_TYPES[picture.output_format]
         return Response(picture.data, headers=headers, media_type=media_type)
@@ -192,17 +233,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "id": answer.pictures[0].image_id,
         "request_id": made.request_id,
         "model": made.params.model,
-        "images": [
-            {
-                "b64_json": base64.b64encode(picture.data).decode("ascii"),
-                "format": picture.output_format,
-                "seed": picture.seed,
-                "image_id": picture.image_id,
-                "width": picture.width,
-                "height": picture.height,
-            }
-            for picture in answer.pictures
-        ],
+        "images": [_picture_json(picture) for picture in answer.pictures],
         "params": made.params.model_dump(mode="json"),
         "timings": _milliseconds(made.timings),
     }
@@ -212,14 +243,37 @@ def answer_headers(answer: Answer) -> dict[str, str]:
     """What a client can know of a picture without parsing its file."""
     timings = _milliseconds(answer.generation.timings)
     stages = (f"{name.removesuffix('_ms')};dur={value:g}" for name, value in timings.items())
-    return {
+    headers = {
         "X-Request-Id": answer.generation.request_id,
         "X-Seed": ", ".join(str(picture.seed) for picture in answer.pictures),
-        "X-Image-Id": ", ".join(picture.image_id for picture in answer.pictures),
         "X-Model": str(answer.generation.params.model),
         "Server-Timing": ", ".join(stages),
         "Cache-Control": "no-store",
     }
+    ids = [picture.image_id for picture in answer.pictures if picture.image_id is not None]
+    if len(ids) == len(answer.pictures):  # where one is missing, only JSON can say which
+        headers["X-Image-Id"] = ", ".join(ids)
+    return headers | cache_header([answer])
+
+
+def cache_header(answers: Sequence[Answer]) -> dict[str, str]:
+    """`X-Cache`: `hit` where nothing had to be drawn; no header where nothing is cached."""
+    known = [answer.cached for answer in answers]
+    return {} if None in known else {"X-Cache": "hit" if all(known) else "miss"}
+
+
+def _picture_json(picture: Picture) -> dict[str, Any]:
+    described = {
+        "b64_json": base64.b64encode(picture.data).decode("ascii"),
+        "format": picture.output_format,
+        "seed": picture.seed,
+        "image_id": picture.image_id,
+        "width": picture.width,
+        "height": picture.height,
+    }
+    if picture.cached is not None:
+        described["cache"] = "hit" if picture.cached else "miss"
+    return described
 
 
 def _image_id(fields: dict[str, Any]) -> object:

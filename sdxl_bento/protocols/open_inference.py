@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ from sdxl_bento.protocols.http import (
     request_id_of,
 )
 from sdxl_bento.protocols.instances import draw_all, most_instances
-from sdxl_bento.protocols.native import Answer, NativeAPI, logged
+from sdxl_bento.protocols.native import Answer, NativeAPI, cache_header, logged
 from sdxl_bento.protocols.open_inference_fields import OUTPUTS, Inference, understood
 from sdxl_bento.protocols.tensors import HEADER_LENGTH, Output
 from sdxl_bento.protocols.v1_models import found
+from sdxl_bento.result_cache import CacheControl
 
 PROTOCOL = "open_inference"
 
@@ -55,11 +57,17 @@ async def _infer(request: Request) -> Response:
     except SDXLError as exc:
         error = exc
     caller = Caller(request.receive)
+    control = CacheControl.of(request.headers)
+    outputs = inference.outputs if inference is not None else ()
+    wants_pixels = any(output.name == "pixels" for output in outputs)
     rows = inference.rows if inference is not None else [{}]
     for index, fields in enumerate(rows):
         name = request_id if len(rows) == 1 else f"{request_id}.{index}"
         fields["model"] = model_of(request)
-        calls.append(Call(name, True, fields, caller, error, PROTOCOL))
+        # A cached JPEG or WebP has lost the pixels that it was made of.
+        exact = fields.get("output_format", "png") == "png"
+        allowed = control if exact else replace(control, read=control.read and not wants_pixels)
+        calls.append(Call(name, True, fields, caller, error, PROTOCOL, allowed))
     try:
         answers = await draw_all(api, calls)
         assert inference is not None
@@ -94,7 +102,7 @@ def _response(
     version = model.tag.partition(":")[2]
     document = {"model_name": model.name, "model_version": version, **named, "outputs": tensors}
     header = json.dumps(document).encode()
-    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
+    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **cache_header(answers)}
     if not raw:
         return Response(header, headers=headers, media_type="application/json")
     headers[HEADER_LENGTH] = str(len(header))
@@ -110,11 +118,11 @@ def _output(name: str, answers: Sequence[Answer]) -> Output:
     if name == "image":
         return Output(name, OUTPUTS[name], shape, [picture.data for picture in pictures])
     if name == "image_id":
-        ids = [picture.image_id.encode() for picture in pictures]
+        ids = [(picture.image_id or "").encode() for picture in pictures]
         return Output(name, OUTPUTS[name], shape, ids, is_text=True)
     if name == "seed":
         seeds = np.array([picture.seed for picture in pictures], "<i8")
         return Output(name, OUTPUTS[name], shape, seeds)
-    images = [made.image for answer in answers for made in answer.generation.images]
+    images = [image for answer in answers for image in answer.images()]
     pixels = np.stack([np.asarray(image.convert("RGB"), np.uint8) for image in images])
     return Output(name, OUTPUTS[name], shape + pixels.shape[1:], pixels)

@@ -11,10 +11,11 @@ from starlette.responses import Response
 
 from sdxl_bento.errors import RequestCancelled
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.pictures import Picture
 from sdxl_bento.protocols import envelopes
 from sdxl_bento.protocols.bodies import Call
 from sdxl_bento.protocols.http import error_body, error_response, status_of
-from sdxl_bento.protocols.native import Answer, Picture, logged
+from sdxl_bento.protocols.native import Answer, logged
 from sdxl_bento.protocols.validation import renamed
 
 CLIP_TOKENS = 77  # each prompt is padded or cut to these
@@ -22,7 +23,10 @@ BLOCK = 8  # one of SDXL's latents stands for 8x8 pixels
 
 
 def response_body(answer: Answer, images_url: str | None, edited: bool) -> dict[str, Any]:
-    """The body of a whole answer; pictures as links under `images_url`, if there is one."""
+    """The body of a whole answer; pictures as links under `images_url`, if there is one.
+
+    A picture that could not be stored has no link, and comes as base64 all the same.
+    """
     first = answer.pictures[0]
     return {
         "created": int(time.time()),
@@ -69,7 +73,7 @@ def failed_event(error: Exception, call: Call, names: Mapping[str, str]) -> dict
 
 def _datum(picture: Picture, images_url: str | None) -> dict[str, Any]:
     about = {"seed": picture.seed, "image_id": picture.image_id}
-    if images_url is None:
+    if images_url is None or picture.image_id is None:
         return {"b64_json": base64_of(picture.data), **about}
     return {"url": f"{images_url}/{picture.image_id}.{picture.output_format}", **about}
 

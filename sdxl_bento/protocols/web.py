@@ -5,8 +5,8 @@ BentoML routes only POST to a service's methods, so these are a Starlette app be
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -46,6 +46,7 @@ def web_app() -> Starlette:
         Route("/samplers", _samplers),
         Route("/stats", _stats),
         Route("/images/{image_id}", _image),
+        Route("/images/{image_id}/metadata", _metadata),
         Route("/download/{image_id}", _download),
         Route("/cancel/{request_id}", _cancel, methods=["POST"]),
         *kserve.routes(),
@@ -107,19 +108,23 @@ async def _download(request: Request) -> Response:
 
 
 async def _stored(request: Request, disposition: str) -> Response:
-    store = _api(request).store
     # A file name is taken, too, so that a link can end in .png.
     image_id = request.path_params["image_id"].partition(".")[0]
-    image = await asyncio.to_thread(store.get, image_id)
-    extension = image.media_type.removeprefix("image/")
+    image = await _api(request).pictures.get(image_id)
     headers = {
         **_SAFE,
-        "Content-Disposition": f'{disposition}; filename="{image.image_id}.{extension}"',
+        "Content-Disposition": f'{disposition}; filename="{image_id}.{image.output_format}"',
         "Cache-Control": "private, max-age=3600, immutable",
         "X-Image-Id": image.image_id,
         "X-Seed": str(image.metadata["params"]["seed"]),
     }
     return Response(image.data, headers=headers, media_type=image.media_type)
+
+
+async def _metadata(request: Request) -> Response:
+    described = await _api(request).pictures.describe(request.path_params["image_id"])
+    described["created"] = datetime.fromtimestamp(described["created"], UTC).isoformat()
+    return JSONResponse(described, headers={**_SAFE, "Cache-Control": "no-store"})
 
 
 async def _cancel(request: Request) -> Response:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdxl_bento.images import MEDIA_TYPES
+from sdxl_bento.pictures import Picture
 from sdxl_bento.protocols.native import Answer
 
 MOST = 60  # the oldest leave; the store has its own bounds
@@ -23,9 +26,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One finished picture. `call`: its native fields, every default filled in."""
+    """One finished picture. `call`: its native fields, every default filled in.
 
-    image_id: str
+    `image_id` is None where the store did not take it; `inline` is its address then.
+    """
+
+    image_id: str | None
     extension: str
     seed: int
     width: int
@@ -33,16 +39,17 @@ class Drawn:
     call: Mapping[str, Any]
     total_s: float
     start: Start | None = None
+    inline: str = ""
 
     @property
     def src(self) -> str:
         """Where the page finds it: relative, so that any prefix of a proxy fits."""
-        return f"../images/{self.image_id}.{self.extension}"
+        return self.inline or f"../images/{self.image_id}.{self.extension}"
 
     @property
     def download(self) -> str:
         """The same as a file to save: the original with its metadata."""
-        return f"../download/{self.image_id}.{self.extension}"
+        return self.inline or f"../download/{self.image_id}.{self.extension}"
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Album:
                 call=call,
                 total_s=made.timings.total_s,
                 start=start,
+                inline="" if picture.image_id is not None else _inline(picture),
             )
             for picture in answer.pictures
         ]
@@ -84,3 +92,8 @@ class Album:
     def picture(self) -> Drawn | None:
         """The picture that is looked at."""
         return None if self.chosen is None else self.pictures[self.chosen]
+
+
+def _inline(picture: Picture) -> str:
+    data = base64.b64encode(picture.data).decode("ascii")
+    return f"data:{MEDIA_TYPES[picture.output_format]};base64,{data}"

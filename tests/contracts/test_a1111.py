@@ -138,7 +138,7 @@ def test_what_the_native_call_gets(api: WebUIApi, faked: Server) -> None:
     )
     stored = httpx.get(f"{faked.url}/images/{answer.info['image_ids'][0]}")
     described = json.loads(Image.open(io.BytesIO(stored.content)).info["sdxl-bento"])
-    expected = {"refiner": True, "high_noise_frac": 0.7, "priority": 2, "model": "fake"}
+    expected = {"refiner": True, "high_noise_frac": 0.7, "model": "fake"}
     assert expected.items() <= described.items()
     assert "negative_prompt" not in described  # SDXL's zeros
 

@@ -140,7 +140,6 @@ def test_the_rest_of_our_fields(client: OpenAI) -> None:
     described = Image.open(io.BytesIO(stored.content)).info["sdxl-bento"]
     assert '"sampler": "ddim"' in described
     assert '"num_inference_steps": 7' in described
-    assert '"priority": 3' in described
     assert answer.usage is not None
     assert answer.usage.input_tokens == 77  # no guidance, so no negative prompt
 

@@ -107,3 +107,14 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
         assert server.wait() != 0
         assert "SDXL_WORKERS is '0'" in server.output()
         assert "Traceback" not in server.output()
+
+
+def test_a_wrong_store_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = faked_environment(tmp_path / "home", SDXL_STORE=tmp_path / "file" / "pictures")
+    with serve("service:SDXLService", tmp_path / "log", env=env, ready=False) as server:
+        assert server.wait() != 0
+        output = " ".join(server.output().split())
+    assert f"SDXL_STORE is {tmp_path / 'file' / 'pictures'}, which cannot be used" in output
+    assert "it has to be a folder that this user may write to" in output
+    assert "Traceback" not in output

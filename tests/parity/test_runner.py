@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from sdxl_bento.config import Settings
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import (
     AdapterMismatch,
+    AdapterNotFound,
     ConfigurationError,
     DeadlineInfeasible,
     InvalidInput,
@@ -263,3 +266,30 @@ async def test_what_the_model_or_server_does_not_allow(
         await generator.generate(request(**changes))
     assert refused.value.field == field
     assert generator.stats()["running"] == 0
+
+
+async def test_a_call_is_resolved_as_it_is_drawn(generator: Generator) -> None:
+    for params in (request(seed=3), request(seed=3, width=64, height=192, sampler="ddim")):
+        resolved = generator.resolved(params)
+        assert resolved == (await generator.generate(params)).params
+        assert generator.resolved(resolved) == resolved
+
+
+async def test_pictures_that_are_there_are_not_drawn(generator: Generator) -> None:
+    whole = await generator.generate(request(seed=3, num_images=3))
+    rest = await generator.generate(request(seed=3, num_images=3), skip={0, 2})
+    assert [(made.index, made.seed) for made in rest.images] == [(1, 4)]
+    assert largest_difference(rest.images[0].image, whole.images[1].image) <= 1
+
+
+async def test_provenance(generator: Generator) -> None:
+    plain = generator.provenance(request())
+    manifest = loaded_model(generator).served.model.manifest
+    assert plain.artifact == sha256(manifest.model_dump_json().encode()).hexdigest()
+    assert (plain.model.partition(":")[0], plain.backend) == ("sdxl-embedded", "eager")
+    assert plain == generator.provenance(request(seed=5, num_inference_steps=9))
+    striped = generator.provenance(request(loras=[{"name": "striped"}]))
+    [info] = [lora for lora in manifest.loras if lora.name == "striped"]
+    assert striped == replace(plain, loras=(("striped", info.sha256),))
+    with pytest.raises(AdapterNotFound):
+        generator.provenance(request(loras=[{"name": "nobody"}]))

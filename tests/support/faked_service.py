@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from PIL import Image
 
@@ -39,6 +39,7 @@ from sdxl_bento.generation import (
     LoraSummary,
     ModelSummary,
     Progress,
+    Provenance,
     Timings,
     UnitDone,
     is_meant,
@@ -85,6 +86,7 @@ class FakeGenerator:
         image: Image.Image | None = None,
         request_id: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        skip: Collection[int] = (),
     ) -> Generation:
         if self.state == "dead":
             raise EngineDead(f"the engine has ended: {self.state_reason}")
@@ -96,29 +98,18 @@ class FakeGenerator:
             raise Overloaded("the queue is full: 64 requests wait", 3.2)
         if params.prompt == "late":
             raise DeadlineInfeasible(1.0, 2.5, 1.5)
-        if params.model not in (None, "fake"):
-            raise ModelNotFound(params.model, ["fake"])
-        for lora in params.loras:
-            raise AdapterNotFound(lora.name, ["striped"])
-        if params.width is not None and params.width % 8:
-            raise InvalidInput("width", params.width, "a multiple of 8")
+        params = self.resolved(params, image)
         request_id = request_id or "made"
         begin = time.perf_counter()
         await self._run(request_id, on_progress, 0 if "quick" in params.prompt else self.run_s)
-        size = image.size if image is not None else (params.width or 64, params.height or 64)
-        seed = params.seed if params.seed is not None else 7
-        params = params.model_copy(
-            update={
-                "seed": seed,
-                "width": size[0],
-                "height": size[1],
-                "model": "fake",
-                "sampler": params.sampler or "euler",
-            }
-        )
+        assert params.seed is not None
+        assert params.width is not None
+        assert params.height is not None
+        size, seed = (params.width, params.height), params.seed
         images = tuple(
             GeneratedImage(Image.new("RGB", size, ((seed + i) % 256, 9, 9)), seed + i, i)
             for i in range(params.num_images)
+            if i not in skip
         )
         self.answered += 1
         if self.answered == int(os.environ.get("FAKE_DIE_AFTER", "-1")):
@@ -143,10 +134,31 @@ class FakeGenerator:
         finally:
             del self.ended[request_id]
 
-    async def refine(self, params, *, image, request_id=None, on_progress=None):  # type: ignore[no-untyped-def]
+    async def refine(self, params, *, image, request_id=None, on_progress=None, skip=()):  # type: ignore[no-untyped-def]
         return await self.generate(
-            params, image=image, request_id=request_id, on_progress=on_progress
+            params, image=image, request_id=request_id, on_progress=on_progress, skip=skip
         )
+
+    def resolved(self, params: GenerateParams, image: Image.Image | None = None) -> GenerateParams:
+        if params.model not in (None, "fake"):
+            raise ModelNotFound(params.model, ["fake"])
+        for lora in params.loras:
+            raise AdapterNotFound(lora.name, ["striped"])
+        if params.width is not None and params.width % 8:
+            raise InvalidInput("width", params.width, "a multiple of 8")
+        size = image.size if image is not None else (params.width or 64, params.height or 64)
+        return params.model_copy(
+            update={
+                "seed": params.seed if params.seed is not None else 7,
+                "width": size[0],
+                "height": size[1],
+                "model": "fake",
+                "sampler": params.sampler or "euler",
+            }
+        )
+
+    def provenance(self, params: GenerateParams) -> Provenance:
+        return Provenance("fake:1", "0" * 64, "fake", "fp32", "cpu", "0", (), ())
 
     def cancel(self, request_id: str) -> None:
         meant = [ended for name, ended in self.ended.items() if is_meant(request_id, name)]

@@ -1,21 +1,18 @@
-"""Encoding, decoding and the store."""
+"""Encoding and decoding."""
 
 from __future__ import annotations
 
 import io
-import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
-import fsspec
 import pytest
 from PIL import Image
 
-from sdxl_bento import images
-from sdxl_bento.config import Settings
-from sdxl_bento.errors import ImageNotFound, InvalidInput
-from sdxl_bento.images import Encoder, ImageStore, ImageTooLarge, decode, encode, open_store
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.images import Encoder, ImageTooLarge, decode, encode
+
+TEXT = {"parameters": "a größe ☃ 🙂\nSteps: 20", "sdxl-bento": '{"prompt": "größe ☃"}'}
 
 
 @pytest.fixture
@@ -38,10 +35,11 @@ def test_encoding_gives_the_picture_back(picture: Image.Image, name: str) -> Non
 
 
 def test_png_is_exact_and_carries_text(picture: Image.Image) -> None:
-    data = encode(picture, "png", text={"sdxl-bento": '{"prompt": "größe ☃"}'})
+    data = encode(picture, "png", text=TEXT)
     back = Image.open(io.BytesIO(data))
     assert back.tobytes() == picture.tobytes()
-    assert back.info["sdxl-bento"] == '{"prompt": "größe ☃"}'
+    assert {name: back.info[name] for name in TEXT} == TEXT
+    assert b"tEXtparameters\0a red" in encode(picture, "png", text={"parameters": "a red"})
 
 
 def test_the_same_picture_gives_the_same_bytes(picture: Image.Image) -> None:
@@ -95,113 +93,20 @@ def test_decoding_refuses_too_many_pixels(picture: Image.Image) -> None:
         decode(encode(picture, "png"), 959)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["memory", "folder"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[ImageStore]:
-    url = f"memory://{tmp_path.name}" if request.param == "memory" else str(tmp_path / "store")
-    yield ImageStore(url, ttl_s=60, max_bytes=8000, clock=clock)
-    if request.param == "memory":
-        fsspec.filesystem("memory").rm(f"/{tmp_path.name}", recursive=True)
+@pytest.mark.parametrize("name", ["webp", "jpeg"])
+def test_jpeg_and_webp_carry_text_as_a_user_comment(picture: Image.Image, name: Any) -> None:
+    """Byte for byte as EXIF 2.32 has it: the character code, then UTF-16 in the file's order."""
+    data = encode(picture, name, text=TEXT)
+    back = Image.open(io.BytesIO(data))
+    assert back.info["exif"].removeprefix(b"Exif\0\0").startswith(b"MM")  # big-endian
+    assert b"\x92\x86\0\x07" in back.info["exif"]  # a tag of type UNDEFINED
+    comment = back.getexif().get_ifd(0x8769)[0x9286]
+    assert comment == b"UNICODE\0" + TEXT["parameters"].encode("utf-16-be")
+    plain = Image.open(io.BytesIO(encode(picture, name)))
+    assert not plain.getexif()
+    assert plain.tobytes() == back.tobytes()
 
 
-def test_a_stored_picture_comes_back(store: ImageStore) -> None:
-    image_id = store.put(b"data", "webp", {"params": {"seed": 3}})
-    found = store.get(image_id)
-    assert (found.image_id, found.data, found.media_type) == (image_id, b"data", "image/webp")
-    assert found.metadata == {"params": {"seed": 3}}
-
-
-def test_ids_cannot_be_guessed(store: ImageStore) -> None:
-    ids = {store.put(b"", "png", {}) for _ in range(50)}
-    assert len(ids) == 50
-    assert {len(image_id) for image_id in ids} == {22}
-
-
-@pytest.mark.parametrize("bad", ["", "x", "../../etc/passwd", "a" * 22, "a" * 21 + "/", "ä" * 22])
-def test_unknown_ids(store: ImageStore, bad: str) -> None:
-    with pytest.raises(ImageNotFound):
-        store.get(bad)
-
-
-def test_a_picture_expires(store: ImageStore, clock: Clock) -> None:
-    image_id = store.put(b"data", "png", {})
-    clock.now += 60
-    store.get(image_id)
-    clock.now += 1
-    with pytest.raises(ImageNotFound, match="60 seconds"):
-        store.get(image_id)
-    newer = store.put(b"data", "png", {})  # sweeps, since half a minute is over
-    with pytest.raises(ImageNotFound) as caught:
-        store.get(image_id)
-    assert "seconds" not in str(caught.value)
-    store.get(newer)
-
-
-def test_the_oldest_go_when_it_is_full(store: ImageStore, clock: Clock) -> None:
-    ids = []
-    for _ in range(20):
-        clock.now += 1
-        ids.append(store.put(b"x" * 1000, "png", {}))
-    kept = [image_id for image_id in ids if _has(store, image_id)]
-    assert kept == ids[-7:]  # 8000 bytes less the eighth that may come before the next sweep
-
-
-def test_what_is_being_read_stays(
-    store: ImageStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image_id = store.put(b"precious", "png", {})
-    loads = json.loads
-
-    def sweep_meanwhile(data: bytes) -> object:
-        monkeypatch.setattr(images.json, "loads", loads)
-        for _ in range(20):
-            clock.now += 1
-            store.put(b"x" * 1000, "png", {})
-        return loads(data)
-
-    monkeypatch.setattr(images.json, "loads", sweep_meanwhile)
-    assert store.get(image_id).data == b"precious"
-    store.put(b"x" * 1000, "png", {})
-    assert not _has(store, image_id)
-
-
-def test_stores_may_share_a_folder(tmp_path: Path) -> None:
-    one = ImageStore(str(tmp_path), ttl_s=60, max_bytes=8000)
-    other = ImageStore(str(tmp_path), ttl_s=60, max_bytes=8000)
-    assert other.get(one.put(b"data", "png", {})).data == b"data"
-
-
-def test_a_store_of_its_own_is_removed_at_the_end(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(images.tempfile, "tempdir", str(tmp_path))
-    store = open_store(Settings())
-    store.put(b"data", "png", {})
-    assert list(tmp_path.rglob("*.bin"))
-    store.close()
-    assert not list(tmp_path.rglob("*.bin"))
-
-
-def test_a_named_store_stays(tmp_path: Path) -> None:
-    store = open_store(Settings(store_dir=tmp_path / "pictures"))
-    image_id = store.put(b"data", "png", {})
-    store.close()
-    assert (tmp_path / "pictures" / f"{image_id}.bin").read_bytes() == b"data"
-
-
-def _has(store: ImageStore, image_id: str) -> bool:
-    try:
-        store.get(image_id)
-    except ImageNotFound:
-        return False
-    return True
+def test_text_that_is_too_long_for_a_jpeg_is_left_out(picture: Image.Image) -> None:
+    data = encode(picture, "jpeg", text={"parameters": "x" * 40_000})
+    assert not Image.open(io.BytesIO(data)).getexif()

@@ -86,14 +86,14 @@ def not_safetensors(path: Path) -> str:
 
 def image_store(settings: Settings) -> Iterator[Finding]:
     """Where pictures are kept: a folder with room, or an object store with its package."""
-    where = str(settings.store_dir or tempfile.gettempdir())
+    where = str(settings.store or tempfile.gettempdir())
     scheme = where.partition(":/")[0] if ":/" in where else ""
     if scheme and scheme != "file":
         package = _FILE_SYSTEMS.get(scheme)
         if package is not None and find_spec(package) is None:
             extra = {"s3fs": "s3", "gcsfs": "gcs"}[package]
             yield problem(
-                "image store", f"SDXL_STORE_DIR is {where}, and {package} is not installed",
+                "image store", f"SDXL_STORE is {where}, and {package} is not installed",
                 f"pip install 'sdxl-bento[{extra}]'",
             )  # fmt: skip
         else:
@@ -103,7 +103,7 @@ def image_store(settings: Settings) -> Iterator[Finding]:
     if not os.access(folder, os.W_OK | os.X_OK):
         yield problem(
             "image store", f"{folder} cannot be written to",
-            "mend its permissions, or name another folder in SDXL_STORE_DIR",
+            "mend its permissions, or name another folder in SDXL_STORE",
         )  # fmt: skip
         return
     free, most = shutil.disk_usage(folder).free, settings.store_max_mb << 20

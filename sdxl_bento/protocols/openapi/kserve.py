@@ -26,6 +26,7 @@ from sdxl_bento.protocols.openapi.parts import (
     header,
     listed,
     media,
+    nullable,
     only,
     parameter,
     pictures,
@@ -49,7 +50,7 @@ def paths(params: Schema) -> dict[str, Any]:
 
 
 def _v1(params: Schema) -> dict[str, Any]:
-    picture = some({"format": TEXT, "b64": BASE64, "seed": WHOLE, "image_id": TEXT})
+    picture = some({"format": TEXT, "b64": BASE64, "seed": WHOLE, "image_id": nullable(TEXT)})
     prediction = some({"model_name": TEXT, "prompt": TEXT, "image": picture})
     prediction["properties"]["images"] = listed(picture, minItems=2)
     json = media(JSON, some({"predictions": listed(prediction, minItems=1)}))

@@ -59,7 +59,7 @@ def paths(params: Schema) -> dict[str, Any]:
 def _calls(params: Schema) -> dict[str, Any]:
     call = {"fails": DRAWS, "parameters": CALL_HEADERS}
     generate = body(media(JSON, ref("GenerateParams"), _EXAMPLE))
-    stored = (*DRAWS, errors.ImageNotFound)
+    stored = (*DRAWS, errors.ImageNotFound, errors.StoreUnavailable)
     # Anything is taken as an item, for an error comes in its place.
     items = listed({"anyOf": [ref("GenerateParams"), {}]}, minItems=1, maxItems=MAX_BATCH_ITEMS)
     many = only({"requests": items}, required=["requests"])
@@ -112,8 +112,9 @@ def _image_body(params: Schema) -> dict[str, Any]:
 def _pictures() -> dict[str, Any]:
     found = {
         "parameters": [parameter("image_id", "path", "Its id; a file's ending may follow.")],
-        "fails": (errors.ImageNotFound,),
+        "fails": (errors.ImageNotFound, errors.StoreUnavailable),
     }
+    known = answer("All parameters, and what drew it.", media(JSON, OBJECT))
     headers = {
         name: header(text)
         for name, text in (
@@ -126,6 +127,7 @@ def _pictures() -> dict[str, Any]:
     return {
         "/images/{image_id}": NATIVE.get("A picture that was made here, to look at.", ok, **found),
         "/download/{image_id}": NATIVE.get("The same, to save.", ok, **found),
+        "/images/{image_id}/metadata": NATIVE.get("What is known of a picture.", known, **found),
     }
 
 

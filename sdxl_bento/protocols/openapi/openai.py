@@ -102,7 +102,7 @@ def _with_null(schema: Schema) -> Schema:
 
 
 def _answer(kind: str) -> dict[str, Any]:
-    picture = some({"b64_json": BASE64, "url": TEXT, "seed": WHOLE, "image_id": TEXT})
+    picture = some({"b64_json": BASE64, "url": TEXT, "seed": WHOLE, "image_id": nullable(TEXT)})
     picture["required"] = ["seed", "image_id"]
     details = some({"text_tokens": WHOLE, "image_tokens": WHOLE})
     usage = some(

@@ -122,6 +122,7 @@ REQUEST_ID = parameter(
 )
 CALL_HEADERS = [
     REQUEST_ID,
+    parameter("Cache-Control", "header", "`no-cache`, `no-store`: where results are cached."),
     parameter(
         "X-SLO-MS",
         "header",
@@ -141,6 +142,7 @@ PICTURE_HEADERS = {
     **REQUEST_ID_BACK,
     "X-Seed": header("The seed that draws the picture again; of several, separated by commas."),
     "X-Image-Id": header("Its id for `/images/{image_id}`; of several, separated by commas."),
+    "X-Cache": header("`hit` or `miss`, where results are cached."),
     "X-Model": header("What drew it."),
     "Server-Timing": header("Milliseconds in queue, encode, base, refine, decode, total."),
 }

@@ -72,14 +72,19 @@ PICTURE = some(
         "b64_json": BASE64,
         "format": {**TEXT, "enum": ["png", "webp", "jpeg"]},
         "seed": WHOLE,
-        "image_id": TEXT,
+        "image_id": {**nullable(TEXT), "description": "Null where the store did not take it."},
         "width": WHOLE,
         "height": WHOLE,
     }
 )
+PICTURE["properties"]["cache"] = {
+    **TEXT,
+    "enum": ["hit", "miss"],
+    "description": "Only where results are cached.",
+}
 ANSWER = some(
     {
-        "id": {**TEXT, "description": "The first picture's."},
+        "id": {**nullable(TEXT), "description": "The first picture's."},
         "request_id": TEXT,
         "model": TEXT,
         "images": listed(ref("Picture"), minItems=1),

@@ -161,16 +161,16 @@ def test_lora_folder(tmp_path: Path) -> None:
 
 
 def test_image_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (there,) = configuration.image_store(Settings(store_dir=tmp_path / "not" / "yet"))
+    (there,) = configuration.image_store(Settings(store=str(tmp_path / "not" / "yet")))
     assert there.status == "good"
     tight = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: tight)
-    (full,) = configuration.image_store(Settings(store_dir=tmp_path))
+    (full,) = configuration.image_store(Settings(store=str(tmp_path)))
     assert (full.status, "1 kB free" in full.message) == ("warning", True)
 
 
 def test_an_object_store_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings().model_copy(update={"store_dir": "s3://bucket/pictures"})
+    settings = Settings().model_copy(update={"store": "s3://bucket/pictures"})
     (there,) = configuration.image_store(settings)
     assert there.status == "good"
     monkeypatch.setattr(configuration, "find_spec", lambda _: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,31 @@ def test_a_changed_file_is_taken_up_by_the_next_scan(
     assert not pool.is_loaded("d")
     wait_ready(pool, "d")
     assert pool.fingerprint("d") != before
+
+
+def test_fingerprints_are_of_what_is_drawn_with(
+    pool: LoraPool, targets: Targets, tmp_path: Path
+) -> None:
+    """The file that was loaded, also after it was replaced; else the file as it is now."""
+    path = loras.write_peft(tmp_path / "d.safetensors", loras.factors(targets, seed=1))
+    pool.scan(tmp_path)
+
+    def on_disk() -> dict[str, str]:
+        return {"d": sha256(path.read_bytes()).hexdigest()}
+
+    first = on_disk()
+    assert pool.fingerprints(["d"]) == first
+    loras.write_peft(path, loras.factors(targets, seed=2))
+    second = on_disk()
+    assert pool.fingerprints(["d"]) == second != first
+    wait_ready(pool, "d")
+    loras.write_peft(path, loras.factors(targets, seed=3))
+    assert pool.fingerprints(["d"]) == second
+    pool.scan(tmp_path)
+    assert pool.fingerprints(["d"]) == on_disk()
+    path.unlink()
+    with pytest.raises(AdapterNotFound, match="is gone"):
+        pool.fingerprints(["d"])
 
 
 # Evicting

@@ -1,0 +1,398 @@
+"""The native calls over a store in a folder, with the result cache on and an engine of one line."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from prometheus_client import REGISTRY
+
+from sdxl_bento.config import Settings
+from sdxl_bento.errors import AdapterNotFound, InvalidInput, Overloaded
+from sdxl_bento.images import encode
+from sdxl_bento.metrics import metrics
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.pictures import Order, Pictures, Source
+from sdxl_bento.protocols.bodies import Call
+from sdxl_bento.protocols.http import Caller
+from sdxl_bento.protocols.native import Answer, NativeAPI, answer_headers, answer_json
+from sdxl_bento.result_cache import CacheControl, key_of
+from sdxl_bento.results import GeneratedImage, Generation, Provenance, Timings
+from sdxl_bento.store_location import open_store
+
+DRAWN_BY = Provenance("m:1", "0" * 64, "eager", "fp32", "cpu", "2", (("vae_slicing", 0),), ())
+BODY = {"prompt": "a red circle", "seed": 5}
+
+
+class Engine:
+    """Counts what it draws. Each picture has a colour of its own, however often it is drawn."""
+
+    def __init__(self) -> None:
+        self.drawn: list[int] = []
+        self.drawn_by = DRAWN_BY
+        self.next_seed = 100
+        self.full = False
+        self.steps_off = 0
+        self.meanwhile = lambda: None
+
+    def model_name(self, asked: object) -> str:
+        return "m"
+
+    def resolved(self, params: GenerateParams, image: Any = None) -> GenerateParams:
+        size = image.size if image is not None else (params.width or 16, params.height or 16)
+        if params.seed is None:
+            self.next_seed += 1
+        seed = self.next_seed if params.seed is None else params.seed
+        filled = {"model": "m", "width": size[0], "height": size[1], "seed": seed}
+        return params.model_copy(update=filled | {"sampler": params.sampler or "euler"})
+
+    def provenance(self, params: GenerateParams) -> Provenance:
+        return self.drawn_by
+
+    async def generate(
+        self,
+        params: GenerateParams,
+        *,
+        image: Any = None,
+        request_id: str,
+        on_progress: Any = None,
+        skip: Collection[int] = (),
+    ) -> Generation:
+        if self.full:
+            raise Overloaded("the queue is full", 1)
+        params = self.resolved(params, image)
+        assert params.seed is not None
+        steps = params.num_inference_steps - self.steps_off
+        images = []
+        for index in range(params.num_images):
+            if index in skip:
+                continue
+            seed = params.seed + index
+            self.drawn.append(seed)
+            picture = Image.new("RGB", (params.width or 0, params.height or 0), (seed, 9, 200))
+            images.append(GeneratedImage(picture, seed, index, steps))
+        self.meanwhile()
+        params = params.model_copy(update={"num_inference_steps": steps})
+        return Generation(request_id, params, tuple(images), Timings(0.1, 0, 1, 0, 0.1, 1.2))
+
+    refine = generate
+
+
+class Setup:
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.engine = Engine()
+        self.now = time.time()
+        given = Settings(store=str(folder), **({"result_cache": True} | settings))
+        self.store = open_store(given)
+        self.store._clock = lambda: self.now
+        self.pictures = Pictures(given, self.store)
+        self.native = NativeAPI(self.engine, given, self.pictures, metrics())  # type: ignore[arg-type]
+
+    async def call(
+        self, cache_control: str = "", way: str = "text_to_image", **body: Any
+    ) -> Answer:
+        control = CacheControl.of({"cache-control": cache_control})
+        caller = Caller(asyncio.Event().wait)  # type: ignore[arg-type]  # never leaves
+        call = Call("r-1", False, BODY | body, caller, cache=control)
+        try:
+            answer: Answer = await self.native.run(call, getattr(self.native, way)(call))
+        finally:
+            caller._left.cancel()
+        return answer
+
+    async def twice(self, *args: Any, **body: Any) -> tuple[Answer, Answer]:
+        return await self.call(*args, **body), await self.call(*args, **body)
+
+
+@pytest.fixture
+async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
+    made = Setup(tmp_path)
+    yield made
+    made.pictures.close()
+
+
+def results(setup: Setup) -> list[str]:
+    return setup.store._find("results")
+
+
+def cached(answer: Answer) -> str | None:
+    return answer_headers(answer).get("X-Cache")
+
+
+def data(answer: Answer) -> list[bytes]:
+    return [picture.data for picture in answer.pictures]
+
+
+async def test_the_same_call_is_answered_with_the_same_bytes(setup: Setup) -> None:
+    first, again = await setup.twice()
+    assert setup.engine.drawn == [5]
+    assert data(first) == data(again)
+    assert (cached(first), cached(again)) == ("miss", "hit")
+    headers, fresh = answer_headers(again), answer_headers(first)
+    assert headers.keys() == fresh.keys()
+    for name in ("X-Seed", "X-Image-Id", "X-Model", "X-Request-Id"):
+        assert headers[name] == fresh[name]
+    json_first, json_again = answer_json(first), answer_json(again)
+    assert json_first["params"] == json_again["params"]
+    assert [each["images"][0].pop("cache") for each in (json_first, json_again)] == ["miss", "hit"]
+    assert json_first["images"] == json_again["images"]
+    assert [image.size for image in again.images()] == [(16, 16)]
+
+
+async def test_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, result_cache=False)
+    answers = await setup.twice()
+    assert setup.engine.drawn == [5, 5]
+    assert [cached(each) for each in answers] == [None, None]
+    assert "cache" not in answer_json(answers[1])["images"][0]
+    assert not results(setup)
+    setup.pictures.close()
+
+
+async def test_a_call_without_a_seed_is_drawn_and_can_be_had_again(setup: Setup) -> None:
+    answers = await setup.twice(seed=None)
+    assert len(set(setup.engine.drawn)) == 2
+    assert [cached(each) for each in answers] == ["miss", "miss"]
+    again = await setup.call(seed=answers[0].pictures[0].seed)
+    assert (cached(again), data(again)) == ("hit", data(answers[0]))
+
+
+async def test_each_picture_of_a_call_has_its_own_entry(setup: Setup) -> None:
+    await setup.call(seed=6)
+    answer = await setup.call(num_images=3)
+    assert setup.engine.drawn == [6, 5, 7]
+    assert cached(answer) == "miss"
+    assert [picture.seed for picture in answer.pictures] == [5, 6, 7]
+    assert [picture.cached for picture in answer.pictures] == [False, True, False]
+    colours = [image.getpixel((0, 0))[0] for image in answer.images()]  # type: ignore[index]
+    assert colours == [5, 6, 7]
+    assert cached(await setup.call(num_images=2, seed=6)) == "hit"
+    assert len(setup.engine.drawn) == 3
+
+
+async def test_cache_control(setup: Setup) -> None:
+    await setup.call("no-store")
+    assert cached(await setup.call()) == "miss"
+    assert cached(await setup.call("no-store")) == "hit"
+    old = (await setup.call()).pictures[0].image_id
+    setup.now += 1
+    refreshed = await setup.call("No-Cache, foo")
+    assert cached(refreshed) == "miss"
+    assert (await setup.call()).pictures[0].image_id == refreshed.pictures[0].image_id != old
+    assert cached(await setup.call("max-age=0")) == "miss"
+    assert setup.engine.drawn == [5] * 4
+
+
+async def test_an_overloaded_engine_is_not_asked(setup: Setup) -> None:
+    await setup.call()
+    setup.engine.full = True
+    assert cached(await setup.call()) == "hit"
+    with pytest.raises(Overloaded):
+        await setup.call(seed=6)
+
+
+async def test_fewer_steps_are_not_kept_as_all_of_them(setup: Setup) -> None:
+    setup.engine.steps_off = 3
+    body = {"slo_ms": 9000, "degrade_min_steps": 5}
+    degraded = await setup.call(**body)
+    assert degraded.generation.params.num_inference_steps == 22
+    note = setup.store.describe(str(degraded.pictures[0].image_id))
+    assert note["params"]["num_inference_steps"] == 22
+    setup.engine.steps_off = 0
+    assert cached(await setup.call(**body)) == "miss"
+    assert cached(await setup.call(**body)) == "hit"
+    assert cached(await setup.call()) == "hit"  # a deadline is not part of the key
+
+
+async def test_adapters_that_may_come_late_are_not_kept(setup: Setup) -> None:
+    loras = [{"name": "striped"}]
+    answers = await setup.twice(loras=loras, lora_late_ok=True)
+    assert [cached(each) for each in answers] == ["miss", "miss"]
+    answers = await setup.twice(lora_late_ok=True)  # there are none
+    assert [cached(each) for each in answers] == ["miss", "hit"]
+
+
+async def test_a_replaced_adapter_never_answers_from_the_old_one(setup: Setup) -> None:
+    loras = [{"name": "striped"}]
+    old = replace(DRAWN_BY, loras=(("striped", "a" * 64),))
+    new = replace(DRAWN_BY, loras=(("striped", "b" * 64),))
+
+    def replaced() -> None:
+        setup.engine.drawn_by = new
+
+    setup.engine.drawn_by = old
+    setup.engine.meanwhile = replaced  # before it was loaded
+    await setup.call(loras=loras)
+    assert cached(await setup.call(loras=loras)) == "miss"
+    setup.engine.drawn_by = old
+    assert cached(await setup.call(loras=loras)) == "miss"
+
+
+async def test_what_has_drawn_need_not_be_known(setup: Setup) -> None:
+    def gone(params: GenerateParams) -> Provenance:
+        raise AdapterNotFound("striped")
+
+    def removed() -> None:
+        setup.engine.provenance = gone  # type: ignore[method-assign]
+
+    setup.engine.meanwhile = removed
+    answer = await setup.call()
+    note = setup.store.describe(str(answer.pictures[0].image_id))
+    assert note["drawn_by"] is None
+    assert not results(setup)
+
+
+async def test_a_picture_in_is_part_of_the_key(setup: Setup) -> None:
+    red, blue = (encode(Image.new("RGB", (16, 8), name), "png") for name in ("red", "blue"))
+    image_id = setup.store.put(red, "png", {})
+    first = await setup.call(way="image_to_image", image=red)
+    assert cached(await setup.call(way="image_to_image", image_id=image_id)) == "hit"
+    for way, image in (("image_to_image", blue), ("refine_image", red)):
+        assert cached(await setup.call(way=way, image=image)) == "miss"
+    assert cached(await setup.call(way="image_to_image", image=red, strength=0.4)) == "miss"
+    note = setup.store.describe(str(first.pictures[0].image_id))
+    assert (note["task"], note["source"]["image_id"]) == ("img2img", None)
+    again = await setup.call("no-cache", way="image_to_image", image_id=image_id)
+    note = setup.store.describe(str(again.pictures[0].image_id))
+    assert note["source"]["image_id"] == image_id
+
+
+async def test_an_id_is_good_for_half_of_the_stores_time(setup: Setup) -> None:
+    first = await setup.call()
+    setup.now += setup.store.ttl_s / 2 - 2
+    assert (await setup.call()).pictures[0].image_id == first.pictures[0].image_id
+    setup.now += 4
+    later = await setup.call()
+    assert (cached(later), data(later)) == ("hit", data(first))
+    setup.now += setup.store.ttl_s / 2  # the first is gone
+    again = await setup.call()
+    assert (cached(again), data(again)) == ("hit", data(first))
+    assert setup.engine.drawn == [5]
+    note = setup.store.describe(str(again.pictures[0].image_id))
+    assert note["params"]["seed"] == 5
+
+
+async def test_what_is_gone_is_drawn_again(setup: Setup) -> None:
+    first = await setup.call()
+    (Path(setup.store._root) / f"{first.pictures[0].image_id}.png").unlink()
+    assert cached(await setup.call()) == "miss"
+    setup.now += setup.store.ttl_s + 1
+    assert cached(await setup.call()) == "miss"
+
+
+async def test_a_store_that_fails_loses_no_picture(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("pipe_file", "find"):
+        monkeypatch.setattr(setup.store._files, name, fail)
+    with caplog.at_level("WARNING", "bentoml.sdxl"):
+        answer = await setup.call(num_images=2)
+    assert caplog.text.count("request r-1: a picture could not be stored: the disk is on") == 2
+    assert [Image.open(io.BytesIO(each)).size for each in data(answer)] == [(16, 16)] * 2
+    assert "X-Image-Id" not in answer_headers(answer)
+    described = answer_json(answer)
+    assert described["id"] is None
+    assert [each["image_id"] for each in described["images"]] == [None, None]
+
+
+def fail(*args: object, **kwargs: object) -> None:
+    raise OSError("the disk is on fire")
+
+
+async def test_a_store_that_hangs_holds_up_no_answer(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdxl_bento.pictures._STORE_S", 0.05)
+    monkeypatch.setattr("sdxl_bento.result_cache._LOOK_UP_S", 0.05)
+    release = threading.Event()
+    for name in ("pipe_file", "find"):
+        monkeypatch.setattr(setup.store._files, name, lambda *_, **__: release.wait(20))
+    answer = await setup.call()
+    assert answer.pictures[0].image_id is None
+    assert answer.pictures[0].data
+    release.set()
+
+
+async def test_wrong_parameters_are_wrong_with_a_cache_too(setup: Setup) -> None:
+    with pytest.raises(InvalidInput):
+        await setup.call(width=3)
+
+
+def test_calls_are_counted(setup: Setup) -> None:
+    def count(result: str) -> float:
+        return REGISTRY.get_sample_value("sdxl_result_cache_total", {"result": result}) or 0
+
+    async def calls() -> None:
+        await setup.call()
+        await setup.call(num_images=3)
+        await setup.call(seed=None)
+        await setup.call("no-cache")
+
+    before = count("hits"), count("misses")
+    asyncio.run(calls())
+    assert (count("hits") - before[0], count("misses") - before[1]) == (1, 3)
+
+
+# The key
+
+PARAMS = GenerateParams(
+    prompt="a", model="m", width=64, height=64, seed=5, sampler="euler", refiner=True,
+    loras=({"name": "x"},), output_format="jpeg",
+)  # fmt: skip
+OTHER: dict[str, Any] = {
+    "prompt": "b", "prompt_2": "b", "negative_prompt": "", "negative_prompt_2": "b", "model": "n",
+    "width": 72, "height": 72, "num_inference_steps": 9, "guidance_scale": 3.0,
+    "guidance_rescale": 0.5, "seed": 6, "sampler": "ddim", "strength": 0.5, "refiner": False,
+    "high_noise_frac": 0.7, "aesthetic_score": 5.0, "negative_aesthetic_score": 1.0,
+    "original_size": (8, 8), "target_size": (8, 8), "crops_coords_top_left": (1, 1),
+    "negative_original_size": (8, 8), "negative_target_size": (8, 8),
+    "negative_crops_coords_top_left": (1, 1), "loras": [{"name": "x", "scale": 0.5}],
+    "lora_late_ok": True, "output_format": "webp", "output_quality": 80,
+    "slo_ms": 9.0, "priority": 3, "degrade_min_steps": 3, "num_images": 2,
+}  # fmt: skip
+ALIKE = {"slo_ms", "priority", "degrade_min_steps"}
+FILE = {"embed_metadata": True, "png_level": 1}
+
+
+def key(params: GenerateParams = PARAMS, task: Any = "img2img", **other: Any) -> str:
+    source = Source(Image.new("RGB", (1, 1)), other.get("source", "0" * 64))
+    order = Order(task, params, source)
+    return key_of(order, other.get("provenance", DRAWN_BY), other.get("file", FILE))
+
+
+def test_every_parameter_is_part_of_the_key_or_known_not_to_be() -> None:
+    assert OTHER.keys() == GenerateParams.model_fields.keys()
+    for name, value in OTHER.items():
+        update = {name: value} | ({"slo_ms": 9.0} if name == "degrade_min_steps" else {})
+        params = GenerateParams.model_validate(PARAMS.model_dump() | update)
+        assert (key(params) == key()) == (name in ALIKE), name
+
+
+def test_what_draws_and_how_it_is_encoded_is_part_of_the_key() -> None:
+    for name in Provenance.__slots__:
+        value = (("other", "1"),) if name in ("options", "loras") else "other"
+        assert key(provenance=replace(DRAWN_BY, **{name: value})) != key(), name
+    assert key(source="1" * 64) != key()
+    assert key(file=FILE | {"embed_metadata": False}) != key()
+    assert key(task="refine") != key() != key(task="generate")
+
+
+def test_what_cannot_matter_is_not_part_of_the_key() -> None:
+    plain = PARAMS.model_copy(update={"refiner": False, "output_format": "png", "loras": ()})
+    unused = {"strength": 0.9, "high_noise_frac": 0.1, "aesthetic_score": 1.0}
+    unused |= {"output_quality": 5, "lora_late_ok": True}
+    assert key(plain.model_copy(update=unused), "generate") == key(plain, "generate")
+    two = [{"name": "x"}, {"name": "y"}]
+    both = [
+        GenerateParams.model_validate(PARAMS.model_dump() | {"loras": loras})
+        for loras in (two, two[::-1])
+    ]
+    assert key(both[0]) == key(both[1])
