@@ -17,7 +17,15 @@ from sdxl_bento.protocols.native import Answer, NativeAPI, logged
 from sdxl_bento.ui import render, updates
 from sdxl_bento.ui.album import Album, Start
 from sdxl_bento.ui.choices import choices, nearest_size
-from sdxl_bento.ui.form import Form, from_call, keep_weights, show_size, to_call, to_refining
+from sdxl_bento.ui.form import (
+    Form,
+    from_call,
+    keep_weights,
+    show_size,
+    to_call,
+    to_refining,
+    without_base,
+)
 from sdxl_bento.ui.layout import Layout
 from sdxl_bento.ui.progress import Drawing, Snapshot
 from sdxl_bento.ui.updates import Updates
@@ -115,6 +123,8 @@ class Events:
             fields = to_call(form)
             if start is not None:
                 fields |= {"strength": form.strength, **await picture_of(start)}
+                if start.how == "refine":
+                    fields = without_base(fields)
         except SDXLError as error:
             yield updates.idle(self._on, album, error_body(error)["error"])
             return

@@ -95,6 +95,11 @@ def to_call(form: Form) -> dict[str, Any]:
     return call
 
 
+def without_base(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those that only mean something to the base model."""
+    return {name: value for name, value in call.items() if name not in ("loras", "refiner")}
+
+
 def to_refining(call: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The fields of a call that lets the refiner redraw the picture that `call` has drawn."""
     kept = ("prompt", "negative_prompt", "model", "num_inference_steps", "guidance_scale")

@@ -15,6 +15,7 @@ from sdxl_bento.ui.form import (
     parse_size,
     to_call,
     to_refining,
+    without_base,
 )
 
 FULL = Form(
@@ -86,3 +87,4 @@ def test_refining_keeps_what_the_refiner_takes() -> None:
     assert parse_params(fields).seed == 5
     assert fields["negative_prompt"] == "a square"
     assert not {"loras", "refiner", "width", "height"} & fields.keys()
+    assert not {"loras", "refiner"} & without_base(to_call(FULL)).keys()
