@@ -9,6 +9,7 @@ import gradio as gr
 from starlette.applications import Starlette
 
 from sdxl_bento.config import Settings
+from sdxl_bento.protocols.bodies import MAX_UPLOAD_BYTES
 from sdxl_bento.protocols.native import NativeAPI
 from sdxl_bento.ui import page
 from sdxl_bento.ui.events import Events
@@ -37,7 +38,7 @@ def mounted(api: NativeAPI, settings: Settings) -> Starlette:
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
-        max_file_size=page.MAX_UPLOAD,
+        max_file_size=MAX_UPLOAD_BYTES,
         theme=theme(),
         css=_read("page.css"),
         js=_read("page.js"),

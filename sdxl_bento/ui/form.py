@@ -59,8 +59,9 @@ class Form:
     @classmethod
     def of(cls, values: Sequence[Any]) -> Form:
         """From the values of the form's elements, the weights one by one at the end."""
-        named = len(fields(cls)) - 1
-        return cls(*values[:named], weights=tuple(values[named:]))
+        names = [field.name for field in fields(cls)[:-1]]
+        named = dict(zip(names, values, strict=False))
+        return cls(**named, weights=tuple(values[len(names) :]))
 
     def values(self) -> list[Any]:
         """The inverse of `of`."""

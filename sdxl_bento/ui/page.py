@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from sdxl_bento.protocols.http import limited
 from sdxl_bento.ui.pages import waiting_page
+from sdxl_bento.ui.uploads import check_room
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bentoml.sdxl")
 
 PATH = "/ui"
-MAX_UPLOAD = "32mb"
+MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB, and what is around it in the form
 CACHE_S = 3600  # how long an uploaded picture is kept
 # How many pages can be open beside all other calls: each holds a connection.
 PAGES = 512
@@ -73,14 +76,16 @@ class Page:
         self._made = asyncio.Event()
         self._app: Any = None
         self._open = AsyncExitStack()
+        self._folder = Path()
 
     async def serve(self, api: NativeAPI) -> None:
         """Make the page once it is asked for."""
         await self._wanted.wait()
         try:
-            folder = Path(tempfile.mkdtemp(prefix="sdxl-bento-ui-"))
-            self._open.callback(shutil.rmtree, folder, ignore_errors=True)
-            os.environ["GRADIO_TEMP_DIR"] = str(folder)  # uploads; read when Gradio is imported
+            self._folder = Path(tempfile.mkdtemp(prefix="sdxl-bento-ui-"))
+            self._open.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            # For uploads; read when Gradio is imported.
+            os.environ["GRADIO_TEMP_DIR"] = str(self._folder)
             parent = await asyncio.to_thread(_make, api, self._settings)
             await self._open.enter_async_context(parent.router.lifespan_context(parent))
             self._app = parent.routes[-1].app
@@ -99,7 +104,10 @@ class Page:
         await self._open.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request below `PATH`, which is the scope's `root_path`."""
+        """Answer a request below `PATH`, which is the scope's `root_path`.
+
+        Raises BodyTooLarge, and Overloaded for an upload that there is no room for.
+        """
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         wanted = _WANTED.get(scope.get("method", ""))
         if wanted is None or not wanted.fullmatch(path):
@@ -108,6 +116,10 @@ class Page:
         self._wanted.set()
         if path != "/":
             await self._made.wait()
+        if scope["method"] == "POST":
+            receive = limited(Request(scope, receive), MAX_BODY).receive
+            if path.startswith("/gradio_api/upload"):
+                await asyncio.to_thread(check_room, self._folder)
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

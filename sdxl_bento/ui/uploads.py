@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdxl_bento.errors import InvalidInput
+from sdxl_bento.errors import InvalidInput, Overloaded
 from sdxl_bento.images import decode, encode
 from sdxl_bento.ui.album import Start
 
+MAX_FOLDER_BYTES = 1 << 30
 _EDGE = 320  # pixels of a thumbnail
 
 
@@ -22,6 +24,16 @@ class Thumbnail:
     src: str
     width: int
     height: int
+
+
+def check_room(folder: Path) -> None:
+    """Raise Overloaded if the uploads in `folder` are too many; they leave it by their age."""
+    kept = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # it leaves just now
+            kept += file.stat().st_size if file.is_file() else 0
+    if kept > MAX_FOLDER_BYTES:
+        raise Overloaded("too many uploaded pictures are kept just now", retry_after_s=600)
 
 
 def thumbnail(path: str, max_pixels: int) -> Thumbnail:

@@ -301,6 +301,10 @@ def test_only_what_the_page_needs_is_served(server: Server) -> None:
         assert httpx.get(f"{server.url}/ui/gradio_api/{path}").status_code == 404, path
     for path in ("vibe-edit", "call/x", "run/predict", "component_server"):
         assert httpx.post(f"{server.url}/ui/gradio_api/{path}", json={}).status_code == 404, path
+    large = {"files": ("large.png", b"x" * (33 << 20), "image/png")}
+    refused = httpx.post(server.url + "/ui/gradio_api/upload", files=large)
+    assert refused.status_code == 413
+    assert "at most" in refused.json()["detail"]
 
 
 def test_it_knows_the_prefix_of_its_proxy(server: Server) -> None:

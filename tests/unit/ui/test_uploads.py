@@ -1,0 +1,42 @@
+"""Pictures to begin with: looked at before they are taken, and only so many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdxl_bento.errors import InvalidInput, Overloaded
+from sdxl_bento.ui import uploads
+from sdxl_bento.ui.album import Start
+
+
+def test_a_thumbnail_knows_the_size_of_its_original(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (1000, 500)).save(path)
+    small = uploads.thumbnail(str(path), 1_000_000)
+    assert (small.width, small.height) == (1000, 500)
+    assert small.src.startswith("data:image/jpeg;base64,")
+    with pytest.raises(InvalidInput, match="at most 1000 pixels"):
+        uploads.thumbnail(str(path), 1000)
+
+
+async def test_a_picture_is_named_or_brought(tmp_path: Path) -> None:
+    assert await uploads.picture_of(Start("", image_id="i")) == {"image_id": "i"}
+    path = tmp_path / "mine.png"
+    path.write_bytes(b"bytes")
+    start = Start("", path=str(path))
+    assert await uploads.picture_of(start) == {"image": b"bytes"}
+    path.unlink()
+    with pytest.raises(InvalidInput, match="upload it again"):
+        await uploads.picture_of(start)
+
+
+def test_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hash").mkdir()
+    (tmp_path / "hash" / "one.png").write_bytes(b"x" * 100)
+    uploads.check_room(tmp_path)
+    monkeypatch.setattr(uploads, "MAX_FOLDER_BYTES", 99)
+    with pytest.raises(Overloaded, match="uploaded"):
+        uploads.check_room(tmp_path)
