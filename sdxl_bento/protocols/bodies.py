@@ -137,7 +137,7 @@ async def read_call(request: Request, max_bytes: int) -> Call:
 
 async def _read_batch(request: Request) -> list[Call]:
     request_id = request_id_of(request.headers)
-    parse_params(with_headers({"prompt": ""}, request.headers))  # a wrong header is nobody's own
+    with_headers({}, request.headers)  # a wrong one is no item's own
     fields = await _read_fields(limited(request, MAX_BATCH_BYTES))
     items = fields.get("requests") if isinstance(fields, Mapping) else None
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH_ITEMS:
@@ -176,15 +176,18 @@ def read_json(body: bytes) -> object:
 
 
 def with_headers(fields: object, headers: Mapping[str, str]) -> object:
-    """Fields that may come as headers instead. A field in the body wins."""
-    if not isinstance(fields, Mapping):
-        return fields
+    """Fields that may come as headers instead. A field in the body wins.
+
+    Raises InvalidInput for a wrong header, also where the body has the field.
+    """
     given = {
         field: headers[header]
         for header, field in (("x-slo-ms", "slo_ms"), ("x-priority", "priority"))
-        if header in headers and field not in fields
+        if header in headers
     }
-    return {**fields, **given}
+    if given:
+        parse_params({"prompt": "", **given})
+    return {**given, **fields} if isinstance(fields, Mapping) else fields
 
 
 def picture_bytes(value: object) -> bytes:

@@ -20,7 +20,10 @@ from sdxl_bento.protocols.http import CrossOrigin, error_response
 ANY = "*"
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 # The headers of answers that a page of a trusted origin may read.
-EXPOSED = ("X-Request-Id", "X-Seed", "X-Image-Id", "X-Model", "Server-Timing", "Retry-After")
+EXPOSED = (
+    *("X-Request-Id", "X-Seed", "X-Image-Id", "X-Model", "X-Cache", "Server-Timing"),
+    "Retry-After",
+)
 
 
 class CrossOriginProtection:

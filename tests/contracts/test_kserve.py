@@ -229,7 +229,7 @@ def test_a_deadline_that_cannot_be_met(http: httpx.Client) -> None:
 def test_cancel(http: httpx.Client, faked: Server) -> None:
     until_idle(faked)
     with ThreadPoolExecutor(1) as pool:
-        body, headers = {"instances": ["a", "b", "c"]}, {"X-Request-Id": "stop-kserve"}
+        body, headers = {"instances": ["slow"] * 3}, {"X-Request-Id": "stop-kserve"}
         call = pool.submit(http.post, PREDICT, json=body, headers=headers)
         until_running(faked, 3)
         assert httpx.post(f"{faked.url}/cancel/stop-kserve").status_code == 200

@@ -23,6 +23,7 @@ from PIL import Image
 from tests.contracts.conftest import RUN_S, until_running
 from tests.support.server import Server
 
+SLOW = {"prompt": "a slow circle", "width": 64, "height": 64}
 GENERATE = {"prompt": "a red circle", "seed": 5, "width": 64, "height": 96}
 
 
@@ -257,6 +258,10 @@ def test_a_page_of_another_site_may_look_and_not_send(http: httpx.Client) -> Non
 def test_bad_headers(http: httpx.Client, header: str, value: str, field: str) -> None:
     answer = http.post("/generate", json=GENERATE, headers={header: value})
     assert error_of(answer, 422)["field"] == field
+    body = GENERATE | {"slo_ms": 60_000, "priority": 1}  # which would win
+    for path, sent in (("/generate", body), ("/generate_batch", {"requests": [body]})):
+        answer = http.post(path, json=sent, headers={header: value})
+        assert error_of(answer, 422)["field"] == field
 
 
 def test_headers_in_place_of_fields(http: httpx.Client) -> None:
@@ -431,7 +436,7 @@ def test_a_client_that_leaves_ends_its_call(http: httpx.Client, path: str, body:
 def test_cancel(http: httpx.Client) -> None:
     with ThreadPoolExecutor(1) as pool:
         headers = {"X-Request-Id": "stop-me"}
-        call = pool.submit(http.post, "/generate", json=GENERATE, headers=headers)
+        call = pool.submit(http.post, "/generate", json=SLOW, headers=headers)
         while not _running(http):
             time.sleep(0.01)
         assert http.post("/cancel/stop-me").json()["cancelled"] is True
@@ -444,9 +449,10 @@ def test_cancel(http: httpx.Client) -> None:
 def test_cancel_a_batch_or_one_of_it(http: httpx.Client, name: str) -> None:
     _until_idle(http)
     with ThreadPoolExecutor(1) as pool:
-        body, headers = {"requests": [GENERATE, GENERATE]}, {"X-Request-Id": "stop-all"}
+        first = SLOW if name == "stop-all" else GENERATE | {"prompt": "quick"}
+        body, headers = {"requests": [first, SLOW]}, {"X-Request-Id": "stop-all"}
         call = pool.submit(http.post, "/generate_batch", json=body, headers=headers)
-        while _running(http) < 2:
+        while _running(http) < (2 if name == "stop-all" else 1):
             time.sleep(0.01)
         assert http.post(f"/cancel/{name}").json()["cancelled"] is True
         results = call.result().json()
@@ -491,7 +497,7 @@ def test_stream_of_an_error(http: httpx.Client) -> None:
 
 def test_an_error_after_the_first_event_is_an_event(http: httpx.Client) -> None:
     headers = {"X-Request-Id": "stop-stream"}
-    with http.stream("POST", "/generate/stream", json=GENERATE, headers=headers) as answer:
+    with http.stream("POST", "/generate/stream", json=SLOW, headers=headers) as answer:
         lines = answer.iter_lines()
         assert next(lines) == "event: step"
         assert httpx.post(f"{http.base_url}/cancel/stop-stream").status_code == 200

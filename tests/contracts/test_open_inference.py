@@ -393,7 +393,7 @@ def test_other_bodies(http: httpx.Client, client: triton.InferenceServerClient) 
 def test_cancel(http: httpx.Client, faked: Server) -> None:
     until_idle(faked)
     body = document()
-    body["inputs"][0] |= {"shape": [2], "data": ["a", "b"]}
+    body["inputs"][0] |= {"shape": [2], "data": ["slow", "slow"]}
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(http.post, INFER, json=body, headers={"X-Request-Id": "stop-v2"})
         until_running(faked, 2)

@@ -163,7 +163,7 @@ def test_headers(client: OpenAI) -> None:
 async def test_async_client(faked: Server) -> None:
     async with AsyncOpenAI(base_url=f"{faked.url}/v1", api_key="any") as client:
         calls = asyncio.gather(
-            *(client.images.generate(prompt="slow", extra_body={"seed": seed}) for seed in range(4))
+            *(client.images.generate(prompt="a", extra_body={"seed": seed}) for seed in range(4))
         )
         await asyncio.to_thread(until_running, faked, 4)  # at once, not one after the other
         answers = await calls
@@ -368,7 +368,8 @@ def test_an_error_before_the_first_event_has_its_status(client: OpenAI) -> None:
 
 def test_an_error_after_the_first_event_is_an_event(client: OpenAI, faked: Server) -> None:
     headers = {"X-Request-Id": "stop-stream"}
-    events = client.images.generate(**SLOW, stream=True, partial_images=3, extra_headers=headers)
+    asked = SLOW | {"prompt": "a slow circle"}
+    events = client.images.generate(**asked, stream=True, partial_images=3, extra_headers=headers)
     assert next(iter(events)).type == "image_generation.partial_image"
     httpx.post(f"{faked.url}/cancel/stop-stream")
     with pytest.raises(openai.APIError, match="cancelled") as caught:
@@ -383,7 +384,8 @@ def test_a_cancelled_call_is_not_tried_again(faked: Server) -> None:
     async def cancelled() -> openai.ConflictError:
         async with AsyncOpenAI(base_url=f"{faked.url}/v1", api_key="any") as client:
             headers = {"X-Request-Id": "stop-openai"}
-            call = asyncio.create_task(client.images.generate(**SLOW, extra_headers=headers))
+            asked = SLOW | {"prompt": "a slow circle"}
+            call = asyncio.create_task(client.images.generate(**asked, extra_headers=headers))
             await asyncio.to_thread(until_running, faked, 1)
             await asyncio.to_thread(httpx.post, f"{faked.url}/cancel/stop-openai")
             with pytest.raises(openai.ConflictError) as caught:

@@ -3,7 +3,7 @@
 `bentoml serve tests.support.faked_service:SDXLService`, with these in the environment:
 
 FAKE_LOAD_S   seconds until it is ready (0)
-FAKE_RUN_S    seconds that each call takes (0), but those with "quick" in the prompt
+FAKE_RUN_S    seconds that each call takes (0); with "quick" in the prompt none, with "slow" tenfold
 FAKE_LOAD_ERROR  if set, loading ends with this message
 FAKE_DIE_AFTER   the engine dies with this many calls answered
 FAKE_PREVIEWS    if set, each step brings a preview
@@ -101,7 +101,7 @@ class FakeGenerator:
         params = self.resolved(params, image)
         request_id = request_id or "made"
         begin = time.perf_counter()
-        await self._run(request_id, on_progress, 0 if "quick" in params.prompt else self.run_s)
+        await self._run(request_id, on_progress, self._seconds(params.prompt))
         assert params.seed is not None
         assert params.width is not None
         assert params.height is not None
@@ -116,6 +116,11 @@ class FakeGenerator:
             self.state_reason, self.state = "the device is gone", "dead"
         total = time.perf_counter() - begin
         return Generation(request_id, params, images, Timings(0.001, 0.002, total, 0, 0.003, total))
+
+    def _seconds(self, prompt: str) -> float:
+        if "quick" in prompt:
+            return 0
+        return self.run_s * (10 if "slow" in prompt else 1)
 
     async def _run(
         self, request_id: str, on_progress: Callable[[Progress], None] | None, seconds: float
