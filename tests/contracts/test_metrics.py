@@ -26,7 +26,7 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.gpu import Usage, gpus_of
 from sdxl_bento.metrics import Metrics, metrics
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.results import Generation, ModelSummary, Timings, UnitDone
+from sdxl_bento.results import GeneratedImage, Generation, ModelSummary, Timings, UnitDone
 from tests.support.server import ROOT, Server, serve
 
 STEPS = 4
@@ -83,7 +83,8 @@ def test_errors(told: Metrics) -> None:
 def test_promises(told: Metrics) -> None:
     def made(slo_ms: float | None) -> Generation:
         params = GenerateParams(prompt="a", slo_ms=slo_ms)
-        return Generation("r", params, (), Timings(0, 0, 0.4, 0, 0.1, 0.5))
+        picture = GeneratedImage(Image.new("RGB", (8, 8)), 1, 0)
+        return Generation("r", params, (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
 
     for slo_ms in (None, 499, 501, 600):
         told.generated("test", made(slo_ms))
@@ -91,6 +92,9 @@ def test_promises(told: Metrics) -> None:
     assert sample("sdxl_slo_total", outcome="missed") == 1
     assert sample("sdxl_stage_seconds_count", stage="queue") == 4
     assert sample("sdxl_stage_seconds_count", stage="refine") == 0
+    cached = Generation("r", GenerateParams(prompt="a"), (), Timings(0, 0, 0, 0, 0, 0.01))
+    told.generated("test", cached)  # it was in no queue
+    assert sample("sdxl_stage_seconds_count", stage="queue") == 4
 
 
 def test_totals_become_counters(told: Metrics) -> None:
