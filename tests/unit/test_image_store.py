@@ -55,7 +55,11 @@ def aws(url: str) -> dict[str, str]:
 Opener = Callable[[], ImageStore]
 
 
-@pytest.fixture(params=["memory", "folder", "s3"])
+KINDS = ["memory", "folder", "s3"]
+quick = pytest.mark.parametrize("opened", KINDS[:2], indirect=True)  # no matter where
+
+
+@pytest.fixture(params=KINDS)
 def opened(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Opener:
     """Opens the same store again and again, as several processes do."""
     name = secrets.token_hex(4)
@@ -107,6 +111,7 @@ def test_ids_cannot_be_guessed(tmp_path: Path, clock: Clock) -> None:
     assert len({image_id[6:] for image_id in ids}) == 50  # all but the time, in the same second
 
 
+@quick
 @pytest.mark.parametrize("bad", ["", "x", "../../etc/passwd", "a" * 22, "a" * 21 + "/", "ä" * 22])
 def test_unknown_ids(store: ImageStore, bad: str) -> None:
     with pytest.raises(ImageNotFound):
@@ -125,6 +130,7 @@ def test_every_process_sees_what_another_has_stored(opened: Opener) -> None:
         assert one.get_result(KEY, "png") is not None
 
 
+@quick
 def test_the_newest_result_counts(store: ImageStore, clock: Clock) -> None:
     for data in (b"old", b"new"):
         clock.now += 1
@@ -178,6 +184,7 @@ def test_other_files_are_left_alone(store: ImageStore, clock: Clock) -> None:
     assert not has(store, image_id)
 
 
+@quick
 def test_what_an_interrupted_put_left_goes_in_its_time(store: ImageStore, clock: Clock) -> None:
     whole = put(store)
     store._files.rm_file(f"{store._root}/{whole}.json")
@@ -217,6 +224,7 @@ def test_what_is_being_read_stays(opened: Opener, clock: Clock) -> None:
     assert image_id not in str(names(reader))
 
 
+@quick
 def test_several_processes_keep_to_one_bound(opened: Opener, clock: Clock) -> None:
     """They write and sweep at once; nothing fails, and what is left is whole."""
     stores = [opened() for _ in range(3)]
@@ -257,6 +265,7 @@ def test_sweeping_goes_on_by_itself(tmp_path: Path) -> None:
     assert not store._sweeper.is_alive()
 
 
+@quick
 def test_a_store_that_fails_says_so_to_its_user_only(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +336,7 @@ def test_a_wrong_store_is_told_with_its_remedy(s3: str, url: str, said: str) -> 
     assert "SDXL_STORE is " in str(caught.value)
 
 
-@pytest.mark.parametrize("verb", ["put_object", "get_object", "list_objects_v2", "delete_object"])
+@pytest.mark.parametrize("verb", ["put_object", "list_objects_v2", "delete_object"])
 def test_keys_without_a_right_are_told(s3: str, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     """moto checks no rights, so the refusal is put into the client's answer."""
     import s3fs
