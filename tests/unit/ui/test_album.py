@@ -1,0 +1,25 @@
+"""What a visit remembers of its pictures."""
+
+from __future__ import annotations
+
+import base64
+
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.pictures import Picture
+from sdxl_bento.protocols.native import Answer
+from sdxl_bento.results import Generation, Timings
+from sdxl_bento.ui.album import Album
+
+
+def test_a_picture_that_was_not_stored_is_shown_all_the_same() -> None:
+    generation = Generation("r", GenerateParams(prompt="a"), (), Timings(0, 0, 0, 0, 0, 0))
+    pictures = (Picture(b"one", "png", "i" * 22, 1, 8, 8), Picture(b"two", "webp", None, 2, 8, 8))
+    album = Album()
+    album.add(Answer(generation, pictures), None)
+    stored, lost = album.pictures
+    assert (stored.src, stored.download) == (
+        f"../images/{'i' * 22}.png",
+        f"../download/{'i' * 22}.png",
+    )
+    assert lost.src == lost.download
+    assert base64.b64decode(lost.src.removeprefix("data:image/webp;base64,")) == b"two"
