@@ -88,8 +88,10 @@ def main() -> None:
     extras: dict[str, list[str]] = project["optional-dependencies"]
     here = [requirement for name in extras if name != "gpu" for requirement in extras[name]]
     tested = pins("The tested environment.", closure(base + here))
-    cpu = pins("What a built bento installs without a GPU.", closure(base + extras["cpu"]))
-    gpu = pins("What a built bento installs for a GPU.", resolve(base + extras["gpu"], tested))
+    # An image is not to be built again for pictures to go to a bucket.
+    bento = base + extras["s3"]
+    cpu = pins("What a built bento installs without a GPU.", closure(bento + extras["cpu"]))
+    gpu = pins("What a built bento installs for a GPU.", resolve(bento + extras["gpu"], tested))
     for name, text in (
         ("constraints", tested),
         ("requirements-cpu", cpu),

@@ -29,8 +29,8 @@ def pins(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "wanted"),
     [
-        ("requirements-cpu.txt", PROJECT["dependencies"] + EXTRAS["cpu"]),
-        ("requirements-gpu.txt", PROJECT["dependencies"] + EXTRAS["gpu"]),
+        ("requirements-cpu.txt", PROJECT["dependencies"] + EXTRAS["cpu"] + EXTRAS["s3"]),
+        ("requirements-gpu.txt", PROJECT["dependencies"] + EXTRAS["gpu"] + EXTRAS["s3"]),
         ("constraints.txt", PROJECT["dependencies"] + EXTRAS["cpu"] + EXTRAS["dev"]),
     ],
 )
