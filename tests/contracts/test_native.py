@@ -125,7 +125,7 @@ def test_sync_client(server: Server) -> None:
 
 async def test_async_client(server: Server) -> None:
     async with bentoml.AsyncHTTPClient(server.url) as client:
-        calls = asyncio.gather(*(client.generate(**GENERATE | {"seed": seed}) for seed in range(4)))
+        calls = asyncio.gather(*(client.generate(**SLOW | {"seed": seed}) for seed in range(4)))
         await asyncio.to_thread(until_running, server, 4)  # at once, not one after the other
         paths = await calls
         colours = [opened(path.read_bytes()).getpixel((0, 0))[0] for path in paths]

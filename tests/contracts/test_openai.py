@@ -163,7 +163,7 @@ def test_headers(client: OpenAI) -> None:
 async def test_async_client(faked: Server) -> None:
     async with AsyncOpenAI(base_url=f"{faked.url}/v1", api_key="any") as client:
         calls = asyncio.gather(
-            *(client.images.generate(prompt="a", extra_body={"seed": seed}) for seed in range(4))
+            *(client.images.generate(prompt="slow", extra_body={"seed": seed}) for seed in range(4))
         )
         await asyncio.to_thread(until_running, faked, 4)  # at once, not one after the other
         answers = await calls
