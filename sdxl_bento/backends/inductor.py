@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdxl_bento.backends.parts import Part, PartOptions
 
 # Keys of a package's metadata, each a JSON document.
-INPUTS: Final = "sdxl_bento_inputs"  # an array of `Input`'s fields, in the order of the call
+INPUTS: Final = "sdxl_bento_signature"  # an array of `Input`'s fields, in the order of the call
 CONSTANTS: Final = "sdxl_bento_constants"  # name -> the fields of a `Recipe`
 ALIGNMENT: Final = 16  # bytes, what compiled kernels take for granted of their inputs
 
@@ -113,7 +113,7 @@ class InductorPart:
             raise ConfigurationError(f"{path}: cannot be loaded: {error}") from error
         metadata = self._loader.get_metadata()
         if INPUTS not in metadata or CONSTANTS not in metadata:
-            raise ArtifactMismatch(f"{path}: not a package of this project's export")
+            raise ArtifactMismatch(f"{path}: not made by this version's export; export it again")
         self._inputs = [Input(*fields) for fields in json.loads(metadata[INPUTS])]
         known = json.loads(metadata[CONSTANTS])
         # Fewer than the graph has: Inductor writes tensors of a few numbers into the code.
