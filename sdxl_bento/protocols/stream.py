@@ -66,7 +66,7 @@ async def happenings(api: NativeAPI, call: Call, work: Work) -> AsyncGenerator[H
             if step is None:
                 break
             yield step
-        yield _end(task)
+        yield outcome(task)
     finally:
         if not task.done():
             task.cancel()
@@ -77,7 +77,8 @@ def event(name: str, data: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def _end(task: asyncio.Task[Answer]) -> Answer | Exception:
+def outcome(task: asyncio.Task[Answer]) -> Answer | Exception:
+    """What a finished call ended with."""
     error = task.exception()
     if error is None:
         return task.result()

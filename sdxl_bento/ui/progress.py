@@ -13,6 +13,7 @@ from starlette.types import Message
 from sdxl_bento.images import encode
 from sdxl_bento.protocols.bodies import Call
 from sdxl_bento.protocols.http import Caller
+from sdxl_bento.protocols.stream import outcome
 from sdxl_bento.results import Progress
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Drawing:
                 if snapshot != shown and not task.done():
                     shown = snapshot
                     yield snapshot
-            yield _end(task)
+            yield outcome(task)
         finally:
             self.visitor.leave()
             if not task.done():
@@ -121,12 +122,3 @@ class Drawing:
         share = sum(step.step for step in self.latest.values()) / total
         stage = "" if queued else last.stage
         return Snapshot(stage, last.step, last.steps, position, share, previews)
-
-
-def _end(task: asyncio.Task[Answer]) -> Answer | Exception:
-    error = task.exception()
-    if error is None:
-        return task.result()
-    if not isinstance(error, Exception):
-        raise error
-    return error
