@@ -251,7 +251,7 @@ def answer(pipe: Connection, args: argparse.Namespace, model: str, label: str) -
                     pipe.send(time.perf_counter() - began)
                 case ("output", rows):
                     inputs = unet_example("base", unet, rows, side, side)
-                    pipe.send(run(**inputs).numpy(force=True))
+                    pipe.send(run(**inputs).float().numpy(force=True))
                 case ("time", _):
                     pipe.send(timed(partial(run, **inputs), CLOCKS[args.clock]))
 
