@@ -11,20 +11,20 @@ from bentoml.exceptions import BentoMLConfigException
 from bentoml.validators import ContentType
 from starlette.middleware.cors import CORSMiddleware
 
+from sdxl_bento.app import web_app
 from sdxl_bento.config import load_settings
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.generation import Generator
-from sdxl_bento.lifecycle import announce, drain_on_signal, report_load
-from sdxl_bento.metrics import metrics
-from sdxl_bento.packing import RequiredModel, require_models, with_packed_models
-from sdxl_bento.pictures import Pictures
-from sdxl_bento.protocols.bodies import BatchBody, Call, GenerateBody, ImageBody
-from sdxl_bento.protocols.cross_origin import CrossOriginProtection, cors_options
-from sdxl_bento.protocols.http import ErrorBodies
-from sdxl_bento.protocols.native import NativeAPI
-from sdxl_bento.protocols.stream import stream
-from sdxl_bento.protocols.web import web_app
-from sdxl_bento.store_location import check_store, open_store
+from sdxl_bento.pictures.location import check_store, open_store
+from sdxl_bento.pictures.publish import Pictures
+from sdxl_bento.protocols.http.bodies import BatchBody, Call, GenerateBody, ImageBody
+from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection, cors_options
+from sdxl_bento.protocols.http.errors import ErrorBodies
+from sdxl_bento.protocols.native.routes import NativeAPI
+from sdxl_bento.protocols.native.stream import stream
+from sdxl_bento.serving.generator import Generator
+from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load
+from sdxl_bento.serving.metrics import metrics
+from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:

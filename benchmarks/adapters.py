@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sdxl_bento.loading import folder_of
+from sdxl_bento.serving.loading import folder_of
 
 
 def write_variants(tag: str, folder: Path, count: int) -> list[str]:

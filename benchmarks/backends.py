@@ -48,10 +48,10 @@ from safetensors.torch import save_file
 from benchmarks.lora import EMBEDDED, build_unet
 from benchmarks.low_bit import PROMPTS, pipeline
 from benchmarks.report import aim, machine, number, show, show_aims
-from export.calibration import watch_layers
-from export.graphs import UNetRows, unet_example, unet_graph
-from export.onnx_static import Ranges
-from export.options import CompileOptions
+from export.compile.calibration import watch_layers
+from export.compile.onnx_graph.static import Ranges
+from export.compile.options import CompileOptions
+from export.model.graphs import UNetRows, unet_example, unet_graph
 from sdxl_bento.backends.choose import runtime
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.manifest import BackendInfo

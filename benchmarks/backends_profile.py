@@ -34,7 +34,7 @@ from rich.console import Console
 
 from benchmarks.backends import CELLS, COMPILED, CONTENDERS, CPU, load_unet
 from benchmarks.report import machine, number, show
-from export.graphs import UNetRows, draw_example
+from export.model.graphs import UNetRows, draw_example
 from sdxl_bento.backends.openvino import import_openvino, settings, weights_of
 from sdxl_bento.backends.parts import PartOptions
 

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from benchmarks.contenders.servers import Contender, free_ports, serve
 from benchmarks.report import aim, machine, show, show_aims
-from sdxl_bento.loading import folder_of
 from sdxl_bento.manifest import Manifest
+from sdxl_bento.serving.loading import folder_of
 
 MOST = 1.3
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from sdxl_bento.backends.eager import EagerBackend
 from sdxl_bento.diffusion.conditioning import Conditioner, PromptCache
-from sdxl_bento.diffusion.lora import LoraPool
+from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.diffusion.model import Model, Pipeline, Placement
 from sdxl_bento.diffusion.plan import ModelFacts
 from sdxl_bento.diffusion.runner import Served

@@ -34,8 +34,8 @@ from rich.console import Console
 
 from benchmarks.report import aim, machine, number, show, show_aims
 from benchmarks.stats import Outcome, attainment, goodput, poisson_arrivals
-from sdxl_bento.backends.fake import FakeClock, FakeExecutor
 from sdxl_bento.engine.core import Engine
+from sdxl_bento.engine.fake import FakeClock, FakeExecutor
 from sdxl_bento.engine.request import Phase, Request, Stage, Unit
 from sdxl_bento.engine.scheduler import Limits, Scheduler
 from sdxl_bento.errors import Refused

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from export.embedded import WEIGHTS
-from export.graphs import Graph, unet_example, unet_graph
+from export.model.graphs import Graph, unet_example, unet_graph
 
 ROWS = (1, 2, 4, 8)
 CELLS = 16

@@ -44,8 +44,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.lora_contenders import CONTENDERS, make
-from sdxl_bento.diffusion.lora_files import LowRank
-from sdxl_bento.diffusion.lora_layers import Mix
+from sdxl_bento.diffusion.lora.files import LowRank
+from sdxl_bento.diffusion.lora.layers import Mix
 
 EMBEDDED = Path(__file__).parents[1] / "export" / "embedded" / "weights" / "base" / "unet"
 MODELS = {"embedded": (16, 8), "mid": (16, 16)}  # latent side, rank

@@ -1,6 +1,6 @@
 """Ways to give each row of a batch its own adapters, for `benchmarks/lora.py`.
 
-gathered   what `sdxl_bento.diffusion.lora_layers` does: batched products over factors gathered
+gathered   what `sdxl_bento.diffusion.lora.layers` does: batched products over factors gathered
            by blocks of rows; one grouped convolution
 looped     for each run of rows with one mix, a product over that slice of the batch
 masked     all adapters side by side in one wide product; what is not a row's own is zeroed
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdxl_bento.diffusion.lora_files import LowRank, Modules
-from sdxl_bento.diffusion.lora_layers import Composition, LayerRows, Mix, Mixed
+from sdxl_bento.diffusion.lora.files import LowRank, Modules
+from sdxl_bento.diffusion.lora.layers import Composition, LayerRows, Mix, Mixed
 
 Adapters = Mapping[str, Mapping[str, LowRank]]
 

@@ -39,13 +39,13 @@ from benchmarks.report import machine, number, show
 from sdxl_bento.backends.eager import EagerBackend
 from sdxl_bento.config import DEFAULT_MODEL, Settings
 from sdxl_bento.diffusion.conditioning import Conditioner
-from sdxl_bento.diffusion.lora_batches import Batches
-from sdxl_bento.diffusion.lora_layers import ConvRows, LayerRows, LinearRows
+from sdxl_bento.diffusion.lora.batches import Batches
+from sdxl_bento.diffusion.lora.layers import ConvRows, LayerRows, LinearRows
 from sdxl_bento.diffusion.plan import plan, resolve
 from sdxl_bento.engine.core import Engine
-from sdxl_bento.generation import to_request
-from sdxl_bento.loading import load
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.serving.generator import to_request
+from sdxl_bento.serving.loading import load
 
 REQUESTS = 8
 UNET, AROUND = "UNet, its own layers", "adapters, around the products"

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.report import machine
+from export.check.likeness import psnr_db
 from export.embedded import WEIGHTS
-from export.graphs import UNetRows, unet_example
-from export.likeness import psnr_db
+from export.model.graphs import UNetRows, unet_example
 from sdxl_bento.backends.quantized import LAYERS, quantize_unet
 
 PROMPTS = (

@@ -37,10 +37,10 @@ from rich.console import Console
 
 from benchmarks.report import aim, machine, number, show, show_aims
 from benchmarks.stats import percentile
-from sdxl_bento.backends.fake import FakeClock, FakeExecutor
 from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.executor import Completion
+from sdxl_bento.engine.fake import FakeClock, FakeExecutor
 from sdxl_bento.engine.request import BatchKey, Phase, Request, Stage, Unit
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import DeadlineInfeasible

@@ -15,12 +15,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from export.compile.targets import PICTURES, parse_targets
 from export.errors import ExportError
 from export.job import Options, Result, run
+from export.model.variants import as_variant
+from export.model.weights import as_dtype
 from export.progress import Durations, Progress
-from export.targets import PICTURES, parse_targets
-from export.variants import as_variant
-from export.weights import as_dtype
 from sdxl_bento.config import load_export_settings
 from sdxl_bento.errors import ConfigurationError
 

@@ -10,15 +10,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from export import bento, sources, verify, weights, writer
-from export.downloads import Workspace
+from export import store as bento
+from export.check import verify
+from export.compile.targets import PICTURES, TargetRequest, same_build
 from export.errors import ExportError
-from export.inspection import Pipeline, read_pipeline, slug
-from export.preview import fit_latent_rgb
+from export.model import weights, writer
+from export.model.inspection import Pipeline, read_pipeline, slug
+from export.model.preview import fit_latent_rgb
 from export.progress import Progress
-from export.sources import Source
-from export.targets import PICTURES, TargetRequest, same_build
-from export.transfer import show_transfer
+from export.source import sources
+from export.source.downloads import Workspace
+from export.source.sources import Source
+from export.source.transfer import show_transfer
 from sdxl_bento import __version__
 from sdxl_bento.manifest import (
     BackendInfo,
@@ -120,7 +123,7 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
         folder.mkdir()
         manifest = _stage(plan, options, folder, progress, started)
         if options.targets:
-            from export.backends import add_backends
+            from export.compile.backends import add_backends
 
             earlier = () if options.force else bento.same_content(*content)
             manifest = add_backends(
@@ -217,7 +220,7 @@ def _stage(
     latent_rgb = None
     if not plan.base.has_family_vae:
         latent_rgb = fit_latent_rgb(folder / "base" / "vae", infos["base"].width)
-    from export.compiler import choose_attention
+    from export.compile.compiler import choose_attention
 
     attention = choose_attention(
         folder / "base" / "unet", infos["base"], options.attention, progress

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from export.backends import figures, pipelines_of
+from export.check.parity import verify_parts
+from export.check.pictures import verify_pictures
+from export.compile.backends import figures, pipelines_of
 from export.errors import ExportError
-from export.parity import verify_parts
-from export.pictures import verify_pictures
 from export.progress import Progress
 from sdxl_bento.backends.choose import misfit
 from sdxl_bento.diffusion.model import Placement
-from sdxl_bento.loading import find
 from sdxl_bento.manifest import BackendInfo, Manifest
+from sdxl_bento.serving.loading import find
 
 
 def verify_model(tag: str, pictures: int, progress: Progress) -> list[BackendInfo]:

@@ -159,9 +159,9 @@ class BackendInfo(_Part):
     `device` is a device family with its architecture ("any", "cpu", "cuda:9.0"). `dtype` is what
     the compiled parts compute in (None: the service chooses), `vae_dtype` the decoder's. Empty
     `sizes` or `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
-    `artifacts` are compiled files by part (the table is in `export/graphs.py`). `versions` are
-    those a compiled file is bound to. `step_ms` is the time of one forward of the base UNet where
-    it was exported, two rows at the native size. `accuracy` is what a checker read off its
+    `artifacts` are compiled files by part (the table is in `export/model/graphs.py`). `versions`
+    are those a compiled file is bound to. `step_ms` is the time of one forward of the base UNet
+    where it was exported, two rows at the native size. `accuracy` is what a checker read off its
     pictures, 0 to 1.
     """
 

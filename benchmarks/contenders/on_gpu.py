@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from benchmarks.full_size import SDXL, TINY, serve
-from export.attention import pick_attention
-from export.graphs import Decoder, Graph, UNetRows, decoder_graph, unet_example, unet_graph
-from export.inductor import compile_part
-from export.likeness import psnr_db
-from export.options import CompileOptions
+from export.check.likeness import psnr_db
+from export.compile.attention import pick_attention
+from export.compile.inductor import compile_part
+from export.compile.options import CompileOptions
+from export.model.graphs import Decoder, Graph, UNetRows, decoder_graph, unet_example, unet_graph
 from sdxl_bento.backends.attention import installed
 from sdxl_bento.backends.cuda_graphs import GraphedPart
 from sdxl_bento.backends.inductor import load

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sdxl_bento.loading import folder_of
+from sdxl_bento.serving.loading import folder_of
 
 PNG_LEVEL = 1  # as our server encodes
 

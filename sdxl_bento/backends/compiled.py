@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sdxl_bento.backends.base import UNetInputs
 from sdxl_bento.backends.eager import EagerBackend
 from sdxl_bento.backends.parts import MOST_ROWS, Part
 from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, SlotTable
+from sdxl_bento.diffusion.backend import UNetInputs
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.manifest import BackendInfo
 
 if TYPE_CHECKING:
-    from sdxl_bento.diffusion.lora import LoraPool
+    from sdxl_bento.diffusion.lora.pool import LoraPool
     from sdxl_bento.diffusion.model import Model
 
 Tensors = dict[str, torch.Tensor]

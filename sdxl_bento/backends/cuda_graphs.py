@@ -19,7 +19,7 @@ from sdxl_bento.manifest import BackendInfo
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger("bentoml.sdxl_bento.cuda_graphs")
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 MOST_GRAPHS: Final = 32  # of one part; each keeps its inputs, its output and its launches
 WARM_UPS: Final = 3  # runs before a capture, in which kernels are chosen and workspaces made

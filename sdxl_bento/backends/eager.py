@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sdxl_bento.backends.base import UNetInputs
+from sdxl_bento.diffusion.backend import UNetInputs
 from sdxl_bento.engine.request import Stage
 
 if TYPE_CHECKING:
-    from sdxl_bento.diffusion.lora import LoraPool
+    from sdxl_bento.diffusion.lora.pool import LoraPool
     from sdxl_bento.diffusion.model import Model
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sdxl_bento.backends.parts import Part, PartOptions
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"bentoml.{__name__}")
 GROUP_SIZE: Final = 32  # numbers of a row that share a scale
 
 

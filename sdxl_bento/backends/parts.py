@@ -42,7 +42,7 @@ class PartOptions:
 
 
 class Part(Protocol):
-    """A loaded network. The table of parts and their inputs is in `export/graphs.py`."""
+    """A loaded network. The table of parts and their inputs is in `export/model/graphs.py`."""
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run it.

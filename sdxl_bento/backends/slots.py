@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdxl_bento.backends.base import Mix
+from sdxl_bento.diffusion.backend import Mix
 
 if TYPE_CHECKING:
-    from sdxl_bento.diffusion.lora_files import LowRank
+    from sdxl_bento.diffusion.lora.files import LowRank
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 RANK_STEP = 8  # ranks are padded to a multiple, so that graphs see few different shapes

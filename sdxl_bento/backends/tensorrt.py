@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sdxl_bento.backends.parts import Part, PartOptions
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"bentoml.{__name__}")
 ENGINES: Final = "engines"  # folder beside the graphs
 # The smallest, the usual and the largest shape of an input, in one profile.
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sdxl_bento.cli.fields import Fields
-    from sdxl_bento.results import Progress
+    from sdxl_bento.serving.results import Progress
 
 OnProgress = Callable[["Progress"], None]
 

@@ -59,7 +59,7 @@ class Failure(Exception):
     @classmethod
     def of_error(cls, error: Exception) -> Self:
         """An exception of this package, as a server would answer it."""
-        from sdxl_bento.protocols.http import error_body, status_of
+        from sdxl_bento.protocols.http.errors import error_body, status_of
 
         return cls.of_status(int(status_of(error)), error_body(error)["error"])
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sdxl_bento.cli.fields import Fields
-    from sdxl_bento.generation import Generation, Generator
-    from sdxl_bento.pictures import Task
+    from sdxl_bento.pictures.publish import Task
+    from sdxl_bento.serving.generator import Generation, Generator
 
 DRAIN_S = 5.0  # nobody but us is served here
 
@@ -37,7 +37,7 @@ class LocalDrawer:
         self._settings = local_settings(self._model)
         show_log(self._console, self._verbose)
         with self._console.status(f"Loading {self._settings.model}"):
-            from sdxl_bento.generation import Generator
+            from sdxl_bento.serving.generator import Generator
 
             self._generator = Generator(self._settings, warm=self._warm)
             self._generator.start()
@@ -51,8 +51,8 @@ class LocalDrawer:
         self, fields: Fields, source: Source | None = None, on_progress: OnProgress | None = None
     ) -> Drawn:
         """Run one call. Raises SDXLError, as the engine does."""
-        from sdxl_bento.images import decode
-        from sdxl_bento.protocols.validation import parse_params
+        from sdxl_bento.pictures.encode import decode
+        from sdxl_bento.protocols.http.validation import parse_params
 
         params = parse_params(fields).model_copy(update={"model": None})  # there is but one
         if source is None:
@@ -113,8 +113,8 @@ async def _loaded(generator: Generator) -> None:
 
 
 def _drawn(generation: Generation, task: Task, settings: Settings) -> Drawn:
-    from sdxl_bento.images import encode
-    from sdxl_bento.pictures import file_text
+    from sdxl_bento.pictures.encode import encode
+    from sdxl_bento.pictures.publish import file_text
 
     params = generation.params
     files, images = [], []

@@ -10,7 +10,7 @@ from rich.progress import Progress as RichProgress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sdxl_bento.results import Progress
+    from sdxl_bento.serving.results import Progress
 
 _STAGES = {
     "encode": "reading the prompt",

@@ -12,7 +12,7 @@ import httpx
 
 from sdxl_bento.cli.drawer import Drawn, OnProgress, Source
 from sdxl_bento.cli.failures import ExitCode, Failure
-from sdxl_bento.results import Progress
+from sdxl_bento.serving.results import Progress
 
 if TYPE_CHECKING:
     from sdxl_bento.cli.fields import Fields

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sdxl_bento.backends.base import Mix
-from sdxl_bento.diffusion.lora import LoraPool
+from sdxl_bento.diffusion.backend import Mix
+from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.diffusion.model import Model, Pipeline
 from sdxl_bento.diffusion.plan import Job
 from sdxl_bento.diffusion.transfer import to_device

@@ -18,7 +18,7 @@ from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import Manifest, PipelineInfo
 
-logger = logging.getLogger("bentoml.sdxl_bento.model")
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OFFLOAD = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")

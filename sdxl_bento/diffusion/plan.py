@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sdxl_bento.backends.base import Mix
+from sdxl_bento.diffusion.backend import Mix
 from sdxl_bento.diffusion.schedules import default_sampler
 from sdxl_bento.diffusion.solvers import SolverTable, build_table
 from sdxl_bento.engine.request import Phase, Stage

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdxl_bento.backends.base import Backend, Mix, UNetInputs
 from sdxl_bento.diffusion import preview
+from sdxl_bento.diffusion.backend import Backend, Mix, UNetInputs
 from sdxl_bento.diffusion.conditioning import Conditioner
 from sdxl_bento.diffusion.images import from_pixels, to_pixels
-from sdxl_bento.diffusion.lora import LoraPool
+from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.diffusion.model import Model
 from sdxl_bento.diffusion.plan import Job
 from sdxl_bento.diffusion.solvers import fused_update

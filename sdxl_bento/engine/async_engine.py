@@ -14,7 +14,7 @@ from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.request import Fewer, Request, Stage
 from sdxl_bento.errors import EngineDead, NotReady, RequestNotFound, SDXLError
 
-logger = logging.getLogger("bentoml.sdxl_bento.engine")
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 
 class EngineState(StrEnum):

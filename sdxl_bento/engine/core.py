@@ -27,7 +27,7 @@ from sdxl_bento.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-logger = logging.getLogger("bentoml.sdxl_bento.engine")
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 IN_FLIGHT = 2  # units the device may be ahead of us; a newcomer waits for no more than these
 

@@ -9,8 +9,8 @@ import gradio as gr
 from starlette.applications import Starlette
 
 from sdxl_bento.config import Settings
-from sdxl_bento.protocols.bodies import MAX_UPLOAD_BYTES
-from sdxl_bento.protocols.native import NativeAPI
+from sdxl_bento.protocols.http.bodies import MAX_UPLOAD_BYTES
+from sdxl_bento.protocols.native.routes import NativeAPI
 from sdxl_bento.ui import page
 from sdxl_bento.ui.events import Events
 from sdxl_bento.ui.layout import build

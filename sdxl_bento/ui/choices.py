@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.results import LoraSummary, ModelSummary
+from sdxl_bento.serving.results import LoraSummary, ModelSummary
 from sdxl_bento.ui import presets
 from sdxl_bento.ui.form import show_size
 
 if TYPE_CHECKING:
-    from sdxl_bento.generation import Generator
+    from sdxl_bento.serving.generator import Generator
 
 
 @dataclass(frozen=True, slots=True)

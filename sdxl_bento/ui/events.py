@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols.http import error_body
-from sdxl_bento.protocols.native import Answer, NativeAPI, logged
+from sdxl_bento.protocols.http.errors import error_body
+from sdxl_bento.protocols.native.routes import Answer, NativeAPI, logged
 from sdxl_bento.ui import render, updates
 from sdxl_bento.ui.album import Album, Start
 from sdxl_bento.ui.choices import choices, nearest_size

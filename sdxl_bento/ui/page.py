@@ -22,15 +22,15 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from sdxl_bento.protocols.http import limited
+from sdxl_bento.protocols.http.errors import limited
 from sdxl_bento.ui.pages import waiting_page
 from sdxl_bento.ui.uploads import check_room
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
-    from sdxl_bento.protocols.native import NativeAPI
+    from sdxl_bento.protocols.native.routes import NativeAPI
 
-logger = logging.getLogger("bentoml.sdxl")
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 PATH = "/ui"
 MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB, and what is around it in the form

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdxl_bento.results import ModelSummary
+from sdxl_bento.serving.results import ModelSummary
 
 # (width, height) that SDXL was trained on, of about a megapixel each: arXiv 2307.01952, appendix I.
 SDXL_SIZES = (

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 
-from sdxl_bento.images import encode
-from sdxl_bento.protocols.bodies import Call
-from sdxl_bento.protocols.http import Caller
-from sdxl_bento.protocols.stream import outcome
-from sdxl_bento.results import Progress
+from sdxl_bento.pictures.encode import encode
+from sdxl_bento.protocols.http.bodies import Call
+from sdxl_bento.protocols.http.errors import Caller
+from sdxl_bento.protocols.native.stream import outcome
+from sdxl_bento.serving.results import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sdxl_bento.protocols.native import Answer, NativeAPI
+    from sdxl_bento.protocols.native.routes import Answer, NativeAPI
 
     Work = Callable[[Call, Callable[[Progress], None]], Awaitable[Answer]]
 

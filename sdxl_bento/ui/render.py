@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sdxl_bento.results import ModelSummary
+from sdxl_bento.serving.results import ModelSummary
 from sdxl_bento.ui.album import Album, Drawn, Start
 from sdxl_bento.ui.form import LABELS, show_size
 from sdxl_bento.ui.progress import Snapshot

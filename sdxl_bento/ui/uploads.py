@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput, Overloaded
-from sdxl_bento.images import decode, encode
+from sdxl_bento.pictures.encode import decode, encode
 from sdxl_bento.ui.album import Start
 
 MAX_FOLDER_BYTES = 1 << 30

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-from export.likeness import psnr_db
-from export.parity import LEAST_PSNR_DB
-from sdxl_bento.backends.base import Mix, UNetInputs
+from export.check.likeness import psnr_db
+from export.check.parity import LEAST_PSNR_DB
 from sdxl_bento.backends.compiled import CompiledBackend
 from sdxl_bento.config import Settings
+from sdxl_bento.diffusion.backend import Mix, UNetInputs
 from sdxl_bento.diffusion.conditioning import PromptCache
 from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import RequestFailed
-from sdxl_bento.loading import Loaded, folder_of, load_folder
 from sdxl_bento.manifest import BackendInfo, Manifest
+from sdxl_bento.serving.loading import Loaded, folder_of, load_folder
 from tests.support.loras import mix, wait_ready
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from sdxl_bento.cli.app import app
 from sdxl_bento.cli.remote import RemoteDrawer
-from sdxl_bento.results import Progress
+from sdxl_bento.serving.results import Progress
 from tests.contracts.conftest import until_idle
 from tests.support.command_line import command_line
 from tests.support.server import Server

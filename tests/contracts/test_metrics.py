@@ -23,10 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.embedded.checker import analyse
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.gpu import Usage, gpus_of
-from sdxl_bento.metrics import Metrics, metrics
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.results import GeneratedImage, Generation, ModelSummary, Timings, UnitDone
+from sdxl_bento.serving.gpu import Usage, gpus_of
+from sdxl_bento.serving.metrics import Metrics, metrics
+from sdxl_bento.serving.results import GeneratedImage, Generation, ModelSummary, Timings, UnitDone
 from tests.support.server import ROOT, Server, serve
 
 STEPS = 4
@@ -117,7 +117,7 @@ def test_gauges_of_a_killed_worker_are_forgotten(tmp_path: Path) -> None:
     env = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
 
     def run(code: str) -> str:
-        head = "import os\nfrom sdxl_bento.metrics import metrics\nm = metrics()\n"
+        head = "import os\nfrom sdxl_bento.serving.metrics import metrics\nm = metrics()\n"
         command = [sys.executable, "-c", head + code]
         done = subprocess.run(
             command, cwd=ROOT, env=env, capture_output=True, text=True, check=False

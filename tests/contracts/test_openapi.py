@@ -18,9 +18,9 @@ from openapi_spec_validator import validate
 from schemathesis.config import SchemathesisConfig
 from starlette.routing import Route
 
-from sdxl_bento.protocols.http import STATUS
+from sdxl_bento.app import web_app
+from sdxl_bento.protocols.http.errors import STATUS
 from sdxl_bento.protocols.openapi import document
-from sdxl_bento.protocols.web import web_app
 from tests.support.server import FAKED, ROOT, Server, faked_environment, serve
 
 REFERENCE = ROOT / "docs" / "reference" / "protocols.md"

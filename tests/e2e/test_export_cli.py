@@ -166,7 +166,7 @@ def test_stopped_half_way(tmp_path: Path, number: signal.Signals, moment: str) -
     leftovers = list(tmp_path.glob("tmp/sdxl-export-*"))
     if number == signal.SIGKILL:  # nothing can tidy up after that but the next export
         assert leftovers
-        script = "from export.bento import staging\nwith staging(): pass"
+        script = "from export.store import staging\nwith staging(): pass"
         subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, env=environment(tmp_path), check=True
         )

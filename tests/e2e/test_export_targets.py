@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdxl_bento.loading import folder_of
 from sdxl_bento.manifest import Manifest
+from sdxl_bento.serving.loading import folder_of
 from tests.conftest import Exported
 from tests.support.server import Server, serve
 

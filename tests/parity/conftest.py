@@ -13,8 +13,8 @@ import torch
 from PIL.Image import Image
 
 from sdxl_bento.config import Settings
-from sdxl_bento.generation import Generator
-from sdxl_bento.loading import folder_of
+from sdxl_bento.serving.generator import Generator
+from sdxl_bento.serving.loading import folder_of
 
 
 @pytest.fixture(scope="module", autouse=True)

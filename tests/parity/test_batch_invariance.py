@@ -12,8 +12,8 @@ from PIL import Image
 from sdxl_bento.config import Settings
 from sdxl_bento.diffusion.schedules import SAMPLERS
 from sdxl_bento.errors import RequestCancelled
-from sdxl_bento.generation import Generator
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import largest_difference, psnr, started
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,8 +10,8 @@ from PIL.Image import Image
 
 from sdxl_bento.diffusion.schedules import SAMPLERS, make_scheduler
 from sdxl_bento.diffusion.solvers import TCD_ETA
-from sdxl_bento.generation import Generator
 from sdxl_bento.params import GenerateParams, LoraRef
+from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import largest_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from sdxl_bento.backends.base import UNetInputs
 from sdxl_bento.config import Settings
+from sdxl_bento.diffusion.backend import UNetInputs
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import (
     AdapterMismatch,
@@ -24,9 +24,9 @@ from sdxl_bento.errors import (
     NumericalError,
     RequestFailed,
 )
-from sdxl_bento.generation import Generation, Generator, Progress
-from sdxl_bento.loading import Loaded
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.serving.generator import Generation, Generator, Progress
+from sdxl_bento.serving.loading import Loaded
 from tests.parity.conftest import largest_difference, psnr, started
 
 pytestmark = pytest.mark.filterwarnings("ignore")

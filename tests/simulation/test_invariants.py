@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdxl_bento.backends.fake import Faults, expected_result
 from sdxl_bento.engine.admission import QueueLimits
+from sdxl_bento.engine.fake import Faults, expected_result
 from sdxl_bento.engine.request import Stage, Status
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import InvalidInput

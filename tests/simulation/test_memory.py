@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sdxl_bento.backends.fake import Faults
+from sdxl_bento.engine.fake import Faults
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.engine.scheduler import PROBE_S
 from tests.simulation.world import Arrival, World, way

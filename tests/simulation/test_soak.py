@@ -8,8 +8,8 @@ from itertools import chain
 
 import pytest
 
-from sdxl_bento.backends.fake import Faults
 from sdxl_bento.engine.admission import QueueLimits
+from sdxl_bento.engine.fake import Faults
 from sdxl_bento.engine.request import BatchKey, Stage, Status
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import InvalidInput

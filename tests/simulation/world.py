@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from sdxl_bento.backends.fake import FakeClock, FakeExecutor, Faults, expected_result
 from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.cost import CostTable
+from sdxl_bento.engine.fake import FakeClock, FakeExecutor, Faults, expected_result
 from sdxl_bento.engine.request import BatchKey, Phase, Request, Stage, Status, Unit
 from sdxl_bento.engine.scheduler import PROBE_S, Limits
 from sdxl_bento.errors import DeadlineInfeasible, Refused

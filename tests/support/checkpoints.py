@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from export import unpack
 from export.embedded import WEIGHTS, single_file
 from export.embedded.single_file import Weights
+from export.source import unpack
 
 
 def base() -> Weights:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 
 from PIL import Image
 
-import sdxl_bento.generation
+import sdxl_bento.serving.generator
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import (
     AdapterNotFound,
@@ -33,7 +33,8 @@ from sdxl_bento.errors import (
     RequestCancelled,
     RequestNotFound,
 )
-from sdxl_bento.generation import (
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.serving.generator import (
     GeneratedImage,
     Generation,
     LoraSummary,
@@ -44,11 +45,10 @@ from sdxl_bento.generation import (
     UnitDone,
     is_meant,
 )
-from sdxl_bento.params import GenerateParams
 
 
 class FakeGenerator:
-    """Same surface as `sdxl_bento.generation.Generator`; pictures are one colour, by seed."""
+    """The surface of `sdxl_bento.serving.generator.Generator`; pictures of one colour, by seed."""
 
     def __init__(self, settings: Settings, worker_index: int = 0) -> None:
         self.settings = settings
@@ -193,7 +193,7 @@ class FakeGenerator:
         return {"running": len(self.ended), "waiting": 0}
 
 
-sdxl_bento.generation.Generator = FakeGenerator  # type: ignore[attr-defined,misc]
+sdxl_bento.serving.generator.Generator = FakeGenerator  # type: ignore[attr-defined,misc]
 
 from service import SDXLService  # noqa: E402  it has to see the engine above
 

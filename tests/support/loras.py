@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdxl_bento.diffusion.lora import LoraPool
-from sdxl_bento.diffusion.lora_layers import Mix
+from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.lora.pool import LoraPool
 
 ATTENTION = r"attn\d\.to_[qkv]$|attn\d\.to_out\.0$"
 CONVOLUTIONS = r"resnets\.\d\.conv(1|2|_shortcut)$|samplers\.0\.conv$|conv_(in|out)$"

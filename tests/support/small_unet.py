@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from export.graphs import Graph, unet_graph
-from export.options import CompileOptions
+from export.compile.options import CompileOptions
+from export.model.graphs import Graph, unet_graph
 
 CPU = torch.device("cpu")
 CELLS = 4

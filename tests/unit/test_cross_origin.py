@@ -11,8 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from sdxl_bento.protocols.cross_origin import CrossOriginProtection, cors_options
-from sdxl_bento.protocols.http import ErrorBodies
+from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection, cors_options
+from sdxl_bento.protocols.http.errors import ErrorBodies
 
 HOST = "http://testserver"
 OTHER = "https://other.example"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sdxl_bento.errors import InvalidInput, Overloaded
-from sdxl_bento.protocols.envelopes import automatic1111, envelope_of, kserve, native, openai
-from sdxl_bento.protocols.http import error_body
+from sdxl_bento.protocols.http.envelopes import automatic1111, envelope_of, kserve, native, openai
+from sdxl_bento.protocols.http.errors import error_body
 
 
 @pytest.mark.parametrize(

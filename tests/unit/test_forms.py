@@ -7,8 +7,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from sdxl_bento.protocols.forms import read_urlencoded
-from sdxl_bento.protocols.http import MalformedBody
+from sdxl_bento.protocols.http.errors import MalformedBody
+from sdxl_bento.protocols.http.forms import read_urlencoded
 
 
 def read(*pairs: tuple[str, str]) -> dict[str, Any]:

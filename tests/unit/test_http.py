@@ -15,8 +15,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sdxl_bento import errors
-from sdxl_bento.images import ImageTooLarge
-from sdxl_bento.protocols.http import (
+from sdxl_bento.pictures.encode import ImageTooLarge
+from sdxl_bento.protocols.http.errors import (
     STATUS,
     BodyTooLarge,
     Caller,

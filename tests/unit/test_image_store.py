@@ -16,8 +16,8 @@ import pytest
 
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import ConfigurationError, ImageNotFound, StoreUnavailable
-from sdxl_bento.image_store import ImageStore
-from sdxl_bento.store_location import check_store, open_store
+from sdxl_bento.pictures.location import check_store, open_store
+from sdxl_bento.pictures.store import ImageStore
 from tests.support.s3 import Bucket, s3_server
 
 KEY = "0123456789abcdef" * 4

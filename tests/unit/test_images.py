@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.images import Encoder, ImageTooLarge, decode, encode
+from sdxl_bento.pictures.encode import Encoder, ImageTooLarge, decode, encode
 
 TEXT = {"parameters": "a größe ☃ 🙂\nSteps: 20", "sdxl-bento": '{"prompt": "größe ☃"}'}
 

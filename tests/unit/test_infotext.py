@@ -6,8 +6,8 @@ import json
 import re
 
 from sdxl_bento import __version__
-from sdxl_bento.infotext import embedded, infotext
 from sdxl_bento.params import GenerateParams, LoraRef
+from sdxl_bento.pictures.infotext import embedded, infotext
 
 PARAMS = GenerateParams(
     prompt="a red circle",

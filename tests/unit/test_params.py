@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import MAX_SEED, GenerateParams
-from sdxl_bento.protocols.validation import parse_params
+from sdxl_bento.protocols.http.validation import parse_params
 
 
 def test_a_prompt_is_enough() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.protocols.prompt_syntax import without_loras
+from sdxl_bento.protocols.a1111.prompt_syntax import without_loras
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.kserve import _instances
-from sdxl_bento.protocols.open_inference_fields import inputs, understood
-from sdxl_bento.protocols.validation import parse_params
+from sdxl_bento.protocols.http.validation import parse_params
+from sdxl_bento.protocols.kserve.v1.routes import _instances
+from sdxl_bento.protocols.kserve.v2.fields import inputs, understood
 
 SCALAR = (
     st.none()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols import a1111_fields, openai_fields
-from sdxl_bento.protocols.a1111_samplers import SAMPLERS, name_of, sampler_of
-from sdxl_bento.protocols.validation import parse_params, renamed
+from sdxl_bento.protocols.a1111 import fields as a1111_fields
+from sdxl_bento.protocols.a1111.samplers import SAMPLERS, name_of, sampler_of
+from sdxl_bento.protocols.http.validation import parse_params, renamed
+from sdxl_bento.protocols.openai import fields as openai_fields
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8),

@@ -17,16 +17,16 @@ from prometheus_client import REGISTRY
 
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import AdapterNotFound, InvalidInput, Overloaded
-from sdxl_bento.images import encode
-from sdxl_bento.metrics import metrics
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.pictures import Order, Pictures, Source
-from sdxl_bento.protocols.bodies import Call
-from sdxl_bento.protocols.http import Caller
-from sdxl_bento.protocols.native import Answer, NativeAPI, answer_headers, answer_json
-from sdxl_bento.result_cache import CacheControl, key_of
-from sdxl_bento.results import GeneratedImage, Generation, Provenance, Timings
-from sdxl_bento.store_location import open_store
+from sdxl_bento.pictures.cache import CacheControl, key_of
+from sdxl_bento.pictures.encode import encode
+from sdxl_bento.pictures.location import open_store
+from sdxl_bento.pictures.publish import Order, Pictures, Source
+from sdxl_bento.protocols.http.bodies import Call
+from sdxl_bento.protocols.http.errors import Caller
+from sdxl_bento.protocols.native.routes import Answer, NativeAPI, answer_headers, answer_json
+from sdxl_bento.serving.metrics import metrics
+from sdxl_bento.serving.results import GeneratedImage, Generation, Provenance, Timings
 
 DRAWN_BY = Provenance("m:1", "0" * 64, "eager", "fp32", "cpu", "2", (("vae_slicing", 0),), ())
 BODY = {"prompt": "a red circle", "seed": 5}
@@ -293,7 +293,7 @@ async def test_a_store_that_fails_loses_no_picture(
 ) -> None:
     for name in ("pipe_file", "find"):
         monkeypatch.setattr(setup.store._files, name, fail)
-    with caplog.at_level("WARNING", "bentoml.sdxl"):
+    with caplog.at_level("WARNING", "bentoml.sdxl_bento"):
         answer = await setup.call(num_images=2)
     assert caplog.text.count("request r-1: a picture could not be stored: the disk is on") == 2
     assert [Image.open(io.BytesIO(each)).size for each in data(answer)] == [(16, 16)] * 2
@@ -310,8 +310,8 @@ def fail(*args: object, **kwargs: object) -> None:
 async def test_a_store_that_hangs_holds_up_no_answer(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdxl_bento.pictures._STORE_S", 0.05)
-    monkeypatch.setattr("sdxl_bento.result_cache._LOOK_UP_S", 0.05)
+    monkeypatch.setattr("sdxl_bento.pictures.publish._STORE_S", 0.05)
+    monkeypatch.setattr("sdxl_bento.pictures.cache._LOOK_UP_S", 0.05)
     release = threading.Event()
     for name in ("pipe_file", "find"):
         monkeypatch.setattr(setup.store._files, name, lambda *_, **__: release.wait(20))

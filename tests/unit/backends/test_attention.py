@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.full_size import TINY
-from export.attention import pick_attention
-from export.graphs import unet_example
+from export.compile.attention import pick_attention
+from export.model.graphs import unet_example
 from sdxl_bento.backends import attention
 from sdxl_bento.backends.attention import DispatchedAttention, apply_attention, installed
 from sdxl_bento.errors import ConfigurationError

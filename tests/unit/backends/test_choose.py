@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from sdxl_bento import loading
 from sdxl_bento.backends import choose
 from sdxl_bento.backends.choose import Misfit, candidates, device_name, misfit
 from sdxl_bento.config import DeviceMode, Settings
 from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import BackendInfo, Manifest
+from sdxl_bento.serving import loading
 
 HERE = {"openvino": "2026.4.1", "onnxruntime": "1.31.1"}
 BUILT = BackendInfo(

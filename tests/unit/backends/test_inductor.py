@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
 
+from export.compile.inductor import compile_part
+from export.compile.options import CompileOptions
 from export.errors import ExportError
-from export.graphs import Graph
-from export.inductor import compile_part
-from export.options import CompileOptions
+from export.model.graphs import Graph
 from sdxl_bento.backends.inductor import load, versions
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
@@ -31,7 +31,7 @@ INFO = BackendInfo(backend="inductor", device="cpu", versions={})
 
 
 class Wrapper(nn.Module):
-    """As the graphs of `export/graphs.py`: the network is one level down."""
+    """As the graphs of `export/model/graphs.py`: the network is one level down."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, SlotTable, SlottedLayers
-from sdxl_bento.diffusion.lora import LoraPool
-from sdxl_bento.diffusion.lora_layers import Mix
+from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.lora.pool import LoraPool
 from tests.support import loras
 from tests.support.loras import EVERYTHING, mix, wait_ready
 

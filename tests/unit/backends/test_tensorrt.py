@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import tensorrt as to_tensorrt
+from export.compile import tensorrt as to_tensorrt
+from export.compile.options import CompileOptions
 from export.errors import ExportError
-from export.options import CompileOptions
 from sdxl_bento.backends.onnx import available_providers
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.backends.tensorrt import Profile, fits, load, read_profile, tensorrt_provider

@@ -14,7 +14,7 @@ import torch
 from benchmarks.contenders.on_gpu import Job, count_flops
 from benchmarks.full_size import SDXL
 from benchmarks.gpu import aims
-from export.graphs import unet_example
+from export.model.graphs import unet_example
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sdxl_bento.diffusion.conditioning import Conditioner, Conditioning, PromptCache
-from sdxl_bento.diffusion.lora import LoraPool
-from sdxl_bento.diffusion.lora_layers import Mix
+from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.diffusion.plan import Job
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.params import GenerateParams

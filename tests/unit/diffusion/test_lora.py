@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from sdxl_bento.diffusion import lora, lora_batches
-from sdxl_bento.diffusion.lora import LoraPool
+from sdxl_bento.diffusion.lora import batches as lora_batches
+from sdxl_bento.diffusion.lora import pool as lora
+from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.errors import (
     AdapterMismatch,
     AdapterNotFound,

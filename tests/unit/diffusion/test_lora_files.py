@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sdxl_bento.diffusion.lora_files import Adapter, Modules, read_adapter
+from sdxl_bento.diffusion.lora.files import Adapter, Modules, read_adapter
 from sdxl_bento.errors import AdapterMismatch, AdapterNotFound
 from tests.support import loras
 from tests.support.loras import CLIP, CONVOLUTIONS

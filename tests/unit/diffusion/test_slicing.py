@@ -7,8 +7,8 @@ import torch
 from diffusers.models.attention_processor import SlicedAttnProcessor
 
 from benchmarks.full_size import TINY, serve
-from export.graphs import unet_example
-from sdxl_bento.backends.base import Backend, UNetInputs
+from export.model.graphs import unet_example
+from sdxl_bento.diffusion.backend import Backend, UNetInputs
 from sdxl_bento.diffusion.model import Model, Placement
 from sdxl_bento.engine.request import Stage
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sdxl_bento.backends.fake import FakeClock, FakeExecutor, Faults, UnitCost
 from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.cost import CostTable
+from sdxl_bento.engine.fake import FakeClock, FakeExecutor, Faults, UnitCost
 from sdxl_bento.engine.request import Phase, Request, Stage, Unit
 from sdxl_bento.engine.scheduler import Limits
 

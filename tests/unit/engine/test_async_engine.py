@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sdxl_bento.backends.fake import FakeClock, FakeExecutor, expected_result
 from sdxl_bento.engine.async_engine import AsyncEngine, EngineState, StepDone
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.executor import Completion
+from sdxl_bento.engine.fake import FakeClock, FakeExecutor, expected_result
 from sdxl_bento.engine.request import Request, Unit
 from sdxl_bento.errors import EngineDead, NotReady
 from tests.simulation.world import MODELS, way

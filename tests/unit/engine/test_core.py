@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sdxl_bento.backends.fake import Faults, expected_result
 from sdxl_bento.engine.executor import Completion
+from sdxl_bento.engine.fake import Faults, expected_result
 from sdxl_bento.engine.request import Request, Stage, Status
 from sdxl_bento.errors import (
     EngineDead,

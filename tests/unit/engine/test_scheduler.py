@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from sdxl_bento.backends.fake import Faults
+from sdxl_bento.engine.fake import Faults
 from sdxl_bento.engine.request import BatchKey, Stage
 from sdxl_bento.engine.scheduler import MAX_DECODES, Limits, Scheduler
 from tests.unit.engine.conftest import Bench

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from export.downloads import Workspace
 from export.embedded import WEIGHTS
+from export.source.downloads import Workspace
 from sdxl_bento.config import ExportSettings
 
 Edit = Callable[[dict[str, Any]], object]

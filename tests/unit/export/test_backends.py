@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from export.backends import add_backends
+from export.compile.backends import add_backends
+from export.compile.targets import same_build
 from export.progress import Progress
-from export.targets import same_build
-from sdxl_bento.loading import folder_of
 from sdxl_bento.manifest import BackendInfo, Manifest
+from sdxl_bento.serving.loading import folder_of
 
 GPU = BackendInfo(
     backend="inductor",

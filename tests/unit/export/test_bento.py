@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bentoml._internal.models import ModelStore
 
-from export import bento
+from export import store as bento
 from export.errors import ExportError
 from sdxl_bento import __version__
 from tests.unit.test_manifest import HASH, manifest

@@ -17,10 +17,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from export import vocabulary
 from export.embedded import WEIGHTS
 from export.errors import SourceError, UnsafeSourceError
-from export.hub import Address
+from export.source import vocabulary
+from export.source.hub import Address
 from tests.support import checkpoints
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -120,9 +120,9 @@ SCRIPT = """
 import json
 import sys
 from export.errors import ExportError
-from export.inspection import read_pipeline
-from export.downloads import Workspace
-from export.sources import Wanted, resolve, settings
+from export.model.inspection import read_pipeline
+from export.source.downloads import Workspace
+from export.source.sources import Wanted, resolve, settings
 from pathlib import Path
 for number, (name, config) in enumerate(json.loads(sys.argv[1])):
     try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from export.embedded import WEIGHTS
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
-from export.inspection import Folder, read_pipeline, slug
+from export.model.inspection import Folder, read_pipeline, slug
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

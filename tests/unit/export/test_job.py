@@ -9,10 +9,13 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from export import bento, job, verify, weights
+from export import job
+from export import store as bento
+from export.check import verify
 from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, VerificationError
 from export.job import Options
+from export.model import weights
 from export.progress import Progress
 from sdxl_bento.manifest import PROFILES, Manifest
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from fsspec.registry import _registry as registry
 
-from export import objects, remote, sources
-from export.downloads import Workspace
 from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, UnsafeSourceError
-from export.inspection import read_pipeline
+from export.model.inspection import read_pipeline
+from export.source import objects, remote, sources
+from export.source.downloads import Workspace
 from sdxl_bento.config import ExportSettings
 from tests.support import checkpoints
 from tests.support.gcs import GoogleStorage

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.components import load_component
+from export.compile.onnx import compile_part
+from export.compile.optimum import CONSTRAINTS, environment, export_parts
+from export.compile.options import CompileOptions
 from export.embedded import WEIGHTS
 from export.errors import ExportError
-from export.graphs import (
+from export.model.components import load_component
+from export.model.graphs import (
     Decoder,
     UNetRows,
     UNetSlots,
@@ -20,10 +23,7 @@ from export.graphs import (
     unet_example,
     unet_graph,
 )
-from export.layout import Role
-from export.onnx import compile_part
-from export.optimum import CONSTRAINTS, environment, export_parts
-from export.options import CompileOptions
+from export.model.layout import Role
 from sdxl_bento.backends.onnx import load
 from sdxl_bento.backends.parts import Part, PartOptions
 from sdxl_bento.manifest import BackendInfo
@@ -56,7 +56,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(
 ) -> None:
     pins = tmp_path / "constraints.txt"
     pins.write_text("sdxl-bento-no-such-package==1\n")
-    monkeypatch.setattr("export.optimum.CONSTRAINTS", pins)
+    monkeypatch.setattr("export.compile.optimum.CONSTRAINTS", pins)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     cache = tmp_path / "cache"
     with pytest.raises(ExportError, match=r"cannot be installed.*no-such-package"):

@@ -14,16 +14,17 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from export import backends, parity, pictures
-from export.compiler import parts_of
+from export.check import parity, pictures
+from export.check.likeness import compare
+from export.check.parity import least_psnr, pick_vae_dtype, verify_parts
+from export.check.pictures import ssim
+from export.compile import backends
+from export.compile.compiler import parts_of
 from export.embedded import WEIGHTS
 from export.errors import VerificationError
-from export.likeness import compare
-from export.parity import least_psnr, pick_vae_dtype, verify_parts
-from export.pictures import ssim
 from sdxl_bento.backends.parts import Part, PartOptions
-from sdxl_bento.loading import folder_of
 from sdxl_bento.manifest import BackendInfo, ImageFigure, Manifest
+from sdxl_bento.serving.loading import folder_of
 
 CPU = torch.device("cpu")
 INFO = BackendInfo(backend="onnx", device="cpu", versions={}, dtype="bf16", vae_dtype="fp32")

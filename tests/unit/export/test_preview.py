@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from export.embedded import WEIGHTS
-from export.preview import fit_latent_rgb
+from export.model.preview import fit_latent_rgb
 from sdxl_bento.diffusion.images import to_pixels
 
 

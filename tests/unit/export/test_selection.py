@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 
-from export import selection
 from export.errors import SourceError, UnsafeSourceError
+from export.source import selection
 
 
 class TestWanted:

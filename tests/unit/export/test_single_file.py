@@ -11,14 +11,14 @@ import torch
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors.torch import load_file, save_file
 
-from export import single_file, sources, unpack, vocabulary
-from export.downloads import Workspace
 from export.embedded import WEIGHTS
 from export.errors import NotSDXLError, SourceError
-from export.inspection import Folder, read_pipeline
-from export.layout import COMPONENTS
-from export.single_file import Checkpoint
-from export.sources import Wanted
+from export.model.inspection import Folder, read_pipeline
+from export.model.layout import COMPONENTS
+from export.source import single_file, sources, unpack, vocabulary
+from export.source.downloads import Workspace
+from export.source.single_file import Checkpoint
+from export.source.sources import Wanted
 from tests.support import checkpoints
 
 UNET = "model.diffusion_model."
@@ -278,7 +278,7 @@ class TestOfSDXL:
         def unreachable(*_: object) -> None:
             raise SourceError("hub", "the hub says: no network", "a network")
 
-        monkeypatch.setattr("export.hub.fetch_vocabulary", unreachable)
+        monkeypatch.setattr("export.source.hub.fetch_vocabulary", unreachable)
         (tmp_path / "tokenizer").mkdir()
         with pytest.raises(SourceError, match=r"no network(?s:.)*--config with a folder"):
             vocabulary.complete(tmp_path, None)

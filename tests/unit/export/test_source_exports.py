@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from export import bento, job
+from export import job
+from export import store as bento
 from export.errors import ExportError, UnsafeSourceError
 from export.job import Options
 from export.progress import Progress

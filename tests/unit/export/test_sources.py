@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from export import sources
-from export.downloads import Workspace
 from export.embedded import WEIGHTS
 from export.errors import SourceError, UnsafeSourceError
-from export.inspection import read_pipeline
+from export.model.inspection import read_pipeline
+from export.source import sources
+from export.source.downloads import Workspace
 from sdxl_bento.config import ExportSettings
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from export import targets
+from export.compile import targets
+from export.compile.targets import TARGETS, TargetRequest, parse_targets
 from export.errors import ExportError
-from export.targets import TARGETS, TargetRequest, parse_targets
 from sdxl_bento.backends.parts import MOST_ROWS
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from export import variants
+from export.model import variants
 from sdxl_bento.manifest import Variant
 
 EULER = "EulerDiscreteScheduler"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from export import remote, sources, web
-from export.downloads import Workspace
 from export.errors import SourceError, UnsafeSourceError
+from export.source import remote, sources, web
+from export.source.downloads import Workspace
 from tests.support import checkpoints
 from tests.support.files import FileServer, self_signed
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export import weights
 from export.errors import SourceError, UnsafeSourceError
+from export.model import weights
 
 PLAIN, HALF = "model.safetensors", "model.fp16.safetensors"
 INDEX = "model.safetensors.index.json"

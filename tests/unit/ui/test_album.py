@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.pictures import Picture
-from sdxl_bento.protocols.native import Answer
-from sdxl_bento.results import Generation, Timings
+from sdxl_bento.pictures.publish import Picture
+from sdxl_bento.protocols.native.routes import Answer
+from sdxl_bento.serving.results import Generation, Timings
 from sdxl_bento.ui.album import Album
 
 

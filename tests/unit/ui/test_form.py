@@ -6,7 +6,7 @@ import pytest
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.validation import parse_params
+from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.ui.form import (
     MAX_LORAS,
     Form,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sdxl_bento.config import Settings
-from sdxl_bento.results import ModelSummary
+from sdxl_bento.serving.results import ModelSummary
 from sdxl_bento.ui import page
 from sdxl_bento.ui.choices import nearest_size
 from sdxl_bento.ui.form import show_size
@@ -54,7 +54,7 @@ def test_gradio_is_left_out_where_it_cannot_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(page, "find_spec", lambda name: object())
-    caplog.set_level(logging.INFO, "bentoml.sdxl")
+    caplog.set_level(logging.INFO, "bentoml.sdxl_bento")
     assert page.has_page(Settings())
     assert not page.has_page(Settings(ui=False))
     assert caplog.text == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdxl_bento.errors import EngineDead, InvalidInput, Overloaded
-from sdxl_bento.protocols.http import error_body
+from sdxl_bento.protocols.http.errors import error_body
 from sdxl_bento.ui import render
 from sdxl_bento.ui.album import Album, Drawn
 from sdxl_bento.ui.progress import Snapshot

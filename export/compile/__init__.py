@@ -1,0 +1,1 @@
+"""The targets that a model can be compiled for."""

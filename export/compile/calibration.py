@@ -1,0 +1,68 @@
+"""Ranges of what goes through a UNet's layers while it draws, for static quantization.
+
+The model draws a few pictures in float32 by the service's own engine, so what is measured is what
+comes when it serves: latents at every level of noise, with prompts and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from export.check.pictures import PROMPTS, draw
+from export.compile.onnx_graph.static import LayerRanges, Ranges
+from export.model.layout import Role
+
+if TYPE_CHECKING:
+    from sdxl_bento.serving.loading import Loaded
+
+STEPS = 10  # from pure noise to none
+
+
+def calibrate(folder: Path) -> Mapping[Role, Ranges]:
+    """Ranges of the layers of base and refiner, over pictures of `PROMPTS`.
+
+    Args:
+        folder: of a written model with its manifest.
+
+    Raises:
+        VerificationError: it cannot draw.
+    """
+    ranges: dict[Role, dict[str, LayerRanges]] = {}
+
+    def watch(loaded: Loaded) -> None:
+        for role in ("base", "refiner"):
+            pipeline = getattr(loaded.served.model, role)
+            if pipeline is not None:
+                ranges[role] = watch_layers(pipeline.unet)
+
+    draw(folder, "eager", PROMPTS, steps=STEPS, refine=True, prepare=watch)
+    return ranges
+
+
+def watch_layers(unet: nn.Module) -> dict[str, LayerRanges]:
+    """Ranges that grow with each forward of the UNet from now on."""
+    ranges: dict[str, LayerRanges] = {}
+
+    def hook(name: str) -> Any:
+        def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            known = ranges.get(name, LayerRanges())
+            ranges[name] = LayerRanges(
+                known.input.wider(*_ends(inputs[0])), known.output.wider(*_ends(output))
+            )
+
+        return note
+
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(hook(name))
+    return ranges
+
+
+def _ends(tensor: torch.Tensor) -> tuple[float, float]:
+    low, high = tensor.aminmax()
+    return low.item(), high.item()

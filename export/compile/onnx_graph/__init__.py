@@ -1,0 +1,1 @@
+"""Changes to ONNX graphs: adapter slots, low bits, splits."""

@@ -1,0 +1,1 @@
+"""What an SDXL model is made of: reading it, checking it, writing it."""

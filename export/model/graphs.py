@@ -1,0 +1,219 @@
+"""The networks that are compiled, as graphs with dynamic rows and sizes: `torch.export` programs.
+
+| part | inputs | output |
+|---|---|---|
+| `<role>/unet` | sample [R, 4, h, w], timestep [R] float32, encoder_hidden_states [R, 77, C], text_embeds [R, P], time_ids [R, 6 or 5] | [R, 4, h, w] |
+| `<role>/unet_slots` | the same, slot [R] int64, down [S, r, D], up [S, r, U] | [R, 4, h, w] |
+| `<role>/vae_decoder` | latents [B, 4, h, w] | [B, 3, 8h, 8w] |
+
+All in the dtype of the module but for `timestep` and `slot`. `<role>` is base or refiner.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from export.model.geometry import TIME_IDS
+from export.model.layout import Role
+from sdxl_bento.backends.parts import MOST_ROWS
+from sdxl_bento.backends.slots import RANK_STEP, Slots, SlottedLayers
+
+MOST_SLOTS = 257
+MOST_RANK = 4096
+MOST_CELLS = 512  # of a latent's side
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to trace: example inputs in the order of its `forward`, and their dynamic sides."""
+
+    part: str
+    module: nn.Module
+    inputs: Mapping[str, torch.Tensor]
+    dynamic: Mapping[str, Mapping[int, Any]]
+
+    def trace(self) -> ExportedProgram:
+        """The graph, with weights as they are in the module."""
+        with torch.no_grad():
+            return torch.export.export(
+                self.module.eval(),
+                (),
+                dict(self.inputs),
+                dynamic_shapes={name: dict(sides) for name, sides in self.dynamic.items()},
+            )
+
+
+class UNetRows(nn.Module):
+    """diffusers' UNet with flat inputs, one row of each for one row of the output."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        prediction: torch.Tensor = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+        return prediction
+
+
+class UNetSlots(UNetRows):
+    """The same with adapters by slot."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet)
+        self._layers = SlottedLayers(unet)
+        self.layout = self._layers.layout
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+        slot: torch.Tensor,
+        down: torch.Tensor,
+        up: torch.Tensor,
+    ) -> torch.Tensor:
+        with self._layers.reading(Slots(slot, down, up)):
+            return super().forward(sample, timestep, encoder_hidden_states, text_embeds, time_ids)
+
+
+class Decoder(nn.Module):
+    """The VAE's decoder with what stands before it; latents are unscaled already."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.post_quant_conv = vae.post_quant_conv
+        self.decoder = vae.decoder
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        pixels: torch.Tensor = self.decoder(latents)
+        return pixels
+
+
+def unet_graph(role: Role, unet: Any, cells: int, *, slots: bool = False) -> Graph:
+    """The graph of a UNet, which is changed by being prepared for it: hand in one of your own.
+
+    Args:
+        role: base or refiner.
+        unet: diffusers' `UNet2DConditionModel`.
+        cells: side of the example's latents; any other size of whole cells will do later.
+        slots: whether it takes adapters.
+    """
+    inputs = unet_example(role, unet, rows=2, height=cells, width=cells)
+    rows = Dim("rows", min=1, max=MOST_ROWS)
+    height, width = _any_size(unet) if role == "refiner" else _whole_sizes(unet)
+    dynamic: dict[str, dict[int, Any]] = {name: {0: rows} for name in inputs}
+    dynamic["sample"] |= {2: height, 3: width}
+    if not slots:
+        return Graph(f"{role}/unet", UNetRows(unet), inputs, dynamic)
+    module = UNetSlots(unet)
+    inputs |= slot_example(module.layout, rows=2, like=inputs["sample"])
+    table = {0: Dim("slots", min=2, max=MOST_SLOTS), 1: Dim("rank", min=2, max=MOST_RANK)}
+    dynamic |= {"slot": {0: rows}, "down": table, "up": table}
+    return Graph(f"{role}/unet_slots", module, inputs, dynamic)
+
+
+def _whole_sizes(unet: Any) -> tuple[Any, Any]:
+    """Sides of which every level of the UNet has whole cells."""
+    cell = 2 ** (len(unet.config.block_out_channels) - 1)
+    most = MOST_CELLS // cell
+    return cell * Dim("height", min=1, max=most), cell * Dim("width", min=1, max=most)
+
+
+def _any_size(unet: Any) -> tuple[Any, Any]:
+    """Any sides: those that are whole for a base model need not be for a refiner of more levels.
+
+    diffusers hands the size of each level to the upsampling if a side does not divide by
+    2 ** num_upsamplers; so it always does.
+    """
+    unet.num_upsamplers = MOST_CELLS.bit_length()
+    return Dim("height", min=9, max=MOST_CELLS), Dim("width", min=9, max=MOST_CELLS)
+
+
+def decoder_graph(role: Role, vae: Any, cells: int) -> Graph:
+    """The graph of a VAE's decoder. Arguments as for `unet_graph`."""
+    parameter = next(vae.decoder.parameters())
+    latents = torch.randn(
+        2, vae.config.latent_channels, cells, cells, device=parameter.device, dtype=parameter.dtype
+    )
+    sides: dict[int, Any] = {0: Dim("batch", min=1, max=MOST_ROWS)}
+    sides |= {2: Dim("height", min=2, max=MOST_CELLS), 3: Dim("width", min=2, max=MOST_CELLS)}
+    return Graph(f"{role}/vae_decoder", Decoder(vae), {"latents": latents}, {"latents": sides})
+
+
+def unet_example(
+    role: Role, unet: Any, rows: int, height: int, width: int
+) -> dict[str, torch.Tensor]:
+    """Random inputs of a UNet on its device and in its dtype, the same for the same shapes."""
+    parameter = next(unet.parameters())
+    drawn = draw_example(role, unet.config, rows, height, width)
+    return {
+        name: tensor.to(parameter.device, None if name == "timestep" else parameter.dtype)
+        for name, tensor in drawn.items()
+    }
+
+
+def draw_example(
+    role: Role, config: Any, rows: int, height: int, width: int
+) -> dict[str, torch.Tensor]:
+    """Those inputs in float32 on the CPU. Of the UNet only the config is needed.
+
+    Sizes are in latent cells.
+    """
+    random = torch.Generator().manual_seed(rows * 1_000_003 + height * 1009 + width)
+    cross = config.cross_attention_dim
+    context = cross[0] if isinstance(cross, list | tuple) else cross
+    native = float(config.sample_size * 8)
+    ids = [native, native, 0.0, 0.0, native, native]
+    if TIME_IDS[role] == 5:
+        ids = [native, native, 0.0, 0.0, 6.0]
+    pooled = (
+        config.projection_class_embeddings_input_dim - len(ids) * config.addition_time_embed_dim
+    )
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(rows, *shape, generator=random)
+
+    return {
+        "sample": draw(config.in_channels, height, width),
+        "timestep": torch.linspace(951.0, 51.0, rows),
+        "encoder_hidden_states": draw(77, context),
+        "text_embeds": draw(pooled),
+        "time_ids": torch.tensor([ids] * rows),
+    }
+
+
+def slot_example(layout: Any, rows: int, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Random adapter inputs of a small size, dtype and device as `like`."""
+    slots, rank = 3, RANK_STEP
+    random = torch.Generator().manual_seed(0)
+    down = torch.randn(slots, rank, layout.width_down, generator=random) * 0.02
+    up = torch.randn(slots, rank, layout.width_up, generator=random) * 0.02
+    down[0], up[0] = 0, 0
+    return {
+        "slot": (torch.arange(rows) % slots).to(like.device),
+        "down": down.to(like),
+        "up": up.to(like),
+    }

@@ -1,0 +1,259 @@
+"""Read a pipeline folder without running any of it, and refuse what is not a sound SDXL model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.errors import NotSDXLError, SourceError, UnsafeSourceError
+from export.model import variants, weights
+from export.model.geometry import Geometry, check_geometry
+from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library, Role
+from sdxl_bento.manifest import Variant, WeightDtype
+
+Json = dict[str, Any]
+FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a source. `files` maps the name in the copy to the file to take."""
+
+    name: str
+    library: Library
+    class_name: str
+    config: Json
+    files: Mapping[str, Path]
+    dtype: WeightDtype | None = None
+    index: Json | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A source pipeline that has passed every check. `flags` go into `model_index.json`."""
+
+    role: Role
+    components: Mapping[str, Component]
+    geometry: Geometry
+    flags: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> WeightDtype:
+        """Dtype of the UNet's weights, which stands for the pipeline's."""
+        return self.components["unet"].dtype or "fp32"
+
+    @property
+    def variant(self) -> Variant:
+        """What its scheduler's config says of it."""
+        return variants.recognise(self.components["scheduler"].config)
+
+    @property
+    def has_family_vae(self) -> bool:
+        """Whether its VAE has the shape of SDXL's, and so SDXL's latent space."""
+        return self.components["vae"].config.get("block_out_channels") == FAMILY_VAE
+
+    def files(self) -> dict[str, Path]:
+        """Every file that is taken, by its path below the pipeline's folder."""
+        return {
+            f"{component.name}/{name}": path
+            for component in self.components.values()
+            for name, path in component.files.items()
+        }
+
+
+class Folder:
+    """A source folder from which nothing outside of `guard` is read."""
+
+    def __init__(self, root: Path, guard: Path | None = None) -> None:
+        self.root = root
+        self._guard = (guard or root).resolve()
+
+    def names(self, *parts: str) -> list[str]:
+        """Names of the files in a subfolder; empty if there is no such folder."""
+        folder = self.root.joinpath(*parts)
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def file(self, *parts: str) -> Path:
+        """An existing file. Raises `UnsafeSourceError` if a symlink leads out of the source."""
+        path = self.root.joinpath(*parts)
+        if not path.resolve().is_relative_to(self._guard):
+            raise UnsafeSourceError(
+                path, f"a link to {path.resolve()}", "files inside the folder that was named"
+            )
+        if not path.is_file():
+            raise SourceError(path, "no such file", "a complete pipeline folder")
+        return path
+
+    def json(self, *parts: str) -> Json:
+        """The object in a JSON file."""
+        path = self.file(*parts)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise SourceError(path, f"broken JSON ({error})", "a JSON object") from None
+        if not isinstance(content, dict):
+            raise SourceError(path, f"JSON of type {type(content).__name__}", "a JSON object")
+        return content
+
+
+def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipeline:
+    """Check everything that can be checked without loading weights.
+
+    `dtype` only prefers a variant of the weights. Raises `SourceError`, `UnsafeSourceError` or
+    `NotSDXLError`, each saying what was found and what is needed.
+    """
+    index = read_index(folder, role)
+    components = {name: _read_component(folder, name, index, dtype) for name in COMPONENTS[role]}
+    geometry = check_geometry(
+        folder.root, role, {name: part.config for name, part in components.items()}
+    )
+    flags = {"force_zeros_for_empty_prompt": index.get("force_zeros_for_empty_prompt", True)}
+    if role == "refiner":
+        flags["requires_aesthetics_score"] = index.get("requires_aesthetics_score", False)
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise SourceError(
+                folder.root / "model_index.json", f"{name}: {flag!r}", "true or false"
+            )
+    return Pipeline(role, components, geometry, flags)
+
+
+def read_index(folder: Folder, role: Role) -> Json:
+    """`model_index.json`, after refusing custom code and other kinds of pipeline."""
+    where = folder.root / "model_index.json"
+    if not where.is_file():
+        found = ", ".join(folder.names()[:6]) or "an empty folder"
+        raise SourceError(where, f"no such file beside {found}", "a pipeline in diffusers' layout")
+    index = folder.json("model_index.json")
+    _refuse_custom_code(where, index)
+    for name, entry in index.items():
+        if (isinstance(entry, list) or name in KINDS) and not name.startswith("_"):
+            _check_entry(where, name, entry)
+    _check_role(where, index, role)
+    return index
+
+
+def _refuse_custom_code(where: Path, config: Json) -> None:
+    for key in ("auto_map", "custom_pipeline", "trust_remote_code"):
+        if config.get(key):
+            raise UnsafeSourceError(
+                where, f"{key}: {config[key]!r}, which loads code", "a model that needs no own code"
+            )
+    if isinstance(config.get("_class_name"), list):
+        raise UnsafeSourceError(
+            where, f"_class_name: {config['_class_name']!r}, code of the model's own",
+            "one of diffusers' classes",
+        )  # fmt: skip
+
+
+def _check_entry(where: Path, name: str, entry: object) -> None:
+    """A component's `[library, class]` must be on the allow-list; `[null, null]` is absent."""
+    match entry:
+        case None | [None, None]:
+            return
+        case [str(library), str(class_name)]:
+            pass
+        case _:
+            raise SourceError(where, f"{name}: {entry!r}"[:200], "[library, class]")
+    if library not in ("diffusers", "transformers"):
+        raise UnsafeSourceError(
+            where, f"{name}: {class_name} from {library!r}, code of the model's own",
+            "classes of diffusers and transformers only",
+        )  # fmt: skip
+    if name in IGNORED:
+        return
+    kind = KINDS.get(name)
+    if kind is None:
+        raise NotSDXLError(where, f"a component {name!r}", f"only {', '.join(KINDS)}")
+    if library != kind.library or class_name not in kind.classes:
+        raise NotSDXLError(
+            where, f"{name}: {library}.{class_name}",
+            f"{name} of {kind.library}: {' or '.join(kind.classes)}",
+        )  # fmt: skip
+
+
+def _check_role(where: Path, index: Json, role: Role) -> None:
+    has_first_encoder = _present(index, "text_encoder")
+    if role == "base" and not has_first_encoder and index.get("requires_aesthetics_score"):
+        raise NotSDXLError(
+            where, "a refiner (no text_encoder, requires_aesthetics_score)",
+            "a base model; give this one with --refiner",
+        )  # fmt: skip
+    if role == "refiner" and has_first_encoder:
+        raise NotSDXLError(where, "a base model (it has text_encoder)", "a refiner for --refiner")
+    class_name = index.get("_class_name")
+    if class_name not in PIPELINE_CLASSES[role]:
+        raise NotSDXLError(
+            where, f"_class_name: {class_name!r}", f"one of {', '.join(PIPELINE_CLASSES[role])}"
+        )
+    for name in COMPONENTS[role]:
+        if not _present(index, name):
+            present = [key for key in COMPONENTS["base"] if _present(index, key)]
+            raise SourceError(
+                where, f"no component {name} (there are {', '.join(present)})",
+                f"all of {', '.join(COMPONENTS[role])}",
+            )  # fmt: skip
+
+
+def _present(index: Json, name: str) -> bool:
+    return index.get(name) not in (None, [None, None])
+
+
+def _read_component(
+    folder: Folder, name: str, pipeline_index: Json, dtype: WeightDtype | None
+) -> Component:
+    kind = KINDS[name]
+    class_name = pipeline_index[name][1]
+    names = folder.names(name)
+    if not names:
+        raise SourceError(folder.root / name, "no such folder", f"the files of {class_name}")
+    files: dict[str, Path] = {}
+    config: Json = {}
+    if kind.config in names or not kind.extra_files:
+        config = folder.json(name, kind.config)
+        files[kind.config] = folder.file(name, kind.config)
+        _refuse_custom_code(folder.root / name / kind.config, config)
+    files |= {extra: folder.file(name, extra) for extra in kind.extra_files if extra in names}
+    if kind.stem is None:
+        _check_tokenizer(folder, name, files)
+        return Component(name, kind.library, class_name, config, files)
+    chosen = weights.choose(names, kind.stem, dtype, folder.root / name)
+    found, index = _weight_files(folder, name, chosen, kind.stem)
+    dtypes = [weights.inspect(path)[0] for file, path in found.items() if not file.endswith("json")]
+    most = Counter(dtypes).most_common(1)[0][0]
+    return Component(name, kind.library, class_name, config, files | found, most, index)
+
+
+def _check_tokenizer(folder: Folder, name: str, files: Mapping[str, Path]) -> None:
+    if name.startswith("tokenizer") and not (
+        "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= set(files)
+    ):
+        raise SourceError(
+            folder.root / name, f"only {', '.join(files) or 'unknown files'}",
+            "vocab.json and merges.txt, or tokenizer.json",
+        )  # fmt: skip
+
+
+def _weight_files(
+    folder: Folder, component: str, chosen: str, stem: str
+) -> tuple[dict[str, Path], Json | None]:
+    """The files behind a chosen name, under their plain names, and the index if they are shards."""
+    path = folder.file(component, chosen)
+    if not chosen.endswith(".json"):
+        return {f"{stem}.safetensors": path}, None
+    index, names = weights.shards(path)
+    files = {name: folder.file(component, name) for name in names}
+    return {f"{stem}.safetensors.index.json": path, **files}, index
+
+
+def slug(text: str) -> str:
+    """`text` as a BentoML model name or the name of a LoRA."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
+    if not name:
+        raise SourceError(text, "a name without letters or digits", "--name with some")
+    return name

@@ -1,0 +1,1 @@
+"""Pictures as files: encoded, described, stored, found again."""

@@ -1,0 +1,119 @@
+"""Where the image store is: from the setting to a file system that works, or what is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.pictures.store import ImageStore
+
+if TYPE_CHECKING:
+    from sdxl_bento.config import Settings
+
+# Every process lists and reads for itself, because others write, too.
+_OPTIONS: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+_FOR_SCHEME: dict[str, dict[str, Any]] = {
+    "s3": {**_OPTIONS, "max_concurrency": 1},  # or it asks for the size before each read
+    "gs": _OPTIONS,
+}
+_EXTRAS = {"s3": "s3", "gs": "gcs"}
+_KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role; AWS_ENDPOINT_URL for "
+    "a store that is not Amazon's",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or a role",
+}
+
+
+def open_store(settings: Settings) -> ImageStore:
+    """The store that the settings name, or a folder of its own among the temporary files.
+
+    Light: nothing is asked of an object store.
+
+    Raises:
+        ConfigurationError: no file system of that kind, or a package is missing.
+    """
+    bounds: dict[str, Any] = {
+        "ttl_s": settings.store_ttl_s,
+        "max_bytes": settings.store_max_mb << 20,
+        "writers": settings.workers,
+    }
+    if settings.store is None:
+        files, root = _file_system(str(_own_folder()))
+        return ImageStore(files, root, temporary=True, **bounds)
+    files, root = _file_system(settings.store)
+    return ImageStore(files, root, **bounds)
+
+
+def check_store(settings: Settings) -> None:
+    """Try the store. Raises ConfigurationError that says what to do about it."""
+    if settings.store is None:
+        _own_folder()
+        return
+    try:
+        open_store(settings).check()
+    except ConfigurationError:
+        raise
+    except Exception as error:  # client libraries share no class of errors
+        raise ConfigurationError(_what_to_do(settings.store, error)) from error
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    scheme = _scheme(url)
+    # Without credentials it warns at every call that it cannot ask for the kind of bucket.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    try:
+        files, root = fsspec.core.url_to_fs(url, **_FOR_SCHEME.get(scheme, {}))
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        package = f"'sdxl-bento[{extra}]'" if extra else f"what fsspec needs for it ({error})"
+        raise ConfigurationError(
+            f"SDXL_STORE is {shown(url)}: {scheme}:// needs a package that is not installed; "
+            f"pip install {package}"
+        ) from None
+    except ValueError as error:
+        raise ConfigurationError(
+            f"SDXL_STORE is {shown(url)}: {error}; allowed: a folder, s3://bucket/prefix, "
+            "gs://bucket/prefix, or another URL that fsspec knows"
+        ) from None
+    return files, str(root)
+
+
+def _own_folder() -> Path:
+    # Worker processes have one parent: they share the folder that is named for it.
+    folder = Path(tempfile.gettempdir(), f"sdxl-bento-{os.getuid()}", str(os.getppid()))
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
+        raise ConfigurationError(f"{folder.parent} belongs to another user; set SDXL_STORE")
+    return folder
+
+
+def _what_to_do(url: str, error: Exception) -> str:
+    scheme = _scheme(url)
+    bucket = url.partition("://")[2].partition("/")[0]
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    if scheme not in _KEYS:
+        remedy = "it has to be a folder that this user may write to"
+    elif isinstance(error, FileNotFoundError):
+        remedy = f"is there a bucket {bucket}? Make it, or name another"
+    elif isinstance(error, PermissionError):
+        remedy = f"the keys must allow to list {bucket}, and to get, put and delete objects in it"
+    else:
+        remedy = f"it has to be reachable; keys come from {_KEYS[scheme]}"
+    return f"SDXL_STORE is {shown(url)}, which cannot be used ({said}): {remedy}"
+
+
+def _scheme(url: str) -> str:
+    scheme = url.partition("://")[0] if "://" in url else "file"
+    return {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
+
+
+def shown(url: str) -> str:
+    """The URL as it may be printed: without a password."""
+    return re.sub(r"//[^/@]*@", "//…@", url)

@@ -1,0 +1,1 @@
+"""The part of AUTOMATIC1111's web API that draws."""

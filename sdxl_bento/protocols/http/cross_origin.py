@@ -1,0 +1,63 @@
+"""Other sites' pages may look at what this server has, but not make it work.
+
+A browser sends a form or a plain POST anywhere, whichever page asks for it, and a server on
+`localhost` is in its reach. What such a request looks like is Go's rule (`CrossOriginProtection`
+of net/http, Go 1.25): browsers say where a request comes from in `Sec-Fetch-Site`, older ones in
+`Origin`; other clients say nothing and are let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sdxl_bento.protocols.http.errors import CrossOrigin, error_response
+
+ANY = "*"
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+# The headers of answers that a page of a trusted origin may read.
+EXPOSED = (
+    *("X-Request-Id", "X-Seed", "X-Image-Id", "X-Model", "X-Cache", "Server-Timing"),
+    "Retry-After",
+)
+
+
+class CrossOriginProtection:
+    """ASGI middleware: 403 for what another origin's page sends, unless it is among `trusted`."""
+
+    def __init__(self, app: ASGIApp, trusted: Sequence[str] = ()) -> None:
+        self.app = app
+        self._trusted = frozenset(trusted)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in SAFE_METHODS:
+            headers = Headers(scope=scope)
+            if not self._lets_in(headers):
+                origin = headers.get("origin", "a page of another site")
+                error = CrossOrigin("Origin", origin, _ALLOWED)
+                answer = error_response(error, headers.get("x-request-id"))
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _lets_in(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is not None and not self._trusted.isdisjoint((origin, ANY)):
+            return True
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site in ("same-origin", "none")
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+
+
+def cors_options(trusted: Sequence[str]) -> dict[str, Any]:
+    """Options of Starlette's CORSMiddleware, so that pages of `trusted` may read the answers."""
+    some = {"allow_origins": list(trusted), "expose_headers": list(EXPOSED)}
+    return {**some, "allow_methods": ["GET", "POST"], "allow_headers": [ANY]}
+
+
+_ALLOWED = "this server's own pages, and those of SDXL_CORS_ORIGINS"

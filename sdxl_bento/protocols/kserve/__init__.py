@@ -1,0 +1,1 @@
+"""KServe's two protocols, V1 and V2 (Open Inference)."""

@@ -1,0 +1,172 @@
+"""A request of the Open Inference Protocol as native fields, those of one call for each row.
+
+Input tensors are fields that differ by row, `parameters` those that all rows have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pydantic_core
+
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.http.bodies import read_json, with_headers
+from sdxl_bento.protocols.http.validation import parse_params
+from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH, Tensor, read_tensors, split_body
+
+OUTPUTS = {"image": "BYTES", "seed": "INT64", "image_id": "BYTES", "pixels": "UINT8"}
+UNASKED = ("image", "seed", "image_id")  # what a request that names no outputs gets
+_TRITON_PRIORITY = 11  # Triton's 1, its highest, is our 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output that was asked for."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """A request that was understood: the fields of every row, and what to answer."""
+
+    id: str | None
+    rows: list[dict[str, Any]]
+    outputs: list[Wanted]
+
+
+@cache
+def inputs() -> dict[str, tuple[str, int]]:
+    """Name → datatype and elements a row of every input: the fields of a call."""
+    kinds = {"string": "BYTES", "integer": "INT64", "number": "FP32", "boolean": "BOOL"}
+    found: dict[str, tuple[str, int]] = {}
+    for name, schema in GenerateParams.model_json_schema()["properties"].items():
+        plain = schema.get("anyOf", [schema])[0]
+        if name == "loras":
+            found[name] = ("BYTES", 1)  # as JSON
+        elif plain.get("type") == "array":
+            found[name] = (kinds[plain["items"]["type"]], plain["maxItems"])
+        elif name != "model":
+            found[name] = (kinds[plain["type"]], 1)
+    return found
+
+
+def understood(body: bytes, headers: Mapping[str, str], most: int) -> Inference:
+    """Read a request of at most `most` rows. Raises InvalidInput for the first thing wrong."""
+    header, raw = split_body(body, headers.get(HEADER_LENGTH))
+    document = read_json(header)
+    if not isinstance(document, Mapping):
+        raise InvalidInput("body", document, 'a JSON object with "inputs"')
+    parameters = document.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise InvalidInput("parameters", parameters, "an object")
+    common = with_headers(_fields(parameters), headers)
+    assert isinstance(common, Mapping)
+    rows = _rows(read_tensors(document.get("inputs"), raw), common, most)
+    outputs = _outputs(document.get("outputs"), bool(parameters.get("binary_data_output")))
+    _check_together(rows, outputs)
+    given = document.get("id")
+    return Inference(None if given is None else str(given), rows, outputs)
+
+
+def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's parameters as native fields. Two are Triton's own: timeout, priority."""
+    fields = {name: _decoded(name, value) for name, value in parameters.items()}
+    fields.pop("binary_data_output", None)
+    if "model" in fields:
+        raise InvalidInput("model", fields["model"], "the one in the address alone")
+    timeout, priority = fields.pop("timeout", None), fields.pop("priority", None)
+    if timeout is not None:
+        if type(timeout) is not int or timeout < 0:
+            raise InvalidInput("timeout", timeout, "microseconds, an integer from 0: no limit")
+        if timeout:
+            fields.setdefault("slo_ms", timeout / 1e3)
+    if priority is not None:
+        if type(priority) is not int or not 0 <= priority <= 2 * _TRITON_PRIORITY - 1:
+            allowed = "an integer from 1, the highest, to 21; 0 is the default, as 11"
+            raise InvalidInput("priority", priority, allowed)
+        fields["priority"] = _TRITON_PRIORITY - priority if priority else 0
+    return fields
+
+
+def _decoded(name: str, value: Any) -> Any:
+    """Lists come as text, for BYTES and parameters cannot hold them otherwise."""
+    is_list = name == "loras" or inputs().get(name, ("", 1))[1] > 1
+    if not is_list or not isinstance(value, str):
+        return value
+    try:
+        return pydantic_core.from_json(value or "[]")
+    except ValueError:
+        raise InvalidInput(name, value, 'a list in JSON, such as [{"name": "striped"}]') from None
+
+
+def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+    """The fields of every row, each known to be right."""
+    count = next((len(tensor.values) for tensor in tensors if tensor.name == "prompt"), None)
+    if count is None and "prompt" not in common:
+        raise InvalidInput("inputs", [tensor.name for tensor in tensors], "prompt among them")
+    count = 1 if count is None else count
+    if not 1 <= count <= most:
+        raise InvalidInput("prompt", f"{count} prompts", f"1 to {most} in one request")
+    rows = [dict(common) for _ in range(count)]
+    for tensor in tensors:
+        for row, value in zip(rows, _values(tensor, count), strict=True):
+            row[tensor.name] = value
+    for index, row in enumerate(rows):
+        try:
+            parse_params(row)
+        except InvalidInput as error:
+            where = f" (row {index})" if count > 1 else ""
+            raise InvalidInput(error.field + where, error.value, error.allowed) from None
+    return rows
+
+
+def _values(tensor: Tensor, count: int) -> list[Any]:
+    """What each row takes of a tensor: its own part, or the one that there is."""
+    if tensor.name not in inputs():
+        raise InvalidInput("inputs", tensor.name, f"one of {', '.join(inputs())}")
+    size = inputs()[tensor.name][1]
+    if len(tensor.values) not in (size, size * count):
+        rows = f"[{count}, {size}]" if size > 1 else f"[{count}] or [{count}, 1]"
+        alone = f"[1, {size}]" if size > 1 else "[1]"
+        raise InvalidInput(f"{tensor.name}.shape", list(tensor.shape), f"{rows}, or {alone}")
+    flat = tensor.values * (size * count // len(tensor.values))
+    if size > 1:
+        return [flat[i : i + size] for i in range(0, len(flat), size)]
+    return [_decoded(tensor.name, value) for value in flat]
+
+
+def _outputs(asked: object, binary: bool) -> list[Wanted]:
+    if asked is None or asked == []:
+        return [Wanted(name, binary) for name in UNASKED]
+    if not isinstance(asked, list):
+        raise InvalidInput("outputs", asked, "a list of objects with a name")
+    wanted = []
+    for index, each in enumerate(asked):
+        name = each.get("name") if isinstance(each, Mapping) else each
+        if not isinstance(name, str) or name not in OUTPUTS or not isinstance(each, Mapping):
+            raise InvalidInput(f"outputs.{index}.name", name, f"one of {', '.join(OUTPUTS)}")
+        parameters = each.get("parameters") or {}
+        if not isinstance(parameters, Mapping) or "classification" in parameters:
+            raise InvalidInput(f"outputs.{index}.parameters", parameters, '{"binary_data": true}')
+        wanted.append(Wanted(name, bool(parameters.get("binary_data", binary))))
+    return wanted
+
+
+def _check_together(rows: Sequence[Mapping[str, Any]], outputs: Sequence[Wanted]) -> None:
+    """What a tensor asks of all rows: an output has one shape."""
+    numbers = {row.get("num_images", 1) for row in rows}
+    if len(numbers) > 1:
+        raise InvalidInput("num_images", sorted(numbers), "the same for every row")
+    pixels = next((output for output in outputs if output.name == "pixels"), None)
+    if pixels is None:
+        return
+    if not pixels.binary:
+        raise InvalidInput("pixels", "JSON", "binary_data: they are too many for JSON")
+    if len({(row.get("width"), row.get("height")) for row in rows}) > 1:
+        raise InvalidInput("pixels", "several sizes", "rows of the same width and height")

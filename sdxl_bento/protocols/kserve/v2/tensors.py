@@ -1,0 +1,165 @@
+"""Tensors as the Open Inference Protocol sends them: in the JSON, or behind it as raw bytes.
+
+Raw bytes are little-endian and row-major, in the order of the JSON's tensors. An element of BYTES
+is its length in four bytes, then itself. See KServe's "Binary Tensor Data Extension".
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.protocols.http.errors import MalformedBody
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_DTYPES = {
+    "BOOL": np.dtype("?"),
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+}
+DATATYPES = ("BYTES", *_DTYPES)
+_JSON_TYPES: Mapping[str, tuple[type, ...]] = {"b": (bool,), "f": (int, float)}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`values` are plain Python objects, row-major: str of BYTES, bool, int or float."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor to answer with. BYTES are given as bytes, others as an array.
+
+    JSON cannot hold any bytes: where `is_text` is false, they are written in base64.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Sequence[bytes] | np.ndarray[Any, Any]
+    is_text: bool = field(default=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The tensor with its data inside."""
+        if isinstance(self.data, np.ndarray):
+            return self._described() | {"data": self.data.ravel().tolist()}
+        if self.is_text:
+            return self._described() | {"data": [each.decode() for each in self.data]}
+        data = [base64.b64encode(each).decode("ascii") for each in self.data]
+        return self._described() | {"data": data, "parameters": {"content_type": "base64"}}
+
+    def as_binary(self) -> tuple[dict[str, Any], bytes]:
+        """The tensor without its data, and the data."""
+        if isinstance(self.data, np.ndarray):
+            raw = self.data.tobytes()
+        else:
+            raw = b"".join(struct.pack("<I", len(each)) + each for each in self.data)
+        return self._described() | {"parameters": {"binary_data_size": len(raw)}}, raw
+
+    def _described(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    """The JSON of a request and the raw bytes behind it. Raises MalformedBody."""
+    if header_length is None:
+        return body, b""
+    if not header_length.isdigit() or int(header_length) > len(body):
+        allowed = f"the bytes of the JSON, which are at most the {len(body)} of the body"
+        raise MalformedBody(HEADER_LENGTH, header_length, allowed)
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def read_tensors(inputs: object, raw: bytes) -> list[Tensor]:
+    """The `inputs` of a request. Raises InvalidInput, MalformedBody."""
+    if not isinstance(inputs, list):
+        raise InvalidInput("inputs", inputs, "a list of tensors")
+    tensors = []
+    for index, given in enumerate(inputs):
+        tensor, raw = _read(given, raw, f"inputs.{index}")
+        tensors.append(tensor)
+    if raw:
+        allowed = "as many bytes as the binary_data_size of the inputs say"
+        raise MalformedBody("body", f"{len(raw)} bytes too many", allowed)
+    return tensors
+
+
+def _read(given: object, raw: bytes, place: str) -> tuple[Tensor, bytes]:
+    """One input, and the raw bytes that are left after it."""
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise InvalidInput(place, given, "an object with name, shape, datatype and data")
+    name, datatype, shape = given["name"], given.get("datatype"), given.get("shape")
+    if datatype not in DATATYPES:
+        raise InvalidInput(f"{name}.datatype", datatype, f"one of {', '.join(DATATYPES)}")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise InvalidInput(f"{name}.shape", shape, "a list of integers from 0")
+    parameters = given.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise InvalidInput(f"{name}.parameters", parameters, "an object")
+    size = parameters.get("binary_data_size")
+    if size is None:
+        values = list(_flat(given.get("data"))) if "data" in given else []
+        values = _checked(name, datatype, values)
+    else:
+        if type(size) is not int or not 0 <= size <= len(raw):
+            allowed = f"an integer from 0 to {len(raw)}, the bytes that are left"
+            raise MalformedBody(f"{name}.binary_data_size", size, allowed)
+        values, raw = _unpacked(name, datatype, raw[:size]), raw[size:]
+    if len(values) != math.prod(shape):
+        allowed = f"{math.prod(shape)}, as the shape {shape} says"
+        raise InvalidInput(f"{name}.data", f"{len(values)} elements", allowed)
+    return Tensor(name, tuple(shape), values), raw
+
+
+def _flat(data: object) -> Iterator[Any]:
+    if isinstance(data, list):
+        for item in data:
+            yield from _flat(item)
+    else:
+        yield data
+
+
+def _checked(name: str, datatype: str, values: list[Any]) -> list[Any]:
+    """Elements from JSON, if all are of the datatype."""
+    types = (str,) if datatype == "BYTES" else _JSON_TYPES.get(_DTYPES[datatype].kind, (int,))
+    for value in values:
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise InvalidInput(f"{name}.data", value, f"elements of {datatype}")
+    return values
+
+
+def _unpacked(name: str, datatype: str, raw: bytes) -> list[Any]:
+    """Elements from raw bytes."""
+    if datatype == "BYTES":
+        return list(_texts(name, raw))
+    dtype = _DTYPES[datatype]
+    if len(raw) % dtype.itemsize:
+        allowed = f"a multiple of {dtype.itemsize} bytes"
+        raise MalformedBody(f"{name}.binary_data_size", len(raw), allowed)
+    values: list[Any] = np.frombuffer(raw, dtype).tolist()
+    return values
+
+
+def _texts(name: str, raw: bytes) -> Iterator[str]:
+    while raw:
+        length = int.from_bytes(raw[:4], "little")
+        element, raw = raw[4 : 4 + length], raw[4 + length :]
+        if len(element) != length:
+            allowed = "elements of BYTES, each its length in four bytes, then itself"
+            raise MalformedBody(f"{name}.data", f"{len(element)} of {length} bytes", allowed)
+        try:
+            yield element.decode()
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{name}.data", element, "text in UTF-8") from None

@@ -1,0 +1,1 @@
+"""Everything between a protocol and the engine: loading, planning, running, counting."""

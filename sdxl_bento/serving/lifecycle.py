@@ -1,0 +1,88 @@
+"""The start and the end of a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from sdxl_bento.serving.gpu import GPU, gpus_of
+
+if TYPE_CHECKING:
+    from sdxl_bento.serving.generator import Generator
+    from sdxl_bento.serving.metrics import Metrics
+
+logger = logging.getLogger(f"bentoml.{__name__}")
+_EXAMPLE_PROMPT = "a red circle on a blue background"
+
+
+async def announce(generator: Generator, url: str | None) -> None:
+    """Wait for the engine. Then print how to get a first picture, or why there will be none."""
+    while generator.state in ("new", "loading"):  # noqa: ASYNC110  another thread changes it
+        await asyncio.sleep(0.05)
+    if generator.state == "dead":
+        logger.error("the engine could not start: %s", generator.state_reason)
+    elif generator.state == "ready" and url is not None:
+        sys.stdout.write(welcome(url))
+        sys.stdout.flush()
+
+
+async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1.0) -> None:
+    """Keep the gauges up to date until cancelled; over many processes, none can be a function."""
+    started = False
+    gpus: list[GPU] = []
+    while True:
+        metrics.load(generator.stats())
+        metrics.units(generator.units())
+        if not started and generator.state == "ready":
+            models = generator.models()
+            metrics.started(models)
+            gpus = await asyncio.to_thread(gpus_of, {model.device for model in models})
+            started = True
+        for gpu in gpus:
+            metrics.gpu(await asyncio.to_thread(gpu.usage))
+        await asyncio.sleep(every_s)
+
+
+def welcome(url: str) -> str:
+    """The last lines of the start: the address, and one command that saves a picture."""
+    body = shlex.quote(json.dumps({"prompt": _EXAMPLE_PROMPT}))
+    curl = f"curl -s {url}/generate -H 'Content-Type: application/json' -d {body} -o picture.png"
+    return f"\nReady at {url} (the API is at {url}/docs). A first picture:\n\n  {curl}\n\n"
+
+
+def drain_on_signal(drain: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Begin to `drain` as soon as the process is told to end.
+
+    The server calls the shutdown hooks only after the last running call has been answered, which
+    would give these calls no limit but their own timeout. Does nothing outside the main thread.
+    """
+    loop = asyncio.get_running_loop()
+    stopping: set[asyncio.Task[None]] = set()
+
+    def stop() -> None:
+        if not stopping:
+            stopping.add(loop.create_task(drain()))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            _chain(number, lambda: loop.call_soon_threadsafe(stop))
+        except ValueError:  # signals can only be set in the main thread
+            return
+
+
+def _chain(number: signal.Signals, first: Callable[[], object]) -> None:
+    previous = signal.getsignal(number)
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        first()
+        if callable(previous):
+            previous(signum, frame)
+
+    signal.signal(number, handler)

@@ -1,0 +1,326 @@
+"""From tags in the settings to loaded models and an engine. Runs in the engine's thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdxl_bento.backends.choose import Misfit, candidates, runtime
+from sdxl_bento.backends.compiled import CompiledBackend
+from sdxl_bento.backends.eager import EagerBackend
+from sdxl_bento.backends.parts import Part, PartOptions
+from sdxl_bento.backends.slots import SlotLayout
+from sdxl_bento.diffusion.backend import Backend
+from sdxl_bento.diffusion.conditioning import Conditioner, PromptCache
+from sdxl_bento.diffusion.lora.pool import LoraPool
+from sdxl_bento.diffusion.model import Model, Placement
+from sdxl_bento.diffusion.plan import ModelFacts
+from sdxl_bento.diffusion.runner import Runner, Served
+from sdxl_bento.engine.admission import QueueLimits
+from sdxl_bento.engine.core import Engine
+from sdxl_bento.engine.scheduler import Limits
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import CACHE, BackendInfo, Manifest
+from sdxl_bento.serving.results import ModelSummary
+from sdxl_bento.serving.warmup import keep_profiles, warm_up
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sdxl_bento.config import Settings
+    from sdxl_bento.engine.executor import Completion
+
+logger = logging.getLogger(f"bentoml.{__name__}")
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, and what planning and clients need to know of it."""
+
+    name: str
+    asked: str  # the tag in the settings, which may say `latest`; the model's own is exact
+    facts: ModelFacts
+    served: Served
+    info: BackendInfo | None  # the compiled backend; None: eager
+    load_seconds: float
+    warm_up_seconds: float = 0.0
+
+    def summary(self, *, default: bool) -> ModelSummary:
+        model, manifest = self.served.model, self.facts.manifest
+        return ModelSummary(
+            name=self.name,
+            tag=model.tag,
+            default=default,
+            default_width=manifest.base.width,
+            default_height=manifest.base.height,
+            size_multiple=manifest.size_limits.multiple,
+            has_refiner=model.refiner is not None,
+            dtype=str(model.placement.dtype).removeprefix("torch."),
+            backend=self.info.label if self.info is not None else self.served.backend.name,
+            device=str(model.placement.device),
+            load_seconds=round(self.load_seconds, 3),
+            warm_up_seconds=round(self.warm_up_seconds, 3),
+        )
+
+
+def load(
+    settings: Settings,
+    worker_index: int,
+    wake: Callable[[], None],
+    on_unit: Callable[[Completion], None] | None = None,
+    *,
+    warm: bool = True,
+) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
+    """Load every model of the settings and make the engine that runs them, warmed up if `warm`.
+
+    The third is to be called at the end: it keeps what was learned of the costs.
+
+    Raises:
+        ConfigurationError: a model is missing or unreadable, or the device is not there.
+    """
+    import torch
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    placement = Placement.choose(settings.device, settings.dtype, worker_index)
+    cache = PromptCache(settings.prompt_cache_mb * MIB)
+    models: dict[str, Loaded] = {}
+    for tag, name in zip(settings.model_tags, _names(settings.model_tags), strict=True):
+        version, folder = find(tag)
+        models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
+    engine = engine_of(models, settings, on_unit)
+    if not warm:  # what a call or two can tell of the costs is less than what is known
+        return engine, models, lambda: None
+    for name, seconds in warm_up(engine, models, placement).items():
+        models[name] = replace(models[name], warm_up_seconds=seconds)
+        logger.info("%s warmed up in %.1f s", name, seconds)
+    return engine, models, partial(keep_profiles, engine, models, placement)
+
+
+def engine_of(
+    models: Mapping[str, Loaded],
+    settings: Settings,
+    on_unit: Callable[[Completion], None] | None = None,
+) -> Engine:
+    """An engine that runs these models, and tells `on_unit` of every batch it has run."""
+    return Engine(
+        Runner({name: loaded.served for name, loaded in models.items()}),
+        Limits(
+            max_rows=settings.max_batch_rows,
+            max_pixels=settings.max_batch_pixels,
+            max_running=settings.max_running,
+            ageing_s=settings.ageing_s,
+        ),
+        QueueLimits(
+            max_requests=settings.max_queue,
+            max_pixels=int(settings.max_queue_megapixels * 1e6),
+        ),
+        on_unit=on_unit,
+    )
+
+
+def find(tag: str) -> tuple[str, Path]:
+    """The exact tag of a stored model, with its version, and its folder.
+
+    Raises:
+        ConfigurationError: the store has no such model.
+    """
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    try:
+        stored = bentoml.models.get(tag)
+    except BentoMLException as error:
+        raise ConfigurationError(
+            f"the model {tag} is not in the store ({error}); `python -m export embedded` makes "
+            "the one that ships with this project"
+        ) from error
+    return str(stored.tag), Path(stored.path)
+
+
+def folder_of(tag: str) -> Path:
+    """The folder of a stored model. Raises ConfigurationError as `find` does."""
+    return find(tag)[1]
+
+
+def load_folder(
+    name: str,
+    tags: tuple[str, str],
+    folder: Path,
+    settings: Settings,
+    placement: Placement,
+    cache: PromptCache,
+    wake: Callable[[], None],
+) -> Loaded:
+    """Load the model that `export` wrote to `folder`.
+
+    Args:
+        name: what requests call it.
+        tags: as the settings have it, and the exact one.
+        folder: of the model.
+        settings: of the service.
+        placement: where it is to run.
+        cache: of encoded prompts, shared by all models.
+        wake: called from another thread when an adapter has been loaded.
+
+    Raises:
+        ConfigurationError: it cannot be read, or no backend that is allowed fits.
+    """
+    begin = time.perf_counter()
+    tag, version = tags
+    info, parts = load_parts(folder, settings, placement)
+    model = Model.load(name, version, folder, placement, parts)
+    unet_layers = SlotLayout(model.base.unet).columns if "base/unet" in parts else None
+    adapters = LoraPool(
+        _lora_targets(model),
+        budget_bytes=settings.lora_cache_mb * MIB,
+        on_loaded=wake,
+        layers={"unet": unet_layers} if unet_layers else None,
+    )
+    for lora in model.manifest.loras:
+        adapters.register(lora.name, folder / lora.path, pinned=lora.name in settings.lora_pinned)
+    if settings.lora_dir is not None:
+        adapters.scan(settings.lora_dir)
+    served = Served(
+        model=model,
+        backend=_backend(model, adapters, info, parts, settings.vae_tile_pixels),
+        adapters=adapters,
+        conditioner=Conditioner(model, adapters, cache),
+    )
+    model.slice(attention=settings.attention_slicing, vae=settings.vae_slicing)
+    refiner = model.refiner.scheduler_config if model.refiner is not None else None
+    facts = ModelFacts(name, model.manifest, model.base.scheduler_config, refiner)
+    seconds = time.perf_counter() - begin
+    logger.info(
+        "%s loaded in %.1f s: %s, %s on %s",
+        version,
+        seconds,
+        info.label if info is not None else served.backend.name,
+        str(placement.dtype).removeprefix("torch."),
+        placement.device,
+    )
+    return Loaded(name, tag, facts, served, info, seconds)
+
+
+def load_parts(
+    folder: Path, settings: Settings, placement: Placement
+) -> tuple[BackendInfo | None, dict[str, Part]]:
+    """The compiled backend that the settings ask for and that fits here, with its parts.
+
+    Says in the log which others do not fit, and why. None where the model is to run eagerly.
+
+    Raises:
+        ConfigurationError: there is none of that name; or none fits, and `allow_fallback` is off.
+    """
+    if settings.backend == "eager":
+        return None, {}
+    manifest = Manifest.load(folder)
+    misfits: list[Misfit] = []
+    for info in candidates(manifest, settings.backend, placement, settings.dtype):
+        if isinstance(info, Misfit):
+            misfits.append(info)
+            continue
+        try:
+            parts = _load_all(folder, manifest, info, settings, placement)
+        except (ConfigurationError, OSError, RuntimeError) as error:
+            misfits.append(Misfit(info.label, f"it cannot be loaded: {error}"))
+            continue
+        _log_misfits(manifest.name, misfits, info.label)
+        return info, parts
+    if misfits and not settings.allow_fallback:
+        reasons = "; ".join(map(str, misfits))
+        raise ConfigurationError(
+            f"no compiled part of {manifest.name} fits ({reasons}), and SDXL_ALLOW_FALLBACK is "
+            "off; export the model on this machine, or allow eager"
+        )
+    _log_misfits(manifest.name, misfits, "eager")
+    return None, {}
+
+
+def _load_all(
+    folder: Path, manifest: Manifest, info: BackendInfo, settings: Settings, placement: Placement
+) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    cache = _writable(folder / CACHE)
+    try:
+        for part, path in info.artifacts.items():
+            role, _, name = part.partition("/")
+            pipeline = manifest.refiner if role == "refiner" else manifest.base
+            assert pipeline is not None
+            component = "vae" if name == "vae_decoder" else "unet"
+            options = PartOptions(
+                info,
+                placement.device,
+                weights=folder / pipeline.path / component,
+                cache=cache,
+                threads=settings.threads,
+            )
+            parts[part] = runtime(info.backend).load(folder / path, options)
+    except BaseException:
+        for loaded in parts.values():
+            loaded.unload()
+        raise
+    return parts
+
+
+def _writable(folder: Path) -> Path | None:
+    """The folder, made if need be; None where the model is read-only."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _log_misfits(name: str, misfits: Sequence[Misfit], chosen: str) -> None:
+    for each in misfits:
+        logger.warning("%s: %s is not used: %s; %s runs instead", name, each.label, each.reason,
+                       chosen)  # fmt: skip
+
+
+def _backend(
+    model: Model,
+    adapters: LoraPool,
+    info: BackendInfo | None,
+    parts: Mapping[str, Part],
+    tile_pixels: int,
+) -> Backend:
+    if info is None:
+        _apply_attention(model)
+        return EagerBackend(model, adapters, tile_pixels)
+    return CompiledBackend(model, adapters, info, parts, tile_pixels)
+
+
+def _apply_attention(model: Model) -> None:
+    """The attention backend that was the fastest where the model was exported, if it is here."""
+    from sdxl_bento.backends.attention import apply_attention
+
+    name = model.manifest.backends[0].attention
+    if name is None:
+        return
+    try:
+        for pipeline in (model.base, model.refiner):
+            if pipeline is not None:
+                apply_attention(pipeline.unet, name)
+    except ConfigurationError as error:
+        logger.warning("%s: PyTorch's own attention is used: %s", model.name, error)
+
+
+def _lora_targets(model: Model) -> dict[str, nn.Module]:
+    targets: dict[str, nn.Module] = {"unet": model.base.unet}
+    names = ("text_encoder", "text_encoder_2")[-len(model.base.text_encoders) :]
+    targets.update(zip(names, model.base.text_encoders, strict=True))
+    return targets
+
+
+def _names(tags: tuple[str, ...]) -> list[str]:
+    """Short names (a tag without its version), or whole tags where short ones collide."""
+    short = [tag.partition(":")[0] for tag in tags]
+    return [name if short.count(name) == 1 else tag for name, tag in zip(short, tags, strict=True)]

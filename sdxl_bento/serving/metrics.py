@@ -1,0 +1,234 @@
+"""What Prometheus is told; docs/reference/metrics.md lists it.
+
+Every label takes its values from a short list: no name that a client made up becomes a series.
+The engine's thread touches nothing here. It notes what it has done in plain containers, and
+`lifecycle.report_load` hands that over once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sdxl_bento import errors
+from sdxl_bento.config import prometheus_folder
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
+
+    from sdxl_bento.serving.gpu import Usage
+    from sdxl_bento.serving.results import Generation, ModelSummary, UnitDone
+
+_OUTCOMES: Mapping[type[BaseException], str] = {
+    errors.InvalidInput: "invalid",
+    errors.NotFound: "not_found",
+    errors.Refused: "refused",
+    errors.RequestCancelled: "cancelled",
+    asyncio.CancelledError: "cancelled",
+    TimeoutError: "timeout",
+    BaseException: "failed",
+}
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_UNIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The counters of this process; BentoML's /metrics adds those of all workers up.
+
+    A gauge is summed or maximised over the workers that live (`livesum`, `livemax`).
+    """
+
+    def __init__(self) -> None:
+        # Imported late: the client looks for the multiprocess folder when it is imported.
+        from prometheus_client import Counter, Gauge, Histogram
+
+        forget_dead_workers()
+        self._seen: dict[tuple[str, str], int] = {}
+
+        self._requests = Counter(
+            "sdxl_requests", "Calls that have ended, by outcome.", ["protocol", "outcome"]
+        )
+        self._images = Counter("sdxl_images", "Pictures that were made.", ["protocol"])
+        self._seconds = Histogram(
+            "sdxl_request_seconds", "Arrival to answer.", ["protocol"], buckets=_SECONDS
+        )
+        self._stages = Histogram(
+            "sdxl_stage_seconds", "Time in one stage of a call.", ["stage"], buckets=_SECONDS
+        )
+        self._in_progress = Gauge(
+            "sdxl_requests_in_progress",
+            "Calls that have begun and not ended.",
+            ["protocol"],
+            multiprocess_mode="livesum",
+        )
+        self._pictures = Gauge(
+            "sdxl_pictures",
+            "Pictures in the engine, each on its own, by state.",
+            ["state"],
+            multiprocess_mode="livesum",
+        )
+        self._unit_seconds = Histogram(
+            "sdxl_unit_seconds",
+            "Device time of one unit of work; a step of a batch, in the stages that denoise.",
+            ["stage"],
+            buckets=_UNIT_SECONDS,
+        )
+        self._unit_rows = Histogram(
+            "sdxl_unit_rows", "Rows that shared one unit of work.", ["stage"], buckets=_ROWS
+        )
+        self._slo = Counter(
+            "sdxl_slo", "Calls with slo_ms: met, missed, or refused at the door.", ["outcome"]
+        )
+        self._counted: dict[str, Counter] = {
+            "loras": Counter(
+                "sdxl_loras",
+                "Adapters that requests took: found in memory (hits), loaded, failed to load.",
+                ["result"],
+            ),
+            "prompt_cache": Counter(
+                "sdxl_prompt_cache", "Prompts that were looked up before encoding.", ["result"]
+            ),
+        }
+        self._result_cache = Counter(
+            "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
+        )
+        self._start = Gauge(
+            "sdxl_model_start_seconds",
+            "Time to load a model and to warm it up, the longest of the workers.",
+            ["model", "phase"],
+            multiprocess_mode="livemax",
+        )
+
+        # These five under the names that dashboards for KServe's runtimes have.
+        self._inferences = Counter(
+            "inference_request_count", "Calls that have ended.", ["model_name", "status"]
+        )
+        self._inference_seconds = Histogram(
+            "inference_request_duration_seconds",
+            "Arrival to answer.",
+            ["model_name"],
+            buckets=_SECONDS,
+        )
+        self._load_time = Gauge(
+            "model_load_time_seconds",
+            "Time to load a model, the longest of the workers.",
+            ["model_name"],
+            multiprocess_mode="livemax",
+        )
+        self._gpu_memory = Gauge(
+            "gpu_memory_usage_bytes",
+            "Memory of the GPU that is in use, by anybody.",
+            ["device"],
+            multiprocess_mode="livemax",
+        )
+        self._gpu_utilization = Gauge(
+            "gpu_utilization_percent",
+            "Share of the last sample in which the GPU was busy.",
+            ["device"],
+            multiprocess_mode="livemax",
+        )
+
+    @contextmanager
+    def request(self, protocol: str, model: str | None) -> Iterator[None]:
+        """Count and time the call that runs inside; an exception decides its outcome.
+
+        `model` is the name of the loaded model that was asked for, None if there is none such.
+        """
+        name = model or "unknown"
+        begin = time.perf_counter()
+        outcome = "ok"
+        with self._in_progress.labels(protocol).track_inprogress():
+            try:
+                yield
+            except BaseException as error:
+                outcome = next(_OUTCOMES[cls] for cls in type(error).__mro__ if cls in _OUTCOMES)
+                if isinstance(error, errors.DeadlineInfeasible):
+                    self._slo.labels("refused").inc()
+                raise
+            finally:
+                seconds = time.perf_counter() - begin
+                self._requests.labels(protocol, outcome).inc()
+                self._seconds.labels(protocol).observe(seconds)
+                status = "success" if outcome == "ok" else "error"
+                self._inferences.labels(name, status).inc()
+                self._inference_seconds.labels(name).observe(seconds)
+
+    def generated(self, protocol: str, made: Generation) -> None:
+        """Count the pictures of one call, the time of each stage, and whether it was in time."""
+        if made.images:
+            self._images.labels(protocol).inc(len(made.images))
+            self._stage_times(made)
+        slo_ms = made.params.slo_ms
+        if slo_ms is not None:
+            met = made.timings.total_s * 1e3 <= slo_ms
+            self._slo.labels("met" if met else "missed").inc()
+
+    def looked_up(self, hits: int, misses: int) -> None:
+        """Count the pictures of one call that the result cache had, and those it had not."""
+        self._result_cache.labels("hits").inc(hits)
+        self._result_cache.labels("misses").inc(misses)
+
+    def _stage_times(self, made: Generation) -> None:
+        for name, seconds in asdict(made.timings).items():
+            stage = name.removesuffix("_s")
+            if stage == "queue" or (stage != "total" and seconds > 0):  # no refiner, no refine
+                self._stages.labels(stage).observe(seconds)
+
+    def load(self, stats: Mapping[str, object]) -> None:
+        """Note how busy the engine is and what its caches have done, by `Generator.stats`."""
+        for state in ("running", "waiting"):
+            count = stats.get(state)
+            self._pictures.labels(state).set(count if isinstance(count, int) else 0)
+        for name, counter in self._counted.items():
+            totals = stats.get(name)
+            for result, total in totals.items() if isinstance(totals, Mapping) else ():
+                seen = self._seen.get((name, result), 0)
+                counter.labels(result).inc(max(total - seen, 0))
+                self._seen[name, result] = total
+
+    def units(self, done: Iterable[UnitDone]) -> None:
+        """Note the units of work that the engine has done, by `Generator.units`."""
+        for unit in done:
+            self._unit_seconds.labels(unit.stage).observe(unit.seconds)
+            self._unit_rows.labels(unit.stage).observe(unit.rows)
+
+    def started(self, models: Iterable[ModelSummary]) -> None:
+        """Note what the start of each model took; there are as many as the settings name."""
+        for model in models:
+            self._start.labels(model.name, "load").set(model.load_seconds)
+            self._start.labels(model.name, "warm_up").set(model.warm_up_seconds)
+            self._load_time.labels(model.name).set(model.load_seconds)
+
+    def gpu(self, usage: Usage) -> None:
+        """Note what a GPU is doing."""
+        self._gpu_memory.labels(usage.device).set(usage.memory_bytes)
+        if usage.busy_percent is not None:
+            self._gpu_utilization.labels(usage.device).set(usage.busy_percent)
+
+
+def forget_dead_workers() -> None:
+    """Drop the gauges of workers that were killed: they would stay in the sum for ever."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    folder = prometheus_folder()
+    files = folder.glob("gauge_live*_*.db") if folder is not None else ()
+    for pid in {int(path.stem.rpartition("_")[2]) for path in files}:
+        try:
+            os.kill(pid, 0)  # no signal, but fails where there is no such process
+        except ProcessLookupError:
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+        except PermissionError:
+            continue
+
+
+@cache
+def metrics() -> Metrics:
+    """The one `Metrics` of this process: Prometheus refuses a second counter of the same name."""
+    return Metrics()

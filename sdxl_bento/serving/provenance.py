@@ -1,0 +1,41 @@
+"""What draws a picture, as far as its pixels depend on it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from sdxl_bento.backends.choose import device_name
+from sdxl_bento.serving.results import Provenance
+
+if TYPE_CHECKING:
+    from sdxl_bento.config import Settings
+    from sdxl_bento.params import GenerateParams
+    from sdxl_bento.serving.loading import Loaded
+
+
+def provenance_of(loaded: Loaded, params: GenerateParams, settings: Settings) -> Provenance:
+    """What the model `loaded` draws `params` with. Reads the files of adapters not in memory.
+
+    Raises AdapterNotFound.
+    """
+    import torch
+
+    model = loaded.served.model
+    summary = loaded.summary(default=False)
+    options = {
+        "vae_tile_pixels": settings.vae_tile_pixels,
+        "vae_slicing": int(settings.vae_slicing),
+        "attention_slicing": int(settings.attention_slicing),
+    }
+    loras = loaded.served.adapters.fingerprints(lora.name for lora in params.loras)
+    return Provenance(
+        model=model.tag,
+        artifact=sha256(model.manifest.model_dump_json().encode()).hexdigest(),
+        backend=summary.backend,
+        dtype=summary.dtype,
+        device=device_name(model.placement.device),
+        torch=torch.__version__,
+        options=tuple(options.items()),
+        loras=tuple(loras.items()),
+    )

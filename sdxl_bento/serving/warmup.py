@@ -1,0 +1,105 @@
+"""Before the first request: run each stage once, so that kernels are ready and costs are known.
+
+What was measured is kept beside the model, by device, and corrected as the engine runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdxl_bento.manifest import PROFILES
+from sdxl_bento.params import GenerateParams
+
+if TYPE_CHECKING:
+    from sdxl_bento.diffusion.model import Placement
+    from sdxl_bento.engine.core import Engine
+    from sdxl_bento.engine.request import Request
+    from sdxl_bento.serving.loading import Loaded
+
+logger = logging.getLogger(f"bentoml.{__name__}")
+STEPS = 2  # the first forward of a kind pays for what the second no longer does
+
+
+def warm_up(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> dict[str, float]:
+    """Run every compiled shape and draw pictures with each model, by each of its UNets.
+
+    Returns the seconds that each model took.
+
+    Raises:
+        SDXLError: a model cannot draw even that.
+    """
+    took = {}
+    for loaded in models.values():
+        begin = time.perf_counter()
+        loaded.served.backend.warm_up()
+        profile = _profile(loaded, placement)
+        _read(engine, profile, loaded.name)
+        for request in _requests(loaded):
+            engine.submit(request)
+            while engine.step():
+                pass
+            if request.error is not None:
+                raise request.error
+        _write(engine, profile, loaded.name)
+        took[loaded.name] = time.perf_counter() - begin
+    return took
+
+
+def keep_profiles(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> None:
+    """Write down what the engine has learned since."""
+    for loaded in models.values():
+        _write(engine, _profile(loaded, placement), loaded.name)
+
+
+def _requests(loaded: Loaded) -> list[Request]:
+    from sdxl_bento.diffusion.plan import plan, resolve
+    from sdxl_bento.serving.generator import to_request
+
+    asked = [{"guidance_scale": 1.0}, {"guidance_scale": 5.0}]
+    if loaded.facts.refiner_scheduler is not None:
+        asked.append({"guidance_scale": 5.0, "refiner": True, "high_noise_frac": 0.5})
+    requests = []
+    for index, options in enumerate(asked):
+        given = {"prompt": "warm-up", "num_inference_steps": STEPS, "sampler": "euler", **options}
+        params = resolve(GenerateParams.model_validate(given), loaded.facts, seed=0)
+        job = plan(params, loaded.facts)
+        requests.append(to_request(f"warm-up/{loaded.name}/{index}", job, 0.0, None))
+    return requests
+
+
+def _profile(loaded: Loaded, placement: Placement) -> Path:
+    """The profile's file: one for each device, backend and precision."""
+    name = placement.device.type
+    if name == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name(placement.device).lower().replace(" ", "-")
+    dtype = str(placement.dtype).removeprefix("torch.")
+    backend = loaded.info.label if loaded.info is not None else "eager"
+    return loaded.served.model.folder / PROFILES / f"{name}-{backend}-{dtype}.json"
+
+
+def _read(engine: Engine, path: Path, model: str) -> None:
+    try:
+        cells = json.loads(path.read_text())
+        engine.cost.load({**cell, "model": model} for cell in cells)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the cost profile %s is not used: %s", path, error)
+
+
+def _write(engine: Engine, path: Path, model: str) -> None:
+    cells = [cell for cell in engine.cost.dump() if cell["model"] == model]
+    try:
+        path.parent.mkdir(exist_ok=True)
+        scratch = path.with_suffix(f".{time.monotonic_ns()}.tmp")
+        scratch.write_text(json.dumps(cells, indent=1))
+        scratch.replace(path)  # several workers may write it: the last one wins, whole
+    except OSError as error:
+        logger.info("the cost profile is not kept: %s", error)
