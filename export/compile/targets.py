@@ -71,7 +71,7 @@ class Target:
     @property
     def compiler(self) -> Compiler:
         """The module; its packages are imported when it compiles."""
-        return cast(Compiler, importlib.import_module(f"export.{self.name}"))
+        return cast(Compiler, importlib.import_module(f"export.compile.{self.name}"))
 
 
 _INDUCTOR: tuple[Quantization, ...] = ("int8-weights", "int8", "fp8")
