@@ -16,10 +16,12 @@ from sdxl_bento.config import load_settings
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.pictures.location import check_store, open_store
 from sdxl_bento.pictures.publish import Pictures
-from sdxl_bento.protocols.http.bodies import BatchBody, Call, GenerateBody, ImageBody
+from sdxl_bento.protocols.http.api import API
+from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection, cors_options
-from sdxl_bento.protocols.http.errors import ErrorBodies
-from sdxl_bento.protocols.native.routes import NativeAPI
+from sdxl_bento.protocols.http.middleware import ErrorBodies
+from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
+from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load
@@ -55,9 +57,9 @@ class SDXLService:
         worker = bentoml.server_context.worker_index or 1
         self.generator = Generator(self.settings, worker_index=worker - 1)
         self.pictures = Pictures(self.settings, open_store(self.settings))
-        self.native = NativeAPI(self.generator, self.settings, self.pictures, metrics())
+        self.api = API(self.generator, self.settings, self.pictures, metrics())
         self.page = Page(self.settings) if has_page(self.settings) else None
-        WEB.state.native, WEB.state.page = self.native, self.page
+        WEB.state.api, WEB.state.page = self.api, self.page
 
     @bentoml.on_deployment
     @staticmethod
@@ -81,7 +83,7 @@ class SDXLService:
         drain_on_signal(self.drain)
         self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
         if self.page is not None:
-            self.tasks.append(asyncio.create_task(self.page.serve(self.native)))
+            self.tasks.append(asyncio.create_task(self.page.serve(self.api)))
         if bentoml.server_context.worker_index in (None, 1):
             self.tasks.append(asyncio.create_task(announce(self.generator, SDXLService.url)))
 
@@ -110,7 +112,7 @@ class SDXLService:
     @bentoml.api(input_spec=GenerateBody)
     async def generate(self, call: Call) -> ImageFile:
         """Text to image: the picture itself for one, JSON with base64 for several."""
-        return await self.native.generate(call)
+        return await draw(self.api, call)
 
     @bentoml.api(
         input_spec=BatchBody,
@@ -120,22 +122,22 @@ class SDXLService:
     )
     async def generate_batch(self, calls: list[Call]) -> list[dict[str, Any]]:
         """Many calls in one: a list of results, each with its pictures or its error."""
-        return await self.native.generate_batch(calls)
+        return await draw_batch(self.api, calls)
 
     @bentoml.api(input_spec=GenerateBody, route="/generate/stream")
     async def generate_stream(self, call: Call) -> ImageFile:
         """Text to image with progress, as server-sent events."""
-        return await stream(self.native, call)
+        return await stream(self.api, call)
 
     @bentoml.api(input_spec=ImageBody)
     async def img2img(self, call: Call) -> ImageFile:
         """Image to image with the base model; `strength` is how much of it to redraw."""
-        return await self.native.img2img(call)
+        return await draw(self.api, call, "img2img")
 
     @bentoml.api(input_spec=ImageBody)
     async def refine(self, call: Call) -> ImageFile:
         """Let the refiner redraw a picture, or one that this server made (`image_id`)."""
-        return await self.native.refine(call)
+        return await draw(self.api, call, "refine")
 
 
 if SETTINGS.cors_origins:

@@ -43,9 +43,10 @@ from sdxl_bento.diffusion.lora.batches import Batches
 from sdxl_bento.diffusion.lora.layers import ConvRows, LayerRows, LinearRows
 from sdxl_bento.diffusion.plan import plan, resolve
 from sdxl_bento.engine.core import Engine
+from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.serving.generator import to_request
 from sdxl_bento.serving.loading import load
+from sdxl_bento.serving.requests import to_request
 
 REQUESTS = 8
 UNET, AROUND = "UNet, its own layers", "adapters, around the products"
@@ -142,8 +143,9 @@ class Bench:
         self.count += 1
         asked = {"prompt": prompt(self.count), "num_inference_steps": self.steps}
         asked |= {"seed": self.count, "loras": [{"name": lora}] if lora else []}
-        params = resolve(GenerateParams.model_validate(asked), self.loaded.facts, seed=0)
-        return to_request(f"r{self.count}", plan(params, self.loaded.facts), 0.0, None)
+        order = Order("generate", GenerateParams.model_validate(asked))
+        resolved = resolve(order, self.loaded.facts, seed=0)
+        return to_request(f"r{self.count}", plan(resolved, self.loaded.facts), 0.0, None)
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.executor import Completion
 from sdxl_bento.engine.request import Request, Stage
 from sdxl_bento.engine.scheduler import Limits
+from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
 
 CROWD = 8
@@ -56,7 +57,7 @@ class Bench:
                 height=self.size,
                 sampler="euler",
             )
-            job = plan(resolve(asked, self.facts, seed=self.made), self.facts)
+            job = plan(resolve(Order("generate", asked), self.facts, seed=self.made), self.facts)
             name = str(self.made)
             phases = job.phases()
             found.append(Request(name, self.facts.name, self.size, self.size, phases, job))

@@ -14,21 +14,11 @@ from pydantic import (
     model_validator,
 )
 
+from sdxl_bento.sampler_names import SamplerName
+
 MAX_SEED = 2**63 - 1
 MAX_PROMPT_CHARS = 8_000
 
-SamplerName = Literal[
-    "euler",
-    "euler_a",
-    "ddim",
-    "dpmpp_2m",
-    "dpmpp_2m_karras",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_karras",
-    "dpmpp_2m_sde_exponential",
-    "lcm",
-    "tcd",
-]
 OutputFormat = Literal["png", "webp", "jpeg"]
 _Pixels = Annotated[int, Field(ge=0, le=8192)]
 # The schema is written out because OpenAPI 3.0 and BentoML's clients don't know `prefixItems`.
@@ -160,3 +150,16 @@ class GenerateParams(_Fields):
     def uses_guidance(self) -> bool:
         """Whether the request needs a conditional and an unconditional row (as diffusers does)."""
         return self.guidance_scale > 1.0
+
+
+class ResolvedParams(GenerateParams):
+    """The parameters of a call once a model has been chosen for it: nothing is left unset.
+
+    `diffusion.plan.resolve` makes them. As JSON they are what an answer calls `params`.
+    """
+
+    model: str
+    width: int
+    height: int
+    sampler: SamplerName
+    seed: int

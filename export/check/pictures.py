@@ -21,7 +21,7 @@ from sdxl_bento.config import Settings
 from sdxl_bento.manifest import BackendInfo, ImageFigure, Manifest, WeightDtype
 
 if TYPE_CHECKING:
-    from sdxl_bento.serving.loading import Loaded
+    from sdxl_bento.serving.loaded import Loaded
 
 Floats = NDArray[np.float64]
 
@@ -106,9 +106,10 @@ def draw(
     from sdxl_bento.diffusion.conditioning import PromptCache
     from sdxl_bento.diffusion.model import Placement
     from sdxl_bento.diffusion.plan import plan, resolve
+    from sdxl_bento.order import Order
     from sdxl_bento.params import GenerateParams
-    from sdxl_bento.serving.generator import to_request
     from sdxl_bento.serving.loading import engine_of, load_folder
+    from sdxl_bento.serving.requests import to_request
 
     eager = backend == "eager"
     # The defaults, whatever the environment says: figures of two machines are to be compared.
@@ -127,7 +128,8 @@ def draw(
     for seed, prompt in enumerate(prompts):
         given = {"prompt": prompt, "num_inference_steps": steps, "sampler": "euler"}
         given |= {"refiner": True} if refined else {}
-        job = plan(resolve(GenerateParams.model_validate(given), loaded.facts, seed), loaded.facts)
+        order = Order("generate", GenerateParams.model_validate(given))
+        job = plan(resolve(order, loaded.facts, seed), loaded.facts)
         requests.append(to_request(f"verify/{seed}", job, 0.0, None))
     pictures: list[Image] = []
     try:

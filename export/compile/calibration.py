@@ -18,7 +18,7 @@ from export.compile.onnx_graph.static import LayerRanges, Ranges
 from export.model.layout import Role
 
 if TYPE_CHECKING:
-    from sdxl_bento.serving.loading import Loaded
+    from sdxl_bento.serving.loaded import Loaded
 
 STEPS = 10  # from pure noise to none
 

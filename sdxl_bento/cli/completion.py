@@ -22,9 +22,9 @@ def _quietly(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
 @_quietly
 def sampler_names() -> list[str]:
     """Names of samplers."""
-    from sdxl_bento.params import SamplerName
+    from sdxl_bento.sampler_names import SAMPLERS
 
-    return list(SamplerName.__args__)  # type: ignore[attr-defined]  # a Literal's
+    return list(SAMPLERS)
 
 
 @_quietly

@@ -67,9 +67,9 @@ def samplers(url: Url = None, as_json: Json = False) -> None:
     with reporting(as_json):
         names = _asked(url, "samplers")
         if names is None:
-            from sdxl_bento.params import SamplerName
+            from sdxl_bento.sampler_names import SAMPLERS
 
-            names = list(SamplerName.__args__)  # type: ignore[attr-defined]  # a Literal's
+            names = list(SAMPLERS)
         if as_json:
             emit_json({"samplers": names})
         else:

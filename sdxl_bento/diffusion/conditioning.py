@@ -15,7 +15,7 @@ from sdxl_bento.diffusion.model import Model, Pipeline
 from sdxl_bento.diffusion.plan import Job
 from sdxl_bento.diffusion.transfer import to_device
 from sdxl_bento.engine.request import Stage
-from sdxl_bento.params import GenerateParams
+from sdxl_bento.params import ResolvedParams
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Conditioner:
             if changes(name, "text_encoder") or changes(name, "text_encoder_2")
         )
 
-    def _zero_negative(self, params: GenerateParams, stage: Stage) -> bool:
+    def _zero_negative(self, params: ResolvedParams, stage: Stage) -> bool:
         """SDXL base stands in zeros for a negative prompt that was not given."""
         info = self._model.pipeline(stage).info
         return params.negative_prompt is None and info.force_zeros_for_empty_prompt
@@ -185,13 +185,11 @@ class Conditioner:
         )
 
 
-def time_ids(params: GenerateParams, pipeline: Pipeline) -> list[list[float]]:
+def time_ids(params: ResolvedParams, pipeline: Pipeline) -> list[list[float]]:
     """SDXL's micro-conditioning, the negative branch's and the positive's (arXiv 2307.01952, 2.2).
 
     Original size, crop, and target size; for a refiner the aesthetic score in the last's place.
     """
-    assert params.height is not None
-    assert params.width is not None
     size = (params.height, params.width)
     original, target = params.original_size or size, params.target_size or size
     crop = params.crops_coords_top_left

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from sdxl_bento.diffusion.backend import Mix
 from sdxl_bento.diffusion.schedules import default_sampler
@@ -12,11 +11,8 @@ from sdxl_bento.diffusion.solvers import SolverTable, build_table
 from sdxl_bento.engine.request import Phase, Stage
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.manifest import Manifest
-from sdxl_bento.params import GenerateParams
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+from sdxl_bento.order import Order, Resolved
+from sdxl_bento.params import GenerateParams, ResolvedParams
 
 # What distilled models are published for: few steps, and no guidance, which is in their weights
 # (SDXL Turbo, arXiv 2311.17042; SDXL Lightning, arXiv 2402.13929; LCM, arXiv 2310.04378).
@@ -38,15 +34,18 @@ class ModelFacts:
 class Job:
     """One picture to draw: the payload that travels in an engine `Request`.
 
-    `params` has every default filled in, its seed is this picture's. `tables` holds the solver
-    of each denoising stage. `image` is what image-to-image starts from.
+    `order` is for this picture alone, with its own seed. `tables` holds the solver of each
+    denoising stage.
     """
 
-    params: GenerateParams
+    order: Resolved
     tables: Mapping[Stage, SolverTable]
     mix: Mix
-    image: Image | None = None
     wants_preview: bool = False
+
+    @property
+    def params(self) -> ResolvedParams:
+        return self.order.params
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -62,36 +61,34 @@ class Job:
     def rows(self) -> int:
         return 2 if self.params.uses_guidance else 1
 
-    @property
-    def seed(self) -> int:
-        assert self.params.seed is not None
-        return self.params.seed
-
     def phases(self) -> tuple[Phase, ...]:
         """The job as units of work for the engine."""
-        given = [Phase(Stage.IMAGE, 1, 1)] if self.image is not None else []
+        image = [Phase(Stage.IMAGE, 1, 1)] if self.order.source is not None else []
         steps = [Phase(stage, len(table), self.rows) for stage, table in self.tables.items()]
-        return (Phase(Stage.ENCODE, 1, self.rows), *given, *steps, Phase(Stage.DECODE, 1, 1))
+        return (Phase(Stage.ENCODE, 1, self.rows), *image, *steps, Phase(Stage.DECODE, 1, 1))
 
     def for_image(self, index: int) -> Job:
         """The job of image `index` of the call: the next seed."""
-        params = self.params.model_copy(update={"seed": self.seed + index, "num_images": 1})
-        return replace(self, params=params)
+        return replace(self, order=self.order.single(index))
 
 
-def resolve(params: GenerateParams, facts: ModelFacts, seed: int) -> GenerateParams:
-    """Fill in the model's defaults. `seed` is taken if the caller gave none.
+def resolve(order: Order, facts: ModelFacts, seed: int) -> Resolved:
+    """Decide what the caller has left to the model. `seed` is taken if the caller gave none.
 
+    A picture that is redrawn keeps its size, to the next smaller multiple that the model draws.
     Steps and guidance that the caller left out are those of the model's variant.
 
     Raises:
         InvalidInput: a size that the model does not draw.
     """
-    manifest = facts.manifest
-    width = params.width or manifest.base.width
-    height = params.height or manifest.base.height
+    params, manifest = order.params, facts.manifest
     limits = manifest.size_limits
-    for field, value in (("width", width), ("height", height)):
+    width, height = manifest.base.width, manifest.base.height
+    if order.image is not None:
+        width, height = (max(side // limits.multiple, 1) * limits.multiple
+                         for side in order.image.size)  # fmt: skip
+    size = {"width": params.width or width, "height": params.height or height}
+    for field, value in size.items():
         if value % limits.multiple or not limits.min <= value <= limits.max:
             raise InvalidInput(
                 field,
@@ -99,16 +96,15 @@ def resolve(params: GenerateParams, facts: ModelFacts, seed: int) -> GeneratePar
                 f"a multiple of {limits.multiple} from {limits.min} to {limits.max} "
                 f"for the model {facts.name}",
             )
-    return params.model_copy(
-        update={
-            "model": facts.name,
-            "width": width,
-            "height": height,
-            "sampler": params.sampler or default_sampler(facts.base_scheduler),
-            "seed": seed if params.seed is None else params.seed,
-            **_variant_defaults(params, manifest),
-        }
-    )
+    decided = {
+        "model": facts.name,
+        **size,
+        "sampler": params.sampler or default_sampler(facts.base_scheduler),
+        "seed": seed if params.seed is None else params.seed,
+        **_variant_defaults(params, manifest),
+    }
+    resolved = ResolvedParams.model_validate(dict(params) | decided)
+    return Resolved(order.task, resolved, order.source)
 
 
 def _variant_defaults(params: GenerateParams, manifest: Manifest) -> dict[str, object]:
@@ -122,28 +118,20 @@ def _variant_defaults(params: GenerateParams, manifest: Manifest) -> dict[str, o
     return {name: value for name, value in defaults.items() if name not in params.model_fields_set}
 
 
-def plan(
-    params: GenerateParams,
-    facts: ModelFacts,
-    *,
-    image: Image | None = None,
-    refine_only: bool = False,
-    wants_preview: bool = False,
-) -> Job:
-    """The job for resolved `params`.
+def plan(order: Resolved, facts: ModelFacts, *, wants_preview: bool = False) -> Job:
+    """The job that draws `order`, by its task and whether the refiner finishes the picture.
 
-    Text-to-image by default; image-to-image on the base model with `image`; the refiner redraws
-    `image` with `refine_only`. Timestep arithmetic follows diffusers' pipelines
-    (`denoising_end`, `denoising_start`, `strength`), so that the same request is the same image.
+    Timestep arithmetic follows diffusers' pipelines (`denoising_end`, `denoising_start`,
+    `strength`), so that the same request is the same image.
 
     Raises:
         InvalidInput: no refiner, an empty stage, or a sampler that cannot do it.
     """
-    assert params.sampler is not None
+    params = order.params
     steps = params.num_inference_steps
-    begin = _begin(params) if image is not None else 0
+    begin = _begin(params) if order.redraws else 0
     tables: dict[Stage, SolverTable] = {}
-    if refine_only:
+    if order.task == "refine":
         table = build_table(params.sampler, _refiner_config(facts), steps)
         tables[Stage.REFINE] = table.part(begin, steps)
     else:
@@ -153,11 +141,11 @@ def plan(
         else:
             tables[Stage.BASE] = table.part(begin, len(table))
     mix = tuple(sorted((lora.name, lora.scale) for lora in params.loras if lora.scale))
-    return Job(params, tables, mix, image, wants_preview)
+    return Job(order, tables, mix, wants_preview)
 
 
 def _share_out(
-    params: GenerateParams, facts: ModelFacts, base: SolverTable, begin: int
+    params: ResolvedParams, facts: ModelFacts, base: SolverTable, begin: int
 ) -> dict[Stage, SolverTable]:
     """Ensemble of experts: the base model above the cut of the noise, the refiner below it."""
     refiner = build_table(base.sampler, _refiner_config(facts), params.num_inference_steps)
@@ -176,7 +164,7 @@ def _share_out(
     return {Stage.BASE: base.part(begin, end), Stage.REFINE: refiner.part(resume, len(refiner))}
 
 
-def _begin(params: GenerateParams) -> int:
+def _begin(params: ResolvedParams) -> int:
     """First step of an image-to-image run: `strength` of the steps remain."""
     steps = params.num_inference_steps
     remaining = min(int(steps * params.strength), steps)

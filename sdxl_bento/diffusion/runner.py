@@ -152,8 +152,9 @@ class Runner:
         posteriors = []
         for state in states:
             vae = served.model.pipeline(state.job.stages[0]).vae
-            assert state.job.image is not None
-            pixels = to_pixels(state.job.image, unit.key.width, unit.key.height)
+            image = state.job.order.image
+            assert image is not None  # the phase IMAGE is planned where there is one
+            pixels = to_pixels(image, unit.key.width, unit.key.height)
             pixels = to_device(pixels.to(vae.dtype), served.model.placement.device)
             posteriors.append(vae.encode(pixels).latent_dist)
         for state, posterior in zip(states, posteriors, strict=True):

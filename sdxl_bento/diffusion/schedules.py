@@ -9,27 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.params import SamplerName
+from sdxl_bento.sampler_names import SAMPLER_OF_CLASS, SAMPLERS, SamplerName
 
 Floats = npt.NDArray[np.float64]
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
-DEFAULT_SAMPLER = "euler"
-
-# Scheduler classes that a model may name, and the sampler they stand for.
-SAMPLER_OF_CLASS: Mapping[str, str] = {
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_a",
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "LCMScheduler": "lcm",
-    "TCDScheduler": "tcd",
-}
+DEFAULT_SAMPLER: SamplerName = "euler"
 
 # A model's own configuration may name another spacing, and diffusers refuses two of them.
 _SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -129,12 +118,12 @@ def make_scheduler(sampler: str, config: Mapping[str, object]) -> Any:
         return make(dict(config), **extra)
 
 
-def default_sampler(config: Mapping[str, object]) -> str:
+def default_sampler(config: Mapping[str, object]) -> SamplerName:
     """The sampler that a model's own scheduler config stands for; Euler if we have none like it."""
     name = SAMPLER_OF_CLASS.get(str(config.get("_class_name")), DEFAULT_SAMPLER)
-    if name == "dpmpp_2m":
-        if config.get("algorithm_type") == "sde-dpmsolver++":
-            name = "dpmpp_2m_sde"
-        if config.get("use_karras_sigmas"):
-            name += "_karras"
-    return name
+    if name != "dpmpp_2m":
+        return name
+    karras = bool(config.get("use_karras_sigmas"))
+    if config.get("algorithm_type") == "sde-dpmsolver++":
+        return "dpmpp_2m_sde_karras" if karras else "dpmpp_2m_sde"
+    return "dpmpp_2m_karras" if karras else "dpmpp_2m"

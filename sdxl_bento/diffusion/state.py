@@ -27,12 +27,10 @@ class LatentState:
     """
 
     def __init__(self, job: Job, model: Model, conditioning: Mapping[Stage, Conditioning]) -> None:
-        assert job.params.height is not None
-        assert job.params.width is not None
         self.job = job
         self.conditioning = conditioning
         self._device = model.placement.device
-        self._generator = torch.Generator().manual_seed(job.seed)
+        self._generator = torch.Generator().manual_seed(job.params.seed)
         self._fresh: torch.Tensor | None = None
         info = model.pipeline(job.stages[0]).info
         factor = info.vae_scale_factor
@@ -46,7 +44,7 @@ class LatentState:
         self.zero = torch.zeros(self.shape, device=self._device)
         self.previous = self.zero
         self.latents = self.zero
-        if job.image is None:
+        if job.order.source is None:
             scale = job.tables[job.stages[0]].init_noise_sigma
             self.latents = to_device(self._draw() * scale, self._device)
 

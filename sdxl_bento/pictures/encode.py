@@ -13,7 +13,7 @@ from PIL import ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import OutputFormat
-from sdxl_bento.pictures.infotext import user_comment
+from sdxl_bento.pictures.exif import user_comment
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,25 +7,21 @@ PNG, from the EXIF field UserComment of a JPEG or WebP.
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Mapping
 
 from sdxl_bento import __version__
-from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.a1111.samplers import name_of
-
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286  # tags; EXIF 2.32, 4.6.3 and 4.6.5
-_LONG, _UNDEFINED = 4, 7  # types; 4.6.2
+from sdxl_bento.order import Resolved
+from sdxl_bento.pictures.describe import describe
+from sdxl_bento.sampler_names import a1111_name
 
 
-def infotext(params: GenerateParams, *, redrawn: bool) -> str:
-    """The text: prompt, negative prompt, and one line of facts.
+def infotext(order: Resolved) -> str:
+    """The text of one picture: prompt, negative prompt, and one line of facts.
 
-    `params` are one picture's, with every default filled in. `redrawn`: it began as a picture, so
-    that `strength` counts. Adapters are in the prompt, as they are there. Hashes are left out:
-    those it has are of single checkpoint files.
+    Adapters are in the prompt, as that interface writes them. It also writes hashes, which are of
+    single checkpoint files; they are left out.
     """
-    sampler, scheduler = name_of(params.sampler)
+    params = order.params
+    sampler, scheduler = a1111_name(params.sampler)
     facts: dict[str, object] = {
         "Steps": params.num_inference_steps,
         "Sampler": sampler,
@@ -35,7 +31,7 @@ def infotext(params: GenerateParams, *, redrawn: bool) -> str:
         "Size": f"{params.width}x{params.height}",
         "Model": params.model,
     }
-    if redrawn:
+    if order.redraws:
         facts["Denoising strength"] = f"{params.strength:g}"
     if params.refiner:
         facts |= {"Refiner": params.model, "Refiner switch at": f"{params.high_noise_frac:g}"}
@@ -48,28 +44,15 @@ def infotext(params: GenerateParams, *, redrawn: bool) -> str:
     return "\n".join(lines).replace("\0", " ")  # which would end a PNG's text
 
 
-def user_comment(text: str) -> bytes:
-    """EXIF data with this one field, in the byte order that its readers take for granted.
-
-    Written by hand, since Pillow gives bytes the type BYTE, where EXIF wants UNDEFINED.
-    """
-    data = b"UNICODE\0" + text.encode("utf-16-be")
-    header = struct.pack(">2sHI", b"MM", 42, 8)
-    first = struct.pack(">HHHIII", 1, _EXIF_IFD, _LONG, 1, 26, 0)
-    exif = struct.pack(">HHHIII", 1, _USER_COMMENT, _UNDEFINED, len(data), 44, 0)
-    return b"Exif\0\0" + header + first + exif + data
-
-
-def embedded(
-    params: GenerateParams, described: Mapping[str, object], *, redrawn: bool
-) -> dict[str, str]:
+def embedded(order: Resolved) -> dict[str, str]:
     """What goes into a picture's file, by the names that a PNG's text chunks have.
 
-    Nothing in it differs from call to call: the same seed gives the same bytes.
+    `order` is for this picture alone. Nothing in it differs from call to call: the same seed gives
+    the same bytes.
     """
     return {
-        "parameters": infotext(params, redrawn=redrawn),
-        "sdxl-bento": json.dumps(described, ensure_ascii=False),
+        "parameters": infotext(order),
+        "sdxl-bento": json.dumps(describe(order), ensure_ascii=False),
     }
 
 

@@ -13,8 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdxl_bento.errors import ModelNotFound, NotReady
-from sdxl_bento.serving.generator import Generator
+from sdxl_bento.protocols.http.api import api_of
 from sdxl_bento.serving.results import ModelSummary
 
 # OpenAI's models have a date of creation. Ours are made by whoever serves them.
@@ -26,32 +25,17 @@ def routes() -> list[Route]:
     return [Route("/v1/models", _models), Route("/v1/models/{model}", _model)]
 
 
-def found(generator: Generator, name: str) -> ModelSummary:
-    """The loaded model of that name or tag. Raises ModelNotFound, NotReady."""
-    if generator.state != "ready":
-        raise NotReady(generator.state)
-    for model in generator.models():
-        if name in (model.name, model.tag):
-            return model
-    raise ModelNotFound(name, [model.name for model in generator.models()])
-
-
 async def _models(request: Request) -> Response:
-    models = _generator(request).models()
+    models = api_of(request).generator.models.summaries()
     data = [_described(model) for model in models]
     names = [model.name for model in models]
     return JSONResponse({"object": "list", "data": data, "models": names})
 
 
 async def _model(request: Request) -> Response:
-    model = found(_generator(request), request.path_params["model"])
+    model = api_of(request).generator.models.ready(request.path_params["model"])
     return JSONResponse(_described(model) | {"name": model.name, "ready": True})
 
 
 def _described(model: ModelSummary) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": _CREATED, "owned_by": "sdxl-bento"}
-
-
-def _generator(request: Request) -> Generator:
-    generator: Generator = request.app.state.native.generator
-    return generator

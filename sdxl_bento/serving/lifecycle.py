@@ -38,10 +38,10 @@ async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1
     started = False
     gpus: list[GPU] = []
     while True:
-        metrics.load(generator.stats())
-        metrics.units(generator.units())
+        metrics.load(generator.activity.stats())
+        metrics.units(generator.activity.units())
         if not started and generator.state == "ready":
-            models = generator.models()
+            models = generator.models.summaries()
             metrics.started(models)
             gpus = await asyncio.to_thread(gpus_of, {model.device for model in models})
             started = True

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import CACHE, BackendInfo, Manifest
-from sdxl_bento.serving.results import ModelSummary
+from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.warmup import keep_profiles, warm_up
 
 if TYPE_CHECKING:
@@ -38,36 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory, and what planning and clients need to know of it."""
-
-    name: str
-    asked: str  # the tag in the settings, which may say `latest`; the model's own is exact
-    facts: ModelFacts
-    served: Served
-    info: BackendInfo | None  # the compiled backend; None: eager
-    load_seconds: float
-    warm_up_seconds: float = 0.0
-
-    def summary(self, *, default: bool) -> ModelSummary:
-        model, manifest = self.served.model, self.facts.manifest
-        return ModelSummary(
-            name=self.name,
-            tag=model.tag,
-            default=default,
-            default_width=manifest.base.width,
-            default_height=manifest.base.height,
-            size_multiple=manifest.size_limits.multiple,
-            has_refiner=model.refiner is not None,
-            dtype=str(model.placement.dtype).removeprefix("torch."),
-            backend=self.info.label if self.info is not None else self.served.backend.name,
-            device=str(model.placement.device),
-            load_seconds=round(self.load_seconds, 3),
-            warm_up_seconds=round(self.warm_up_seconds, 3),
-        )
 
 
 def load(

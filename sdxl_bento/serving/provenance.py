@@ -10,11 +10,11 @@ from sdxl_bento.serving.results import Provenance
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
-    from sdxl_bento.params import GenerateParams
-    from sdxl_bento.serving.loading import Loaded
+    from sdxl_bento.params import ResolvedParams
+    from sdxl_bento.serving.loaded import Loaded
 
 
-def provenance_of(loaded: Loaded, params: GenerateParams, settings: Settings) -> Provenance:
+def provenance_of(loaded: Loaded, params: ResolvedParams, settings: Settings) -> Provenance:
     """What the model `loaded` draws `params` with. Reads the files of adapters not in memory.
 
     Raises AdapterNotFound.

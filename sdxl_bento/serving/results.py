@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdxl_bento.params import GenerateParams
-
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from sdxl_bento.order import Resolved
+    from sdxl_bento.params import ResolvedParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,19 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The answer to one call. `params` has every default filled in (model, size, seed, sampler)."""
+    """The pictures of one call, as the engine has drawn them.
+
+    `order` is the call as it was drawn, with the number of steps that was really made.
+    """
 
     request_id: str
-    params: GenerateParams
+    order: Resolved
     images: tuple[GeneratedImage, ...]
     timings: Timings
+
+    @property
+    def params(self) -> ResolvedParams:
+        return self.order.params
 
 
 @dataclass(frozen=True, slots=True)

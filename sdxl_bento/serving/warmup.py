@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdxl_bento.diffusion.plan import plan, resolve
 from sdxl_bento.manifest import PROFILES
+from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.serving.requests import to_request
 
 if TYPE_CHECKING:
     from sdxl_bento.diffusion.model import Placement
     from sdxl_bento.engine.core import Engine
     from sdxl_bento.engine.request import Request
-    from sdxl_bento.serving.loading import Loaded
+    from sdxl_bento.serving.loaded import Loaded
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 STEPS = 2  # the first forward of a kind pays for what the second no longer does
@@ -57,17 +60,14 @@ def keep_profiles(engine: Engine, models: Mapping[str, Loaded], placement: Place
 
 
 def _requests(loaded: Loaded) -> list[Request]:
-    from sdxl_bento.diffusion.plan import plan, resolve
-    from sdxl_bento.serving.generator import to_request
-
     asked = [{"guidance_scale": 1.0}, {"guidance_scale": 5.0}]
     if loaded.facts.refiner_scheduler is not None:
         asked.append({"guidance_scale": 5.0, "refiner": True, "high_noise_frac": 0.5})
     requests = []
     for index, options in enumerate(asked):
         given = {"prompt": "warm-up", "num_inference_steps": STEPS, "sampler": "euler", **options}
-        params = resolve(GenerateParams.model_validate(given), loaded.facts, seed=0)
-        job = plan(params, loaded.facts)
+        order = Order("generate", GenerateParams.model_validate(given))
+        job = plan(resolve(order, loaded.facts, seed=0), loaded.facts)
         requests.append(to_request(f"warm-up/{loaded.name}/{index}", job, 0.0, None))
     return requests
 

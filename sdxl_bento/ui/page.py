@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from sdxl_bento.protocols.http.errors import limited
+from sdxl_bento.protocols.http.caller import limited
 from sdxl_bento.ui.pages import waiting_page
 from sdxl_bento.ui.uploads import check_room
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from sdxl_bento.config import Settings
-from sdxl_bento.diffusion.schedules import SAMPLERS
 from sdxl_bento.errors import RequestCancelled
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import largest_difference, psnr, started
 

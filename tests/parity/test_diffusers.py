@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from sdxl_bento.diffusion.schedules import SAMPLERS, make_scheduler
+from sdxl_bento.diffusion.schedules import make_scheduler
 from sdxl_bento.diffusion.solvers import TCD_ETA
 from sdxl_bento.params import GenerateParams, LoraRef
+from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import largest_difference
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.a1111 import fields as a1111_fields
-from sdxl_bento.protocols.a1111.samplers import SAMPLERS, name_of, sampler_of
+from sdxl_bento.protocols.a1111.samplers import sampler_of
 from sdxl_bento.protocols.http.validation import parse_params, renamed
 from sdxl_bento.protocols.openai import fields as openai_fields
+from sdxl_bento.sampler_names import A1111_SAMPLERS, a1111_name
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8),
@@ -91,6 +92,6 @@ def test_bodies_that_are_no_objects(body: object) -> None:
 
 
 def test_samplers_there_and_back() -> None:
-    ours = {sampler for schedulers in SAMPLERS.values() for sampler in schedulers.values()}
+    ours = {sampler for schedulers in A1111_SAMPLERS.values() for sampler in schedulers.values()}
     for sampler in ours:
-        assert sampler_of(*name_of(sampler)) == sampler
+        assert sampler_of(*a1111_name(sampler)) == sampler

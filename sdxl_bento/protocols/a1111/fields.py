@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.order import Task
 from sdxl_bento.protocols.a1111.prompt_syntax import without_loras
-from sdxl_bento.protocols.a1111.samplers import AUTOMATIC, sampler_of
+from sdxl_bento.protocols.a1111.samplers import sampler_of
+from sdxl_bento.sampler_names import AUTOMATIC
 
 # Native field → its name here, for errors.
 NAMES = {
@@ -59,7 +61,7 @@ _OWN = (
 DENOISING_STRENGTH = 0.75  # where an img2img call says nothing
 
 
-def translated(body: object, model: str | None, with_picture: bool) -> object:
+def translated(body: object, model: str | None, task: Task) -> object:
     """The native fields; `model` is drawn with unless the body names one. Raises InvalidInput."""
     if not isinstance(body, Mapping):
         return body
@@ -78,7 +80,7 @@ def translated(body: object, model: str | None, with_picture: bool) -> object:
     fields |= _sampler(given)
     fields |= _overridden(given.get("override_settings", {}))
     fields |= _refiner(given)
-    if with_picture:
+    if task != "generate":
         fields["strength"] = given.get("denoising_strength", DENOISING_STRENGTH)
         fields["image"] = _only_one(given.get("init_images"))
     return fields

@@ -7,7 +7,6 @@ Here they mean the call that has been running for longest.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_bento.pictures.encode import encode
+from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.serving.results import Progress
 
 
@@ -73,7 +73,7 @@ class Jobs:
         image = None
         if preview is not None:
             png = await asyncio.to_thread(encode, preview, "png")
-            image = base64.b64encode(png).decode("ascii")
+            image = base64_of(png)
         return {**body, "current_image": image}
 
 

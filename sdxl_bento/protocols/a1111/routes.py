@@ -11,15 +11,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import InvalidInput, RequestNotFound, SDXLError
+from sdxl_bento.order import Task
 from sdxl_bento.protocols.a1111.answers import response_body
 from sdxl_bento.protocols.a1111.fields import NAMES, translated
 from sdxl_bento.protocols.a1111.jobs import Jobs
-from sdxl_bento.protocols.a1111.samplers import SCHEDULERS, names
+from sdxl_bento.protocols.a1111.samplers import names
+from sdxl_bento.protocols.http.answers import answer_headers
+from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
-from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response
+from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
 from sdxl_bento.protocols.http.validation import renamed
-from sdxl_bento.protocols.model_lists import found
-from sdxl_bento.protocols.native.routes import NativeAPI, answer_headers, logged
+from sdxl_bento.sampler_names import A1111_SCHEDULERS, SAMPLERS
 
 PROTOCOL = "automatic1111"
 _CHECKPOINT = "sd_model_checkpoint"
@@ -54,36 +56,33 @@ class Automatic1111:
         ]
 
     async def _txt2img(self, request: Request) -> Response:
-        return await self._draw(request, with_picture=False)
+        return await self._draw(request, "generate", MAX_JSON_BYTES)
 
     async def _img2img(self, request: Request) -> Response:
-        return await self._draw(request, with_picture=True)
+        return await self._draw(request, "img2img", MAX_UPLOAD_BYTES)
 
-    async def _draw(self, request: Request, *, with_picture: bool) -> Response:
-        api = _api(request)
-        arrived = await read_call(request, MAX_UPLOAD_BYTES if with_picture else MAX_JSON_BYTES)
+    async def _draw(self, request: Request, task: Task, max_bytes: int) -> Response:
+        arrived = await read_call(request, max_bytes)
         kind = request.headers.get("content-type", "")
         if kind.startswith("multipart/"):  # its files could not come back as `parameters`
             error = UnsupportedBody("Content-Type", kind, "application/json")
             arrived = replace(arrived, fields={}, error=arrived.error or error)
-        call = self._understood(arrived, with_picture)
-        work = api.image_to_image if with_picture else api.text_to_image
+        call = self._translated(arrived, task)
         try:
             with self._jobs.running(call.request_id) as job:
-                answer = await api.run(call, work(call, job.note))
+                answer = await api_of(request).run(call, task, job.note)
         except Exception as error:  # whatever it is, the client gets our error body
-            return error_response(renamed(logged(error, call), NAMES), call.request_id)
+            return error_response(renamed(logged(error, call.request_id), NAMES), call.request_id)
         asked = arrived.fields if isinstance(arrived.fields, Mapping) else {}
-        body = response_body(answer, asked, with_picture)
-        return JSONResponse(body, headers=answer_headers(answer))
+        return JSONResponse(response_body(answer, asked), headers=answer_headers(answer))
 
-    def _understood(self, arrived: Call, with_picture: bool) -> Call:
+    def _translated(self, arrived: Call, task: Task) -> Call:
         """The call in native fields. What is wrong with it is its `error`."""
         call = replace(arrived, protocol=PROTOCOL)
         if call.error is not None:
             return call
         try:
-            return replace(call, fields=translated(call.fields, self._model, with_picture))
+            return replace(call, fields=translated(call.fields, self._model, task))
         except SDXLError as error:
             return replace(call, error=error)
 
@@ -98,19 +97,19 @@ class Automatic1111:
         job = self._jobs.oldest()
         if job is not None:
             with suppress(RequestNotFound):  # it is over
-                _api(request).generator.cancel(job.request_id)
+                api_of(request).generator.calls.cancel(job.request_id)
         return JSONResponse({})
 
     async def _options(self, request: Request) -> Response:
         if request.method == "POST":
             return await self._choose(request)
-        models = _api(request).generator.models()
+        models = api_of(request).generator.models.summaries()
         model = self._model or (models[0].name if models else None)
         return JSONResponse({_CHECKPOINT: model, "samples_format": "png"})
 
     async def _choose(self, request: Request) -> Response:
         """The model of the calls that name none, for everybody who uses this protocol."""
-        api = _api(request)
+        api = api_of(request)
         arrived = await read_call(request, MAX_JSON_BYTES)
         try:
             if arrived.error is not None:
@@ -121,14 +120,14 @@ class Automatic1111:
         return JSONResponse(None)
 
 
-def _chosen(api: NativeAPI, options: object) -> str:
+def _chosen(api: API, options: object) -> str:
     if not isinstance(options, Mapping) or set(options) - {"slo_ms", "priority"} != {_CHECKPOINT}:
         shown = sorted(options) if isinstance(options, Mapping) else options
         raise InvalidInput("options", shown, f"{_CHECKPOINT} alone")
     if api.settings.workers > 1:
         allowed = "one of override_settings: this server's processes share no options"
         raise InvalidInput(_CHECKPOINT, options[_CHECKPOINT], allowed)
-    return found(api.generator, str(options[_CHECKPOINT])).name
+    return api.generator.models.ready(str(options[_CHECKPOINT])).name
 
 
 async def _models(request: Request) -> Response:
@@ -141,24 +140,23 @@ async def _models(request: Request) -> Response:
             "filename": model.tag,
             "config": None,
         }
-        for model in _api(request).generator.models()
+        for model in api_of(request).generator.models.summaries()
     ]
     return JSONResponse(described)
 
 
 async def _samplers(request: Request) -> Response:
-    available = _api(request).generator.samplers()
-    return JSONResponse([{"name": n, "aliases": [], "options": {}} for n in names(available)])
+    return JSONResponse([{"name": n, "aliases": [], "options": {}} for n in names(SAMPLERS)])
 
 
 async def _schedulers(request: Request) -> Response:
     return JSONResponse(
-        [{"name": name, "label": name.capitalize(), "aliases": None} for name in SCHEDULERS]
+        [{"name": name, "label": name.capitalize(), "aliases": None} for name in A1111_SCHEDULERS]
     )
 
 
 async def _loras(request: Request) -> Response:
-    loras = _api(request).generator.loras()
+    loras = api_of(request).generator.models.adapters()
     return JSONResponse(
         [{"name": each.name, "alias": each.name, "path": "", "metadata": {}} for each in loras]
     )
@@ -166,8 +164,3 @@ async def _loras(request: Request) -> Response:
 
 async def _scripts(request: Request) -> Response:
     return JSONResponse({"txt2img": [], "img2img": []})
-
-
-def _api(request: Request) -> NativeAPI:
-    api: NativeAPI = request.app.state.native
-    return api

@@ -6,7 +6,6 @@ from typing import Any
 
 from sdxl_bento import errors
 from sdxl_bento.protocols.a1111 import fields as a1111_fields
-from sdxl_bento.protocols.a1111.samplers import SAMPLERS, SCHEDULERS
 from sdxl_bento.protocols.http.operations import (
     BASE64,
     CALL_HEADERS,
@@ -30,6 +29,7 @@ from sdxl_bento.protocols.http.operations import (
     some,
 )
 from sdxl_bento.protocols.http.schemas import A1111_ERROR
+from sdxl_bento.sampler_names import A1111_SAMPLERS, A1111_SCHEDULERS
 
 A1111 = Protocol("AUTOMATIC1111", A1111_ERROR)
 _EXAMPLE = {"prompt": "a red circle <lora:striped:0.8>", "seed": 1, "steps": 20, "width": 128}
@@ -96,15 +96,19 @@ def _calls(params: Schema) -> dict[str, Any]:
 
 def _fields(native: Schema) -> dict[str, Schema]:
     """Those that mean something, and those that may only ask for nothing."""
+    samplers, schedulers = ", ".join(A1111_SAMPLERS), ", ".join(A1111_SCHEDULERS)
     own: dict[str, Schema] = {
         "prompt": {**TEXT, "description": "With `<lora:name:weight>`."},
         "negative_prompt": TEXT,
         "seed": {"type": "integer", "minimum": -1, "description": "-1: a random one."},
         "batch_size": _COUNT,
         "n_iter": _COUNT,
-        "sampler_name": {**TEXT, "description": f"One of {', '.join(SAMPLERS)}, in any case."},
+        "sampler_name": {
+            **TEXT,
+            "description": f"One of {samplers}, in any case.",
+        },
         "sampler_index": {**TEXT, "description": "Where `sampler_name` is empty."},
-        "scheduler": {**TEXT, "description": f"One of {', '.join(SCHEDULERS)}, in any case."},
+        "scheduler": {**TEXT, "description": f"One of {schedulers}, in any case."},
         "override_settings": _OVERRIDES,
         "refiner_checkpoint": {**TEXT, "description": "A name with `refiner` in it."},
         "refiner_switch_at": NUMBER,

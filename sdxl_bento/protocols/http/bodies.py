@@ -1,41 +1,20 @@
-"""Reading the bodies of the native routes.
-
-BentoML validates a body before our method sees it, and answers in its own words. The classes here
-give BentoML the schema, which its clients and the OpenAPI page need, but read the request
-themselves and hand the method an unvalidated `Call`: so a bad field can be answered with our error
-body, and one bad item of a batch does not fail the others.
-"""
+"""From a request to a `Call`: its fields decoded, and nothing of them checked yet."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
 
-import bentoml
-import pydantic
 import pydantic_core
-from bentoml.exceptions import BentoMLException
-from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
 
 from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.cache import CacheControl
-from sdxl_bento.protocols.http.errors import (
-    BodyTooLarge,
-    Caller,
-    MalformedBody,
-    UnsupportedBody,
-    error_body,
-    limited,
-    request_id_of,
-    status_of,
-)
+from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
+from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody, UnsupportedBody
 from sdxl_bento.protocols.http.forms import read_multipart, read_urlencoded
 from sdxl_bento.protocols.http.validation import parse_params
 
@@ -47,9 +26,17 @@ MAX_BATCH_ITEMS = 256
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call as it arrived. `fields` is decoded, not validated; `error` says why it is not.
+    """One HTTP call as it arrived, with what it asks for in native fields.
 
-    An adapter of another protocol makes one, too: of the native fields that it has translated to.
+    Attributes:
+        request_id: the caller's, or one of ours.
+        wants_json: the caller prefers JSON to a picture.
+        fields: the native fields, decoded and not validated.
+        caller: tells when the client has left.
+        error: why there are no fields, or what is already known to be wrong with them.
+        protocol: the adapter's name, for metrics.
+        cache: what the caller allows the result cache to do.
+        validated: the parameters, where the adapter had to validate them to say where an error is.
     """
 
     request_id: str
@@ -59,65 +46,20 @@ class Call:
     error: SDXLError | None = None
     protocol: str = "native"
     cache: CacheControl = field(default_factory=CacheControl)
+    validated: GenerateParams | None = None
+
+    @property
+    def model(self) -> object:
+        """The model that the caller names, which may be anything; None for the default one."""
+        if self.validated is not None:
+            return self.validated.model
+        return self.fields.get("model") if isinstance(self.fields, Mapping) else None
 
     def params(self) -> GenerateParams:
-        """The validated parameters. Raises InvalidInput."""
+        """The validated parameters. Raises the call's error, and InvalidInput."""
         if self.error is not None:
             raise self.error
-        return parse_params(self.fields)
-
-
-class _Handed(pydantic.BaseModel):
-    """What BentoML passes on: it calls the method with this model's fields as keywords."""
-
-    call: Any
-
-
-class _HandedBatch(pydantic.BaseModel):
-    calls: list[Any]
-
-
-class GenerateBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
-    """The flat JSON body of /generate."""
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: object) -> Any:
-        """BentoML's hook: called for every request to a route with this input."""
-        return _Handed(call=await read_call(request, MAX_JSON_BYTES))
-
-
-class ImageBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
-    """A picture and how to redraw it: a multipart form, or JSON with the picture in base64."""
-
-    # The schema is written out: BentoML writes that of a file only where it is not optional.
-    image: Annotated[
-        Path | None,
-        WithJsonSchema({"anyOf": [{"type": "file", "format": "image"}, {"type": "null"}]}),
-    ] = Field(None, description="PNG, JPEG or WebP: a file of the form, or base64 in JSON.")
-    image_id: str | None = Field(
-        None, description="In its place, a picture of this server: the X-Image-Id it came with."
-    )
-    id: str | None = Field(None, description="The same as `image_id`.")
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: object) -> Any:
-        """BentoML's hook: called for every request to a route with this input."""
-        return _Handed(call=await read_call(request, MAX_UPLOAD_BYTES))
-
-
-class BatchBody(bentoml.IODescriptor):  # type: ignore[misc]
-    """`{"requests": […]}`, each item as for /generate."""
-
-    requests: list[GenerateParams] = Field(min_length=1, max_length=MAX_BATCH_ITEMS)
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: object) -> Any:
-        """BentoML's hook. A batch's calls share one method call, so a bad body ends here."""
-        try:
-            return _HandedBatch(calls=await _read_batch(request))
-        except SDXLError as error:
-            body = json.dumps(error_body(error))
-            raise BentoMLException(body, error_code=status_of(error)) from None
+        return self.validated if self.validated is not None else parse_params(self.fields)
 
 
 async def read_call(request: Request, max_bytes: int) -> Call:
@@ -127,33 +69,16 @@ async def read_call(request: Request, max_bytes: int) -> Call:
     request_id = "invalid"
     try:
         request_id = request_id_of(request.headers)
-        fields = with_headers(await _read_fields(limited(request, max_bytes)), request.headers)
+        fields = with_headers(await read_fields(limited(request, max_bytes)), request.headers)
     except SDXLError as exc:
         error = exc
     wants_json = "application/json" in request.headers.get("accept", "")
-    control = CacheControl.of(request.headers)
+    control = cache_control(request.headers)
     return Call(request_id, wants_json, fields, Caller(request.receive), error, cache=control)
 
 
-async def _read_batch(request: Request) -> list[Call]:
-    request_id = request_id_of(request.headers)
-    with_headers({}, request.headers)  # a wrong one is no item's own
-    fields = await _read_fields(limited(request, MAX_BATCH_BYTES))
-    items = fields.get("requests") if isinstance(fields, Mapping) else None
-    if not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH_ITEMS:
-        shown = f"{len(items)} items" if isinstance(items, list) else items
-        allowed = f"a list of 1 to {MAX_BATCH_ITEMS} objects, each as for /generate"
-        raise InvalidInput("requests", shown, allowed)
-    caller = Caller(request.receive)
-    headers = request.headers
-    control = CacheControl.of(headers)
-    return [
-        Call(f"{request_id}.{index}", True, with_headers(item, headers), caller, cache=control)
-        for index, item in enumerate(items)
-    ]
-
-
-async def _read_fields(request: Request) -> object:
+async def read_fields(request: Request) -> object:
+    """Decode a body by its content type: JSON or a form. Raises InvalidInput and its kinds."""
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await read_multipart(request, MAX_JSON_BYTES)
@@ -164,6 +89,16 @@ async def _read_fields(request: Request) -> object:
     if kind == "application/json" or body.startswith(b"{"):
         return read_json(body)
     return read_urlencoded(body)
+
+
+def cache_control(headers: Mapping[str, str]) -> CacheControl:
+    """What a request's `Cache-Control` allows the result cache to do (RFC 9111, 5.2.1)."""
+    listed = headers.get("cache-control", "").lower().split(",")
+    directives = {each.strip().replace(" ", "") for each in listed}
+    return CacheControl(
+        read=directives.isdisjoint({"no-cache", "max-age=0"}),
+        write="no-store" not in directives,
+    )
 
 
 def read_json(body: bytes) -> object:

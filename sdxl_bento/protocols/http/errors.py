@@ -1,4 +1,4 @@
-"""HTTP in one place: which error is which status, how a body is read, when a caller has left.
+"""Which error is which status, and what its body says.
 
 Every error that a client sees has this body, whichever route it came from, or what `envelopes`
 makes of it for the route's protocol:
@@ -11,28 +11,21 @@ makes of it for the route's protocol:
 
 from __future__ import annotations
 
-import asyncio
-import json
+import logging
 import re
-import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
-from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdxl_bento import errors
 from sdxl_bento.pictures.encode import ImageTooLarge
-from sdxl_bento.protocols.http.envelopes import envelope_of
 
-T = TypeVar("T")
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 MAX_MESSAGE_CHARS = 2_000
 _MAX_VALUE_CHARS = 200
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
 class MalformedBody(errors.InvalidInput):
@@ -74,16 +67,6 @@ _FIELDS: Mapping[type[errors.NotFound], str] = {
     errors.AdapterNotFound: "loras",
     errors.ImageNotFound: "image_id",
     errors.RequestNotFound: "request_id",
-}
-_TYPES = {
-    400: "malformed_body",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "body_too_large",
-    415: "unsupported_body",
-    429: "overloaded",
-    503: "unavailable",
-    504: "timeout_error",
 }
 
 
@@ -129,141 +112,13 @@ def error_response(error: Exception, request_id: str | None = None) -> JSONRespo
     return JSONResponse(error_body(error, request_id), status_of(error), headers)
 
 
-def request_id_of(headers: Mapping[str, str]) -> str:
-    """The caller's `X-Request-Id`, or a new one. Raises InvalidInput for one that is no token."""
-    given = headers.get("x-request-id")
-    if given is None:
-        return secrets.token_hex(12)
-    if not _REQUEST_ID.match(given):
-        raise errors.InvalidInput(
-            "X-Request-Id", given, "1 to 128 letters, digits, dots, colons, dashes, underscores"
-        )
-    return given
-
-
-def limited(request: Request, max_bytes: int) -> Request:
-    """The same request, but reading more than `max_bytes` of its body raises BodyTooLarge."""
-    allowed = f"at most {max_bytes} bytes"
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise BodyTooLarge("body", f"{declared} bytes", allowed)
-    seen = 0
-
-    async def receive() -> Message:
-        nonlocal seen
-        message = await request.receive()
-        seen += len(message.get("body", b""))
-        if seen > max_bytes:
-            raise BodyTooLarge("body", f"over {max_bytes} bytes", allowed)
-        return message
-
-    return Request(request.scope, receive)
-
-
-class Caller:
-    """The client at the other end. Make one only when its request's body has been read."""
-
-    def __init__(self, receive: Receive) -> None:
-        # It ends by itself: a server reports a disconnect once the response is complete, too.
-        self._left = asyncio.create_task(_until_disconnect(receive))
-
-    async def wait_for(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        """Run `work`; cancel it when the client leaves or the time is over.
-
-        Raises RequestCancelled or TimeoutError for these two.
-        """
-        task = asyncio.create_task(work)
-        try:
-            await asyncio.wait(
-                {task, self._left}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if task.done():
-                return task.result()
-            if self._left.done():
-                raise errors.RequestCancelled("the client closed the connection")
-            raise TimeoutError(f"not done within {timeout_s:g} seconds, so it was cancelled")
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-class ErrorBodies:
-    """ASGI middleware that gives all errors, BentoML's and Starlette's too, their route's body."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = Headers(scope=scope).get("x-request-id")
-        start: Message | None = None
-        chunks: list[bytes] = []
-
-        async def reshape(message: Message) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                start = message
-                return
-            if start is None or message["type"] != "http.response.body":
-                await send(message)
-                return
-            chunks.append(message.get("body", b""))
-            if not message.get("more_body", False):
-                await _send_error(send, start, b"".join(chunks), request_id, scope["path"])
-
-        await self.app(scope, receive, reshape)
-
-
-async def _send_error(
-    send: Send, start: Message, body: bytes, request_id: str | None, path: str
-) -> None:
-    status: int = start["status"]
-    ours = _our_body(body)
-    if ours is None:
-        name = _TYPES.get(status, "internal_error" if status >= 500 else "invalid_input")
-        message = _message_in(body) or HTTPStatus(status).phrase
-        fields = {"field": None, "value": None, "allowed": None, "request_id": request_id}
-        ours = {"error": {"type": name, "message": message[:MAX_MESSAGE_CHARS], **fields}}
-    data = json.dumps(envelope_of(path)(ours["error"], status)).encode()
-    dropped = (b"content-length", b"content-type")
-    headers = [(key, value) for key, value in start["headers"] if key.lower() not in dropped]
-    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
-    await send({**start, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
-
-
-def _our_body(body: bytes) -> dict[str, Any] | None:
-    """The body, if it is ours already; also when BentoML has wrapped it as its error's message."""
-    content = _json(body)
-    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
-        content = _json(str(content[0].get("error", "")).encode())
-    if isinstance(content, dict) and isinstance(content.get("error"), dict):
-        return content
-    return None
-
-
-def _message_in(body: bytes) -> str:
-    content = _json(body)
-    if isinstance(content, list) and content:
-        content = content[0]
-    if isinstance(content, dict):
-        return str(content.get("error") or content.get("detail") or "")
-    return "" if content is not None else body.decode("utf-8", "replace").strip()
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return None
+def logged(error: Exception, request_id: str) -> Exception:
+    """Log what is the server's fault, with its trace where it is unexpected. Returns the error."""
+    if not isinstance(error, (errors.SDXLError, TimeoutError)):
+        logger.error("request %s failed", request_id, exc_info=error)
+    elif status_of(error) >= 500 and not isinstance(error, errors.NotReady):
+        logger.warning("request %s: %s", request_id, error)
+    return error
 
 
 def _shown(value: object) -> object:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from sdxl_bento.drawing import Answer
+from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
-from sdxl_bento.protocols.native.routes import Answer, NativeAPI
 
 
-async def draw_all(api: NativeAPI, calls: Sequence[Call]) -> list[Answer]:
+async def draw_all(api: API, calls: Sequence[Call]) -> list[Answer]:
     """Run the calls at once, so that they share batches. Answers come in the calls' order.
 
     These protocols have no place for the error of one instance: the first that fails is raised,
     and the others are cancelled.
     """
 
-    async def draw(call: Call) -> Answer:
-        return await api.run(call, api.text_to_image(call))
-
-    tasks = [asyncio.create_task(draw(call)) for call in calls]
+    tasks = [asyncio.create_task(api.run(call)) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
@@ -29,6 +27,6 @@ async def draw_all(api: NativeAPI, calls: Sequence[Call]) -> list[Answer]:
         raise
 
 
-def most_instances(api: NativeAPI) -> int:
+def most_instances(api: API) -> int:
     """More than these would find the queue full however idle the server is."""
     return api.settings.max_running + api.settings.max_queue

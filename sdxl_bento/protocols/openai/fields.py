@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.order import Task
 from sdxl_bento.params import GenerateParams
 
 # OpenAI has them, and they say nothing that this server could follow.
@@ -31,12 +32,12 @@ class Wish:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def translated(body: object, with_picture: bool) -> tuple[object, Wish]:
+def translated(body: object, task: Task) -> tuple[object, Wish]:
     """The native fields, and how to answer. Raises InvalidInput."""
     if not isinstance(body, Mapping):
         return body, Wish()
     given = {name: value for name, value in body.items() if value is not None}
-    _check_known(given, with_picture)
+    _check_known(given, task)
     fields = {name: given[name] for name in given if name not in OWN | IGNORED}
     names: dict[str, str] = {}
     for name, native in RENAMED.items():
@@ -49,16 +50,16 @@ def translated(body: object, with_picture: bool) -> tuple[object, Wish]:
         names["width x height"] = "size"
     if "output_quality" in names:
         fields["output_quality"] = _quality(fields)
-    if with_picture and isinstance(fields.get("image"), list):
+    if task != "generate" and isinstance(fields.get("image"), list):
         fields["image"] = _only_one(fields["image"])
     return fields, _wish(given, names)
 
 
-def _check_known(given: Mapping[str, Any], with_picture: bool) -> None:
+def _check_known(given: Mapping[str, Any], task: Task) -> None:
     if "mask" in given:
         allowed = "no mask: it is not supported, the whole picture is redrawn"
         raise InvalidInput("mask", "a picture", allowed)
-    known = {*OWN, *IGNORED, *GenerateParams.model_fields, *(PICTURE if with_picture else ())}
+    known = {*OWN, *IGNORED, *GenerateParams.model_fields, *(PICTURE if task != "generate" else ())}
     for name in given:
         if name not in known:
             allowed = f"one of the parameters {', '.join(sorted(known - IGNORED))}"

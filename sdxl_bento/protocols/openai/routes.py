@@ -10,8 +10,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import SDXLError
+from sdxl_bento.order import Task
+from sdxl_bento.protocols.http.answers import answer_headers
+from sdxl_bento.protocols.http.api import api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
-from sdxl_bento.protocols.native.routes import NativeAPI, answer_headers
 from sdxl_bento.protocols.openai.answers import failed, response_body
 from sdxl_bento.protocols.openai.fields import Wish, translated
 from sdxl_bento.protocols.openai.stream import stream
@@ -29,37 +31,36 @@ def routes() -> list[Route]:
 
 
 async def _generations(request: Request) -> Response:
-    return await _answer(request, edited=False)
+    return await _answer(request, "generate", MAX_JSON_BYTES)
 
 
 async def _edits(request: Request) -> Response:
-    return await _answer(request, edited=True)
+    return await _answer(request, "img2img", MAX_UPLOAD_BYTES)
 
 
-async def _answer(request: Request, *, edited: bool) -> Response:
-    api: NativeAPI = request.app.state.native
-    arrived = await read_call(request, MAX_UPLOAD_BYTES if edited else MAX_JSON_BYTES)
-    call, wish = _understood(arrived, edited)
-    work = api.image_to_image if edited else api.text_to_image
+async def _answer(request: Request, task: Task, max_bytes: int) -> Response:
+    api = api_of(request)
+    call, wish = _translated(await read_call(request, max_bytes), task)
     if wish.stream:
-        return await stream(api, call, work, wish, "image_edit" if edited else "image_generation")
+        return await stream(api, call, task, wish)
     try:
-        answer = await api.run(call, work(call))
+        answer = await api.run(call, task)
     except Exception as error:  # whatever it is, the client gets our error body
         return failed(error, call, wish.names)
     url = f"{_address(request)}/images" if wish.as_url else None
-    return JSONResponse(response_body(answer, url, edited), headers=answer_headers(answer))
+    return JSONResponse(response_body(answer, url), headers=answer_headers(answer))
 
 
-def _understood(arrived: Call, edited: bool) -> tuple[Call, Wish]:
+def _translated(arrived: Call, task: Task) -> tuple[Call, Wish]:
     """The call in native fields. What is wrong with it is its `error`."""
-    if arrived.error is not None:
-        return replace(arrived, protocol=PROTOCOL), Wish()
+    call = replace(arrived, protocol=PROTOCOL)
+    if call.error is not None:
+        return call, Wish()
     try:
-        fields, wish = translated(arrived.fields, with_picture=edited)
+        fields, wish = translated(call.fields, task)
     except SDXLError as error:
-        return replace(arrived, error=error, protocol=PROTOCOL), Wish()
-    return replace(arrived, fields=fields, protocol=PROTOCOL), wish
+        return replace(call, error=error), Wish()
+    return replace(call, fields=fields), wish
 
 
 def _address(request: Request) -> str:

@@ -12,21 +12,22 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
+from sdxl_bento.drawing import Answer
+from sdxl_bento.order import Task
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import encode
+from sdxl_bento.protocols.http.answers import base64_of
+from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
-from sdxl_bento.protocols.native.routes import Answer, NativeAPI
-from sdxl_bento.protocols.native.stream import HEADERS, KEEP_ALIVE, event, happenings
-from sdxl_bento.protocols.openai.answers import base64_of, failed, failed_event, usage
+from sdxl_bento.protocols.http.event_stream import KEEP_ALIVE, event, event_stream
+from sdxl_bento.protocols.http.progress import Event, events_of
+from sdxl_bento.protocols.openai.answers import failed, failed_event, usage
 from sdxl_bento.protocols.openai.fields import Wish
 from sdxl_bento.serving.results import Progress
-
-if TYPE_CHECKING:
-    from sdxl_bento.protocols.native.stream import Happening, Work
 
 
 @dataclass
@@ -46,28 +47,24 @@ class PartialImages:
         return index
 
 
-async def stream(api: NativeAPI, call: Call, work: Work, wish: Wish, kind: str) -> Response:
-    """The answer, once something has happened. `kind` is how the events' names begin."""
-    happened = happenings(api, call, work)
-    first = await anext(happened)
+async def stream(api: API, call: Call, task: Task, wish: Wish) -> Response:
+    """The answer, once something has happened."""
+    events = events_of(api, call, task)
+    first = await anext(events)
     if isinstance(first, Exception):
-        await happened.aclose()
+        await events.aclose()
         return failed(first, call, wish.names)
-    events = _events(first, happened, call, wish, kind)
-    headers = {**HEADERS, "X-Request-Id": call.request_id}
-    return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+    kind = "image_generation" if task == "generate" else "image_edit"
+    return event_stream(_written(first, events, call, wish, kind), call.request_id)
 
 
-async def _events(
-    first: Happening,
-    happened: AsyncGenerator[Happening],
-    call: Call,
-    wish: Wish,
-    kind: str,
+async def _written(
+    first: Event, events: AsyncGenerator[Event], call: Call, wish: Wish, kind: str
 ) -> AsyncIterator[bytes]:
+    """The events as they are sent. `kind` is how their names begin."""
     partial = PartialImages(wish.partial_images)
     what = first
-    async with aclosing(happened):
+    async with aclosing(events):
         while True:
             if what is None:
                 yield KEEP_ALIVE
@@ -82,7 +79,7 @@ async def _events(
             else:
                 yield event("error", failed_event(what, call, wish.names))
                 return
-            what = await anext(happened)
+            what = await anext(events)
 
 
 async def _partial_image(step: Progress, index: int, call: Call, kind: str) -> bytes:
@@ -91,24 +88,23 @@ async def _partial_image(step: Progress, index: int, call: Call, kind: str) -> b
     output_format: OutputFormat = call.fields.get("output_format", "png")
     data = await asyncio.to_thread(encode, step.preview, output_format)
     size = f"{step.preview.width}x{step.preview.height}"
-    about = _about(f"{kind}.partial_image", data, output_format, size)
-    about |= {"partial_image_index": index, "index": step.index}
-    return event(about["type"], about)
+    image = _image(f"{kind}.partial_image", data, output_format, size)
+    image |= {"partial_image_index": index, "index": step.index}
+    return event(image["type"], image)
 
 
 def _completed(answer: Answer, kind: str) -> list[bytes]:
-    params = answer.generation.params
     events = []
     for index, picture in enumerate(answer.pictures):
         size = f"{picture.width}x{picture.height}"
-        about = _about(f"{kind}.completed", picture.data, picture.output_format, size)
-        about |= {"usage": usage(params, [picture], kind == "image_edit")}
-        about |= {"index": index, "seed": picture.seed, "image_id": picture.image_id}
-        events.append(event(about["type"], about))
+        image = _image(f"{kind}.completed", picture.data, picture.output_format, size)
+        image |= {"usage": usage(answer.order, [picture])}
+        image |= {"index": index, "seed": picture.seed, "image_id": picture.image_id}
+        events.append(event(image["type"], image))
     return events
 
 
-def _about(name: str, data: bytes, output_format: OutputFormat, size: str) -> dict[str, Any]:
+def _image(name: str, data: bytes, output_format: OutputFormat, size: str) -> dict[str, Any]:
     return {
         "type": name,
         "b64_json": base64_of(data),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
-from sdxl_bento.diffusion.schedules import SAMPLER_OF_CLASS
 from sdxl_bento.manifest import Manifest
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.sampler_names import SAMPLER_OF_CLASS
 
 
 def facts(variant: str, scheduler: str = "EulerDiscreteScheduler") -> ModelFacts:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdxl_bento.diffusion.schedules import SAMPLERS, default_sampler, make_scheduler
+from sdxl_bento.diffusion.schedules import default_sampler, make_scheduler
 from sdxl_bento.diffusion.solvers import SolverTable, build_table, fused_update
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.sampler_names import SAMPLERS
 
 # diffusers builds its sigmas by np.array(tensor), which numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

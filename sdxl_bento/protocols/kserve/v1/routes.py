@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,20 +13,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import InvalidInput, SDXLError
-from sdxl_bento.pictures.encode import MEDIA_TYPES
+from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.publish import Picture
+from sdxl_bento.protocols.http.answers import base64_of, cache_header, picture_response
+from sdxl_bento.protocols.http.api import api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, read_call
-from sdxl_bento.protocols.http.errors import error_response
+from sdxl_bento.protocols.http.errors import error_response, logged
 from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.protocols.kserve.instances import draw_all, most_instances
-from sdxl_bento.protocols.native.routes import (
-    Answer,
-    NativeAPI,
-    answer_headers,
-    cache_header,
-    logged,
-)
 
 PROTOCOL = "kserve_v1"
 LISTS = ("instances", "inputs")
@@ -40,15 +35,15 @@ def routes() -> list[Route]:
 
 
 async def _predict(request: Request) -> Response:
-    api: NativeAPI = request.app.state.native
+    api = api_of(request)
     arrived = replace(await read_call(request, MAX_BATCH_BYTES), protocol=PROTOCOL)
     calls = _calls(arrived, request.path_params["model"], most_instances(api))
     try:
         answers = await draw_all(api, calls)
     except Exception as error:  # whatever it is, the client gets our error body
-        return error_response(logged(error, arrived), arrived.request_id)
+        return error_response(logged(error, arrived.request_id), arrived.request_id)
     if _is_raw(arrived) and len(answers[0].pictures) == 1 and not arrived.wants_json:
-        return _picture(answers[0])
+        return picture_response(answers[0])
     headers = {"X-Request-Id": arrived.request_id, "Cache-Control": "no-store"}
     headers |= cache_header(answers)
     return JSONResponse({"predictions": [_prediction(each) for each in answers]}, headers=headers)
@@ -63,10 +58,10 @@ def _calls(arrived: Call, model: str, most: int) -> list[Call]:
     except SDXLError as error:
         return [replace(arrived, error=error)]
     if len(instances) == 1:
-        return [replace(arrived, fields=instances[0])]
+        return [replace(arrived, validated=instances[0])]
     return [
-        replace(arrived, request_id=f"{arrived.request_id}.{index}", fields=fields)
-        for index, fields in enumerate(instances)
+        replace(arrived, request_id=f"{arrived.request_id}.{index}", validated=params)
+        for index, params in enumerate(instances)
     ]
 
 
@@ -75,13 +70,13 @@ def _is_raw(call: Call) -> bool:
     return isinstance(call.fields, Mapping) and not any(name in call.fields for name in LISTS)
 
 
-def _instances(body: object, model: str, most: int) -> list[dict[str, Any]]:
-    """The native fields of every instance. Raises InvalidInput, with the instance's place."""
+def _instances(body: object, model: str, most: int) -> list[GenerateParams]:
+    """The parameters of every instance. Raises InvalidInput, with the instance's place."""
     if not isinstance(body, Mapping):
         raise InvalidInput("body", body, 'an object such as {"instances": ["a red circle"]}')
     name = next((name for name in LISTS if name in body), None)
     if name is None:
-        return [_flat(body, {}, model)]
+        return [parse_params(_flat(body, {}, model))]
     shared = {key: value for key, value in body.items() if key != name}
     if unknown := [key for key in shared if key not in SHARED]:
         allowed = f"{name} and, for all of them, {', '.join(SHARED)}"
@@ -94,15 +89,13 @@ def _instances(body: object, model: str, most: int) -> list[dict[str, Any]]:
     return [_instance(item, common, model, f"{name}.{index}") for index, item in enumerate(items)]
 
 
-def _instance(item: object, common: Mapping[str, Any], model: str, place: str) -> dict[str, Any]:
-    """One instance of a list: as `_flat`, once it is known to be right. Its errors say where."""
+def _instance(item: object, common: Mapping[str, Any], model: str, place: str) -> GenerateParams:
+    """The parameters of one instance of a list. Its errors say where it is."""
     try:
-        fields = _flat(item, common, model)
-        parse_params(fields)
+        return parse_params(_flat(item, common, model))
     except InvalidInput as error:
         field = place if error.field == "body" else f"{place}.{error.field}"
         raise InvalidInput(field, error.value, error.allowed) from None
-    return fields
 
 
 def _flat(item: object, common: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -132,13 +125,7 @@ def _prediction(answer: Answer) -> dict[str, Any]:
 def _image(picture: Picture) -> dict[str, Any]:
     return {
         "format": picture.output_format,
-        "b64": base64.b64encode(picture.data).decode("ascii"),
+        "b64": base64_of(picture.data),
         "seed": picture.seed,
         "image_id": picture.image_id,
     }
-
-
-def _picture(answer: Answer) -> Response:
-    picture = answer.pictures[0]
-    media_type = MEDIA_TYPES[picture.output_format]
-    return Response(picture.data, headers=answer_headers(answer), media_type=media_type)

@@ -33,10 +33,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request that was understood: the fields of every row, and what to answer."""
+    """A request that was understood: the parameters of every row, and what to answer."""
 
     id: str | None
-    rows: list[dict[str, Any]]
+    rows: list[GenerateParams]
     outputs: list[Wanted]
 
 
@@ -56,8 +56,11 @@ def inputs() -> dict[str, tuple[str, int]]:
     return found
 
 
-def understood(body: bytes, headers: Mapping[str, str], most: int) -> Inference:
-    """Read a request of at most `most` rows. Raises InvalidInput for the first thing wrong."""
+def understood(body: bytes, headers: Mapping[str, str], model: str, most: int) -> Inference:
+    """Read a request of at most `most` rows for `model`, which is the address's.
+
+    Raises InvalidInput for the first thing that is wrong.
+    """
     header, raw = split_body(body, headers.get(HEADER_LENGTH))
     document = read_json(header)
     if not isinstance(document, Mapping):
@@ -67,7 +70,8 @@ def understood(body: bytes, headers: Mapping[str, str], most: int) -> Inference:
         raise InvalidInput("parameters", parameters, "an object")
     common = with_headers(_fields(parameters), headers)
     assert isinstance(common, Mapping)
-    rows = _rows(read_tensors(document.get("inputs"), raw), common, most)
+    tensors = read_tensors(document.get("inputs"), raw)
+    rows = _rows(tensors, {**common, "model": model}, most)
     outputs = _outputs(document.get("outputs"), bool(parameters.get("binary_data_output")))
     _check_together(rows, outputs)
     given = document.get("id")
@@ -105,8 +109,8 @@ def _decoded(name: str, value: Any) -> Any:
         raise InvalidInput(name, value, 'a list in JSON, such as [{"name": "striped"}]') from None
 
 
-def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
-    """The fields of every row, each known to be right."""
+def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], most: int) -> list[GenerateParams]:
+    """The parameters of every row: its own part of the tensors, and what all have in common."""
     count = next((len(tensor.values) for tensor in tensors if tensor.name == "prompt"), None)
     if count is None and "prompt" not in common:
         raise InvalidInput("inputs", [tensor.name for tensor in tensors], "prompt among them")
@@ -117,13 +121,15 @@ def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], most: int) -> li
     for tensor in tensors:
         for row, value in zip(rows, _values(tensor, count), strict=True):
             row[tensor.name] = value
-    for index, row in enumerate(rows):
-        try:
-            parse_params(row)
-        except InvalidInput as error:
-            where = f" (row {index})" if count > 1 else ""
-            raise InvalidInput(error.field + where, error.value, error.allowed) from None
-    return rows
+    places = [f" (row {index})" if count > 1 else "" for index in range(count)]
+    return [_row(fields, place) for fields, place in zip(rows, places, strict=True)]
+
+
+def _row(fields: Mapping[str, Any], place: str) -> GenerateParams:
+    try:
+        return parse_params(fields)
+    except InvalidInput as error:
+        raise InvalidInput(error.field + place, error.value, error.allowed) from None
 
 
 def _values(tensor: Tensor, count: int) -> list[Any]:
@@ -158,9 +164,9 @@ def _outputs(asked: object, binary: bool) -> list[Wanted]:
     return wanted
 
 
-def _check_together(rows: Sequence[Mapping[str, Any]], outputs: Sequence[Wanted]) -> None:
+def _check_together(rows: Sequence[GenerateParams], outputs: Sequence[Wanted]) -> None:
     """What a tensor asks of all rows: an output has one shape."""
-    numbers = {row.get("num_images", 1) for row in rows}
+    numbers = {row.num_images for row in rows}
     if len(numbers) > 1:
         raise InvalidInput("num_images", sorted(numbers), "the same for every row")
     pixels = next((output for output in outputs if output.name == "pixels"), None)
@@ -168,5 +174,5 @@ def _check_together(rows: Sequence[Mapping[str, Any]], outputs: Sequence[Wanted]
         return
     if not pixels.binary:
         raise InvalidInput("pixels", "JSON", "binary_data: they are too many for JSON")
-    if len({(row.get("width"), row.get("height")) for row in rows}) > 1:
+    if len({(row.width, row.height) for row in rows}) > 1:
         raise InvalidInput("pixels", "several sizes", "rows of the same width and height")

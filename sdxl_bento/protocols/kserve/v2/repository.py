@@ -14,12 +14,11 @@ from starlette.routing import Route
 
 from sdxl_bento import __version__
 from sdxl_bento.errors import EngineDead, InvalidInput, ModelNotFound, NotReady
+from sdxl_bento.protocols.http.api import api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, read_json
-from sdxl_bento.protocols.http.errors import limited
+from sdxl_bento.protocols.http.caller import limited
 from sdxl_bento.protocols.kserve.v2.fields import OUTPUTS, inputs
 from sdxl_bento.protocols.kserve.v2.routes import model_of
-from sdxl_bento.protocols.model_lists import found
-from sdxl_bento.protocols.native.routes import NativeAPI
 from sdxl_bento.serving.results import ModelSummary
 
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
@@ -50,26 +49,26 @@ async def _server(request: Request) -> Response:
 
 
 async def _live(request: Request) -> Response:
-    generator = _api(request).generator
+    generator = api_of(request).generator
     if generator.state == "dead":
         raise EngineDead(f"the engine has died: {generator.state_reason}")
     return JSONResponse({"live": True})
 
 
 async def _ready(request: Request) -> Response:
-    state = _api(request).generator.state
+    state = api_of(request).generator.state
     if state != "ready":
         raise NotReady(state)
     return JSONResponse({"ready": True})
 
 
 async def _model_ready(request: Request) -> Response:
-    model = found(_api(request).generator, model_of(request))
+    model = api_of(request).generator.models.ready(model_of(request))
     return JSONResponse({"name": model.name, "ready": True})
 
 
 async def _metadata(request: Request) -> Response:
-    model = found(_api(request).generator, model_of(request))
+    model = api_of(request).generator.models.ready(model_of(request))
     given = [
         {"name": name, "datatype": datatype, "shape": [-1] if size == 1 else [-1, size]}
         for name, (datatype, size) in inputs().items()
@@ -83,13 +82,13 @@ async def _metadata(request: Request) -> Response:
 
 
 async def _index(request: Request) -> Response:
-    api = _api(request)
+    api = api_of(request)
     wants_ready = (await _document(request)).get("ready", False)
     if not isinstance(wants_ready, bool):
         raise InvalidInput("ready", wants_ready, "true or false")
     engine = api.generator.state
     if engine == "ready":
-        known = [(model.name, _version(model)) for model in api.generator.models()]
+        known = [(model.name, _version(model)) for model in api.generator.models.summaries()]
         return JSONResponse([_indexed(*each, "READY", "") for each in known])
     if wants_ready:
         return JSONResponse([])
@@ -100,12 +99,12 @@ async def _index(request: Request) -> Response:
 
 
 async def _load(request: Request) -> Response:
-    generator = _api(request).generator
+    generator = api_of(request).generator
     document = await _document(request)
     if document.get("parameters"):
         raise InvalidInput("parameters", document["parameters"], _STAY)
     try:
-        found(generator, model_of(request))
+        generator.models.ready(model_of(request))
     except ModelNotFound as error:
         hint = "others are loaded at start, by SDXL_MODELS"
         raise ModelNotFound(error.name, error.available, hint) from None
@@ -113,7 +112,7 @@ async def _load(request: Request) -> Response:
 
 
 async def _unload(request: Request) -> Response:
-    model = found(_api(request).generator, model_of(request))
+    model = api_of(request).generator.models.ready(model_of(request))
     raise InvalidInput("unload", model.name, _STAY)
 
 
@@ -130,8 +129,3 @@ def _indexed(name: str, version: str, state: str, reason: str) -> dict[str, str]
 
 def _version(model: ModelSummary) -> str:
     return model.tag.partition(":")[2]
-
-
-def _api(request: Request) -> NativeAPI:
-    native: NativeAPI = request.app.state.native
-    return native

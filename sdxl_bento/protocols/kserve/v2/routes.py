@@ -15,21 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.pictures.cache import CacheControl
-from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call
-from sdxl_bento.protocols.http.errors import (
-    Caller,
-    UnsupportedBody,
-    error_response,
-    limited,
-    request_id_of,
-)
+from sdxl_bento.protocols.http.answers import cache_header
+from sdxl_bento.protocols.http.api import API, api_of
+from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
+from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
+from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
 from sdxl_bento.protocols.kserve.instances import draw_all, most_instances
 from sdxl_bento.protocols.kserve.v2.fields import OUTPUTS, Inference, understood
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH, Output
-from sdxl_bento.protocols.model_lists import found
-from sdxl_bento.protocols.native.routes import Answer, NativeAPI, cache_header, logged
 
 PROTOCOL = "open_inference"
 
@@ -48,32 +44,45 @@ def model_of(request: Request) -> str:
 
 
 async def _infer(request: Request) -> Response:
-    api: NativeAPI = request.app.state.native
-    request_id, calls, inference = "invalid", [], None
+    api = api_of(request)
+    request_id = "invalid"
+    inference: Inference | None = None
     error: SDXLError | None = None
     try:
         request_id = request_id_of(request.headers)
-        inference = understood(await _body(request), request.headers, most_instances(api))
+        most = most_instances(api)
+        inference = understood(await _body(request), request.headers, model_of(request), most)
     except SDXLError as exc:
         error = exc
     caller = Caller(request.receive)
-    control = CacheControl.of(request.headers)
-    outputs = inference.outputs if inference is not None else ()
-    wants_pixels = any(output.name == "pixels" for output in outputs)
-    rows = inference.rows if inference is not None else [{}]
-    for index, fields in enumerate(rows):
-        name = request_id if len(rows) == 1 else f"{request_id}.{index}"
-        fields["model"] = model_of(request)
-        # A cached JPEG or WebP has lost the pixels that it was made of.
-        exact = fields.get("output_format", "png") == "png"
-        allowed = control if exact else replace(control, read=control.read and not wants_pixels)
-        calls.append(Call(name, True, fields, caller, error, PROTOCOL, allowed))
+    if inference is None:  # still run, to be counted
+        call = Call(request_id, True, {"model": model_of(request)}, caller, error, PROTOCOL)
+        calls = [call]
+    else:
+        calls = _calls(inference, request_id, caller, cache_control(request.headers))
     try:
         answers = await draw_all(api, calls)
         assert inference is not None
         return _response(api, request_id, inference, answers)
     except Exception as exc:  # whatever it is, the client gets our error body
-        return error_response(logged(exc, calls[0]), request_id)
+        return error_response(logged(exc, request_id), request_id)
+
+
+def _calls(
+    inference: Inference, request_id: str, caller: Caller, control: CacheControl
+) -> list[Call]:
+    """One call for each row."""
+    wants_pixels = any(output.name == "pixels" for output in inference.outputs)
+    calls = []
+    for index, params in enumerate(inference.rows):
+        name = request_id if len(inference.rows) == 1 else f"{request_id}.{index}"
+        # A cached JPEG or WebP has lost the pixels that it was made of.
+        exact = params.output_format == "png"
+        allowed = control if exact else replace(control, read=control.read and not wants_pixels)
+        calls.append(
+            Call(name, True, None, caller, protocol=PROTOCOL, cache=allowed, validated=params)
+        )
+    return calls
 
 
 async def _body(request: Request) -> bytes:
@@ -85,9 +94,9 @@ async def _body(request: Request) -> bytes:
 
 
 def _response(
-    api: NativeAPI, request_id: str, inference: Inference, answers: Sequence[Answer]
+    api: API, request_id: str, inference: Inference, answers: Sequence[Answer]
 ) -> Response:
-    model = found(api.generator, str(answers[0].generation.params.model))
+    model = api.generator.models.ready(answers[0].order.params.model)
     tensors: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for wanted in inference.outputs:

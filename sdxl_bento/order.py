@@ -1,0 +1,81 @@
+"""What a call wants to have drawn: an `Order` as it was asked for, `Resolved` as it will be drawn.
+
+A protocol makes the order. It goes whole through resolving, the result cache, planning, the
+picture's metadata and the answer, so that all of them agree on what it is that is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdxl_bento.params import GenerateParams, ResolvedParams
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Text to image; the base model redraws a picture; the refiner redraws a picture.
+Task = Literal["generate", "img2img", "refine"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """A picture that a call starts from.
+
+    `sha256` is its file's. `image_id` is its id where it came out of the image store.
+    """
+
+    image: Image
+    sha256: str
+    image_id: str | None = None
+
+    @classmethod
+    def of(cls, image: Image, data: bytes, image_id: str | None = None) -> InputImage:
+        """`data` is the file that `image` was read from."""
+        return cls(image, sha256(data).hexdigest(), image_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A call as it was asked for. `source` is the picture to redraw, which `generate` has not."""
+
+    task: Task
+    params: GenerateParams
+    source: InputImage | None = None
+
+    @property
+    def image(self) -> Image | None:
+        """The picture to redraw, if there is one."""
+        return self.source.image if self.source is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A call as it will be drawn: model, size, sampler and seed are decided.
+
+    It stands for `params.num_images` pictures, of which picture `i` has the seed `params.seed + i`.
+    """
+
+    task: Task
+    params: ResolvedParams
+    source: InputImage | None = None
+
+    @property
+    def image(self) -> Image | None:
+        """The picture to redraw, if there is one."""
+        return self.source.image if self.source is not None else None
+
+    @property
+    def redraws(self) -> bool:
+        """Whether it starts from a picture, so that `strength` has a meaning."""
+        return self.task != "generate"
+
+    def with_params(self, **changes: Any) -> Resolved:
+        """The same with other parameters, which are not validated again."""
+        return replace(self, params=self.params.model_copy(update=changes))
+
+    def single(self, index: int, steps: int | None = None) -> Resolved:
+        """Picture `index` as a call of its own; `steps`, where it was drawn with fewer."""
+        own: dict[str, Any] = {"seed": self.params.seed + index, "num_images": 1}
+        return self.with_params(**own if steps is None else own | {"num_inference_steps": steps})

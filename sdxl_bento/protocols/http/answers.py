@@ -1,0 +1,58 @@
+"""What the answers of several protocols have in common: headers, and the picture itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from starlette.responses import Response
+
+from sdxl_bento.drawing import Answer
+from sdxl_bento.pictures.encode import MEDIA_TYPES
+from sdxl_bento.serving.results import Timings
+
+
+def base64_of(data: bytes) -> str:
+    """A picture's file as the text of a JSON field."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def answer_headers(answer: Answer) -> dict[str, str]:
+    """What a client can know of a picture without parsing its file."""
+    stages = (
+        f"{name.removesuffix('_ms')};dur={value:g}"
+        for name, value in milliseconds(answer.generation.timings).items()
+    )
+    headers = {
+        "X-Request-Id": answer.generation.request_id,
+        "X-Seed": ", ".join(str(picture.seed) for picture in answer.pictures),
+        "X-Model": answer.order.params.model,
+        "Server-Timing": ", ".join(stages),
+        "Cache-Control": "no-store",
+    }
+    ids = [picture.image_id for picture in answer.pictures if picture.image_id is not None]
+    if len(ids) == len(answer.pictures):  # where one is missing, only JSON can say which
+        headers["X-Image-Id"] = ", ".join(ids)
+    return headers | cache_header([answer])
+
+
+def cache_header(answers: Sequence[Answer]) -> dict[str, str]:
+    """`X-Cache`: `hit` where nothing had to be drawn; no header where nothing is cached."""
+    known = [answer.cached for answer in answers]
+    return {} if None in known else {"X-Cache": "hit" if all(known) else "miss"}
+
+
+def picture_response(answer: Answer, headers: dict[str, str] | None = None) -> Response:
+    """The first picture of an answer as it is, with `answer_headers` and `headers`."""
+    picture = answer.pictures[0]
+    media_type = MEDIA_TYPES[picture.output_format]
+    return Response(
+        picture.data, headers=answer_headers(answer) | (headers or {}), media_type=media_type
+    )
+
+
+def milliseconds(timings: Timings) -> dict[str, float]:
+    """`{"queue_ms": …, …, "total_ms": …}`."""
+    seconds = asdict(timings).items()
+    return {f"{name.removesuffix('_s')}_ms": round(value * 1e3, 1) for name, value in seconds}

@@ -1,0 +1,95 @@
+"""What the routes of all protocols draw with: from a call to its answer, while its client waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdxl_bento.drawing import Answer, Drawing, OnProgress
+from sdxl_bento.errors import InvalidInput
+from sdxl_bento.order import InputImage, Order, Task
+from sdxl_bento.pictures.encode import decode
+from sdxl_bento.protocols.http.bodies import Call, picture_bytes
+from sdxl_bento.protocols.http.validation import parse_params
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from sdxl_bento.config import Settings
+    from sdxl_bento.pictures.publish import Pictures
+    from sdxl_bento.serving.generator import Generator
+    from sdxl_bento.serving.metrics import Metrics
+
+
+class API:
+    """The service behind all routes. A Starlette app has it as `state.api`."""
+
+    def __init__(
+        self, generator: Generator, settings: Settings, pictures: Pictures, metrics: Metrics
+    ) -> None:
+        self.generator = generator
+        self.settings = settings
+        self.pictures = pictures
+        self._drawing = Drawing(generator, settings, pictures, metrics.looked_up)
+        self._metrics = metrics
+
+    async def run(
+        self, call: Call, task: Task = "generate", on_progress: OnProgress | None = None
+    ) -> Answer:
+        """Draw a call while its client is there and its time is not over; count it.
+
+        Raises:
+            SDXLError: see `errors`.
+            TimeoutError: it took longer than `timeout_s`.
+        """
+
+        async def drawn() -> Answer:
+            return await self._drawing.draw(
+                await self._order(call, task),
+                request_id=call.request_id,
+                control=call.cache,
+                on_progress=on_progress,
+            )
+
+        model = self.generator.models.name_of(call.model)
+        with self._metrics.request(call.protocol, model):
+            answer = await call.caller.wait_for(drawn(), self.settings.timeout_s)
+        self._metrics.generated(call.protocol, answer.generation)
+        return answer
+
+    async def _order(self, call: Call, task: Task) -> Order:
+        """What the call wants. Its picture is fetched and decoded. Raises InvalidInput."""
+        if task == "generate":
+            return Order(task, call.params())
+        if call.error is not None:
+            raise call.error
+        fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
+        image, image_id = fields.pop("image", None), _image_id(fields)
+        params = parse_params(fields)
+        if (image is None) == (image_id is None):
+            raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
+        if image_id is None:
+            data = picture_bytes(image)
+        else:
+            image_id = str(image_id)
+            data = (await self.pictures.get(image_id)).data
+
+        def read() -> InputImage:
+            return InputImage.of(decode(data, self.settings.max_pixels), data, image_id)
+
+        return Order(task, params, await asyncio.to_thread(read))
+
+
+def api_of(request: Request) -> API:
+    """The service behind the app that the request came to."""
+    api: API = request.app.state.api
+    return api
+
+
+def _image_id(fields: dict[str, Any]) -> str | None:
+    """Taken out of the fields: `image_id`, or `id`, as dstack's tutorial calls it."""
+    image_id, other = fields.pop("image_id", None), fields.pop("id", None)
+    if image_id is not None and other is not None:
+        raise InvalidInput("id", other, "one of id and image_id, not both")
+    return other if image_id is None else image_id

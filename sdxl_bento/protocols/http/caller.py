@@ -1,0 +1,83 @@
+"""The client of one request: its id, how much it may send, and whether it is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from sdxl_bento import errors
+from sdxl_bento.protocols.http.errors import BodyTooLarge
+
+T = TypeVar("T")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """The caller's `X-Request-Id`, or a new one. Raises InvalidInput for one that is no token."""
+    given = headers.get("x-request-id")
+    if given is None:
+        return secrets.token_hex(12)
+    if not _REQUEST_ID.match(given):
+        raise errors.InvalidInput(
+            "X-Request-Id", given, "1 to 128 letters, digits, dots, colons, dashes, underscores"
+        )
+    return given
+
+
+def limited(request: Request, max_bytes: int) -> Request:
+    """The same request, but reading more than `max_bytes` of its body raises BodyTooLarge."""
+    allowed = f"at most {max_bytes} bytes"
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise BodyTooLarge("body", f"{declared} bytes", allowed)
+    seen = 0
+
+    async def receive() -> Message:
+        nonlocal seen
+        message = await request.receive()
+        seen += len(message.get("body", b""))
+        if seen > max_bytes:
+            raise BodyTooLarge("body", f"over {max_bytes} bytes", allowed)
+        return message
+
+    return Request(request.scope, receive)
+
+
+class Caller:
+    """The client at the other end. Make one only when its request's body has been read."""
+
+    def __init__(self, receive: Receive) -> None:
+        # It ends by itself: a server reports a disconnect once the response is complete, too.
+        self._left = asyncio.create_task(_until_disconnect(receive))
+
+    async def wait_for(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """Run `work`; cancel it when the client leaves or the time is over.
+
+        Raises RequestCancelled or TimeoutError for these two.
+        """
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait(
+                {task, self._left}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task.done():
+                return task.result()
+            if self._left.done():
+                raise errors.RequestCancelled("the client closed the connection")
+            raise TimeoutError(f"not done within {timeout_s:g} seconds, so it was cancelled")
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

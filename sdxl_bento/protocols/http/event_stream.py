@@ -1,0 +1,30 @@
+"""Server-sent events: how one is written, and the response that they are sent in.
+
+`sse-starlette` was looked at. It ends all streams as soon as the server is told to stop, where this
+server lets running calls end first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+KEEP_ALIVE = b": still here\n\n"  # proxies close silent connections
+
+
+def event(name: str, data: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def event_stream(events: AsyncIterator[bytes], request_id: str) -> StreamingResponse:
+    """The response. It asks proxies not to keep events back."""
+    headers = {
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",
+        "X-Request-Id": request_id,
+    }
+    return StreamingResponse(events, headers=headers, media_type="text/event-stream")

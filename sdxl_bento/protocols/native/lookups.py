@@ -1,0 +1,86 @@
+"""The native routes that draw nothing: lists, statistics, stored pictures, and ending a call."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sdxl_bento.protocols.http.api import api_of
+from sdxl_bento.sampler_names import SAMPLERS
+
+# What a browser may do with a picture of ours.
+_SAFE = {"X-Content-Type-Options": "nosniff"}
+
+
+def routes() -> list[Route]:
+    """For `app.web_app`."""
+    return [
+        Route("/models", _models),
+        Route("/loras", _loras),
+        Route("/samplers", _samplers),
+        Route("/stats", _stats),
+        Route("/images/{image_id}", _image),
+        Route("/images/{image_id}/metadata", _metadata),
+        Route("/download/{image_id}", _download),
+        Route("/cancel/{request_id}", _cancel, methods=["POST"]),
+    ]
+
+
+async def _models(request: Request) -> Response:
+    return JSONResponse(
+        {"models": [asdict(model) for model in api_of(request).generator.models.summaries()]}
+    )
+
+
+async def _loras(request: Request) -> Response:
+    return JSONResponse(
+        {"loras": [asdict(lora) for lora in api_of(request).generator.models.adapters()]}
+    )
+
+
+async def _samplers(request: Request) -> Response:
+    return JSONResponse({"samplers": list(SAMPLERS)})
+
+
+async def _stats(request: Request) -> Response:
+    generator = api_of(request).generator
+    state = {"state": generator.state, "state_reason": generator.state_reason}
+    return JSONResponse({**state, **generator.activity.stats()})
+
+
+async def _image(request: Request) -> Response:
+    return await _stored(request, "inline")
+
+
+async def _download(request: Request) -> Response:
+    return await _stored(request, "attachment")
+
+
+async def _stored(request: Request, disposition: str) -> Response:
+    # A file name is taken, too, so that a link can end in .png.
+    image_id = request.path_params["image_id"].partition(".")[0]
+    image = await api_of(request).pictures.get(image_id)
+    headers = {
+        **_SAFE,
+        "Content-Disposition": f'{disposition}; filename="{image_id}.{image.output_format}"',
+        "Cache-Control": "private, max-age=3600, immutable",
+        "X-Image-Id": image.image_id,
+        "X-Seed": str(image.metadata["params"]["seed"]),
+    }
+    return Response(image.data, headers=headers, media_type=image.media_type)
+
+
+async def _metadata(request: Request) -> Response:
+    described = await api_of(request).pictures.describe(request.path_params["image_id"])
+    described["created"] = datetime.fromtimestamp(described["created"], UTC).isoformat()
+    return JSONResponse(described, headers={**_SAFE, "Cache-Control": "no-store"})
+
+
+async def _cancel(request: Request) -> Response:
+    request_id = request.path_params["request_id"]
+    api_of(request).generator.calls.cancel(request_id)
+    return JSONResponse({"request_id": request_id, "cancelled": True})

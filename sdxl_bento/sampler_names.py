@@ -1,0 +1,69 @@
+"""The samplers that a request may name, and what other programs call them.
+
+`SAMPLERS` is the one list of names. How each of them steps is `diffusion.solvers`, which noise
+levels it visits `diffusion.schedules`; a test fails where either of them, or a table here, lacks a
+sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+SamplerName = Literal[
+    "euler",
+    "euler_a",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_karras",
+    "dpmpp_2m_sde_exponential",
+    "lcm",
+    "tcd",
+]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+
+# diffusers' scheduler class, as a model's scheduler_config.json names it → our sampler.
+SAMPLER_OF_CLASS: Mapping[str, SamplerName] = {
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_a",
+    "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+}
+
+AUTOMATIC = "automatic"
+# AUTOMATIC1111's sampler → its scheduler → our sampler. Which schedule `automatic` stands for, each
+# of its samplers decides for itself. Names with a schedule in them are those of before version 1.9.
+A1111_SAMPLERS: Mapping[str, Mapping[str, SamplerName]] = {
+    "Euler": {AUTOMATIC: "euler", "uniform": "euler"},
+    "Euler a": {AUTOMATIC: "euler_a", "uniform": "euler_a"},
+    "DPM++ 2M": {"karras": "dpmpp_2m_karras", AUTOMATIC: "dpmpp_2m_karras", "uniform": "dpmpp_2m"},
+    "DPM++ 2M SDE": {
+        "exponential": "dpmpp_2m_sde_exponential",
+        AUTOMATIC: "dpmpp_2m_sde_exponential",
+        "karras": "dpmpp_2m_sde_karras",
+        "uniform": "dpmpp_2m_sde",
+    },
+    "DPM++ 2M Karras": {"karras": "dpmpp_2m_karras", AUTOMATIC: "dpmpp_2m_karras"},
+    "DPM++ 2M SDE Karras": {"karras": "dpmpp_2m_sde_karras", AUTOMATIC: "dpmpp_2m_sde_karras"},
+    "DPM++ 2M SDE Exponential": {
+        "exponential": "dpmpp_2m_sde_exponential",
+        AUTOMATIC: "dpmpp_2m_sde_exponential",
+    },
+    "DDIM": {AUTOMATIC: "ddim", "uniform": "ddim"},
+    "LCM": {AUTOMATIC: "lcm", "uniform": "lcm"},
+    "TCD": {AUTOMATIC: "tcd", "uniform": "tcd"},
+}
+A1111_SCHEDULERS = (AUTOMATIC, "uniform", "karras", "exponential")
+
+
+def a1111_name(sampler: str | None) -> tuple[str, str]:
+    """AUTOMATIC1111's sampler and scheduler for one of ours: the first in the table."""
+    for name, schedulers in A1111_SAMPLERS.items():
+        for scheduler, ours in schedulers.items():
+            if ours == sampler:
+                return name, scheduler
+    return str(sampler), AUTOMATIC

@@ -1,0 +1,52 @@
+"""How busy this process is: what `/stats` shows and the metrics are fed from."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from sdxl_bento.engine.async_engine import AsyncEngine, EngineState
+from sdxl_bento.serving.results import UnitDone
+
+if TYPE_CHECKING:
+    from sdxl_bento.engine.executor import Completion
+    from sdxl_bento.serving.registry import ModelRegistry
+
+_MOST_UNITS = 65_536
+
+
+class Activity:
+    """What the engine is doing, and which units of work it has done."""
+
+    def __init__(self, engine: AsyncEngine, models: ModelRegistry) -> None:
+        self._engine = engine
+        self._models = models
+        # Written by the engine's thread without a lock. Bounded, for whoever never asks.
+        self._units: deque[UnitDone] = deque(maxlen=_MOST_UNITS)
+
+    def stats(self) -> dict[str, object]:
+        """How busy the engine is, in single pictures, and what its caches have done so far."""
+        stats: dict[str, object] = {"state": str(self._engine.state), "waiting": 0, "running": 0}
+        if self._engine.state in (EngineState.READY, EngineState.DRAINING):
+            stats.update(self._engine.counts())
+        served = [model.served for model in self._models.loaded()]
+        if served:
+            pools = [each.adapters for each in served]
+            cache = served[0].conditioner.cache  # all models share it
+            stats["prompt_cache"] = {"hits": cache.hits, "misses": cache.misses}
+            stats["loras"] = {
+                "hits": sum(pool.hits for pool in pools),
+                "loads": sum(pool.loads for pool in pools),
+                "failures": sum(pool.failures for pool in pools),
+            }
+        return stats
+
+    def units(self) -> list[UnitDone]:
+        """What the engine has run since this was last asked, the oldest first."""
+        return [self._units.popleft() for _ in range(len(self._units))]
+
+    def note(self, completion: Completion) -> None:
+        """Remember what was run, and nothing of whom it was run for. Warm-up does not count."""
+        if self._models:
+            stage = completion.unit.key.stage
+            self._units.append(UnitDone(stage, completion.rows, completion.seconds))

@@ -1,0 +1,70 @@
+"""From an order to what will be drawn, and to the jobs that draw it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from sdxl_bento.errors import AdapterNotFound, InvalidInput
+
+if TYPE_CHECKING:
+    from sdxl_bento.config import Settings
+    from sdxl_bento.diffusion.plan import Job
+    from sdxl_bento.order import Order, Resolved
+    from sdxl_bento.serving.registry import ModelRegistry
+    from sdxl_bento.serving.results import Provenance
+
+
+class Planner:
+    """Checks orders against the models and the settings. It draws nothing."""
+
+    def __init__(self, models: ModelRegistry, settings: Settings) -> None:
+        self._models = models
+        self._settings = settings
+
+    def resolve(self, order: Order) -> Resolved:
+        """The order as it would be drawn, every default filled in.
+
+        Raises:
+            InvalidInput, NotFound, NotReady: see `errors`.
+        """
+        from sdxl_bento.diffusion.plan import resolve
+
+        model = self._models.get(order.params.model)
+        available = model.served.adapters.names()
+        for lora in order.params.loras:
+            if lora.name not in available:
+                raise AdapterNotFound(lora.name, sorted(available))
+        resolved = resolve(order, model.facts, secrets.randbits(32))
+        self._check_limits(resolved)
+        return resolved
+
+    def plan(self, order: Resolved, *, wants_preview: bool = False) -> Job:
+        """The job of the first picture. Raises InvalidInput, as `diffusion.plan.plan` does."""
+        from sdxl_bento.diffusion.plan import plan
+
+        facts = self._models.get(order.params.model).facts
+        return plan(order, facts, wants_preview=wants_preview)
+
+    def provenance(self, order: Resolved) -> Provenance:
+        """What would draw the order now. May read adapters' files: call it from a thread.
+
+        Raises:
+            NotFound, NotReady: see `errors`.
+        """
+        from sdxl_bento.serving.provenance import provenance_of
+
+        model = self._models.get(order.params.model)
+        return provenance_of(model, order.params, self._settings)
+
+    def _check_limits(self, order: Resolved) -> None:
+        """What this server allows, which may be less than `GenerateParams` does."""
+        params, settings = order.params, self._settings
+        limits = (
+            ("num_inference_steps", params.num_inference_steps, settings.max_steps),
+            ("num_images", params.num_images, settings.max_images),
+            ("width x height", params.width * params.height, settings.max_pixels),
+        )
+        for field, value, most in limits:
+            if value > most:
+                raise InvalidInput(field, value, f"at most {most} on this server")

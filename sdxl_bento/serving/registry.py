@@ -1,0 +1,93 @@
+"""The loaded models, and the one place where a model is looked up by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from sdxl_bento.errors import ModelNotFound, NotReady
+from sdxl_bento.serving.results import LoraSummary, ModelSummary
+
+if TYPE_CHECKING:
+    from sdxl_bento.params import ResolvedParams
+    from sdxl_bento.serving.loaded import Loaded
+
+
+class ModelRegistry:
+    """The models that this process serves; the first one is the default. Empty until loaded."""
+
+    def __init__(self, state: Callable[[], str]) -> None:
+        """`state`: what the engine is doing, for the error while nothing is loaded."""
+        self._state = state
+        self._models: Mapping[str, Loaded] = {}
+
+    def publish(self, models: Mapping[str, Loaded]) -> None:
+        """Serve these from now on, by their names."""
+        self._models = models
+
+    def __bool__(self) -> bool:
+        return bool(self._models)
+
+    def loaded(self) -> list[Loaded]:
+        """The models, the default one first."""
+        return list(self._models.values())
+
+    def find(self, name: object) -> Loaded | None:
+        """The model that a client calls `name`, the default one for None; None if there is none.
+
+        A model answers to its name, to its exact tag and to the tag that the settings ask for.
+        """
+        models = self.loaded()
+        if name is None:
+            return models[0] if models else None
+        return next((model for model in models if model.answers_to(name)), None)
+
+    def get(self, name: str | None = None) -> Loaded:
+        """The model that a client calls `name`. Raises ModelNotFound, NotReady."""
+        if not self._models:
+            raise NotReady(self._state())
+        model = self.find(name)
+        if model is None:
+            raise ModelNotFound(str(name), list(self._models))
+        return model
+
+    def name_of(self, name: object) -> str | None:
+        """The name of the model that a client calls `name`, however wrong that is; or None."""
+        model = self.find(name)
+        return model.name if model is not None else None
+
+    def summaries(self) -> list[ModelSummary]:
+        """What clients may know of the models, the default one first."""
+        return [model.summary(default=not index) for index, model in enumerate(self.loaded())]
+
+    def ready(self, name: str) -> ModelSummary:
+        """A model that can be drawn with now. Raises ModelNotFound, NotReady."""
+        if (state := self._state()) != "ready":
+            raise NotReady(state)
+        model = self.get(name)
+        return model.summary(default=model is self.loaded()[0])
+
+    def defaults(self, name: str | None = None) -> ResolvedParams:
+        """What a call gets that leaves everything out. Raises ModelNotFound, NotReady."""
+        from sdxl_bento.diffusion.plan import resolve
+        from sdxl_bento.order import Order
+        from sdxl_bento.params import GenerateParams
+
+        order = Order("generate", GenerateParams(prompt=""))
+        return resolve(order, self.get(name).facts, seed=0).params
+
+    def adapters(self) -> list[LoraSummary]:
+        """The adapters of all models, by name."""
+        summaries: dict[str, LoraSummary] = {}
+        for model in self.loaded():
+            pool = model.served.adapters
+            for name in pool.names():
+                other = summaries.get(name)
+                summaries[name] = LoraSummary(
+                    name=name,
+                    models=(*(other.models if other else ()), model.name),
+                    size_bytes=pool.size_bytes(name),
+                    loaded=pool.is_loaded(name) or (other is not None and other.loaded),
+                    pinned=pool.is_pinned(name),
+                )
+        return [summaries[name] for name in sorted(summaries)]
