@@ -95,17 +95,17 @@ async def _bench(
     warm_up: int,
     verbose: bool,
 ) -> None:
-    from sdxl_bento.cli.drawer import drawer, server_url
+    from sdxl_bento.cli.connect import connect, server_url
 
     console = stderr()
     url, model = server_url(url_option), fields.get("model")
     name = str(model) if model is not None else None
-    async with drawer(url, name, console, warm=True, verbose=verbose) as drawing:
+    async with connect(url, name, console, warm=True, verbose=verbose) as drawer:
         seeds = _Seeds()
         for _ in range(warm_up):  # what is wrong with the call itself ends it here
-            await drawing.draw(fields | {"seed": seeds.next()})
+            await drawer.draw(fields | {"seed": seeds.next()})
         for level in levels:
-            await _run(drawing, fields, level, requests, seconds, seeds, console)
+            await _run(drawer, fields, level, requests, seconds, seeds, console)
 
 
 class _Seeds:
@@ -120,7 +120,7 @@ class _Seeds:
 
 
 async def _run(
-    drawing: Drawer,
+    drawer: Drawer,
     fields: Fields,
     level: Level,
     requests: int,
@@ -133,8 +133,8 @@ async def _run(
     from sdxl_bento.cli.load import closed_loop
 
     async def draw(_: int) -> float:
-        drawn = await drawing.draw(fields | {"seed": seeds.next()})
-        return float(drawn.about["timings"]["queue_ms"]) / 1e3
+        result = await drawer.draw(fields | {"seed": seeds.next()})
+        return float(result.answer["timings"]["queue_ms"]) / 1e3
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         text = f"{level.clients} client{'s' if level.clients > 1 else ''}"

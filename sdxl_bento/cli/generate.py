@@ -17,7 +17,7 @@ from sdxl_bento.cli.files import Target
 from sdxl_bento.cli.terminal import emit_json, reporting, say, stderr
 
 if TYPE_CHECKING:
-    from sdxl_bento.cli.drawer import Drawn, Source
+    from sdxl_bento.cli.drawer import InitImage, Result
 
 
 def generate(
@@ -110,14 +110,14 @@ def generate(
     with reporting(as_json):
         target.prepare()
         begin = time.perf_counter()
-        drawn = asyncio.run(
-            _draw(url, fields, _source(image, refine_only), quiet=quiet, verbose=verbose)
+        result = asyncio.run(
+            _draw(url, fields, _init_image(image, refine_only), quiet=quiet, verbose=verbose)
         )
-        images = drawn.about["images"]
-        paths = target.write(drawn.files, images, str(fields["prompt"]))
+        images = result.answer["images"]
+        paths = target.write(result.files, images, str(fields["prompt"]))
         if not quiet:
-            say(_summary(drawn, time.perf_counter() - begin))
-    _report(drawn, paths, as_json)
+            say(_summary(result, time.perf_counter() - begin))
+    _report(result, paths, as_json)
 
 
 def _check(
@@ -139,9 +139,14 @@ def _check(
 
 
 async def _draw(
-    url_option: str | None, fields: Fields, source: Source | None, *, quiet: bool, verbose: bool
-) -> Drawn:
-    from sdxl_bento.cli.drawer import drawer, server_url
+    url_option: str | None,
+    fields: Fields,
+    init_image: InitImage | None,
+    *,
+    quiet: bool,
+    verbose: bool,
+) -> Result:
+    from sdxl_bento.cli.connect import connect, server_url
     from sdxl_bento.cli.progress import Bars
 
     console = stderr()
@@ -149,32 +154,32 @@ async def _draw(
     url, model = server_url(url_option), fields.get("model")
     name = str(model) if model is not None else None
     warm = "slo_ms" in fields  # what the steps cost has to be known for a promise
-    async with drawer(url, name, console, warm=warm, verbose=verbose) as drawing:
+    async with connect(url, name, console, warm=warm, verbose=verbose) as drawer:
         pictures = fields.get("num_images", 1)
         assert isinstance(pictures, int)
         with Bars(console, max(pictures, 1)) as bars:
-            return await drawing.draw(fields, source, bars.update)
+            return await drawer.draw(fields, init_image, bars.update)
 
 
-def _source(image: Path | None, refine_only: bool) -> Source | None:
+def _init_image(image: Path | None, refine_only: bool) -> InitImage | None:
     if image is None:
         return None
-    from sdxl_bento.cli.drawer import read_picture
+    from sdxl_bento.cli.connect import read_init_image
 
-    return read_picture(image, refine_only=refine_only)
+    return read_init_image(image, refine_only=refine_only)
 
 
-def _summary(drawn: Drawn, seconds: float) -> str:
+def _summary(result: Result, seconds: float) -> str:
     """What there is to know of a call: its seeds, how it was drawn and how long that took."""
-    params: dict[str, Any] = drawn.about["params"]
-    seeds = [str(image["seed"]) for image in drawn.about["images"]]
+    params: dict[str, Any] = result.answer["params"]
+    seeds = [str(image["seed"]) for image in result.answer["images"]]
     parts = [
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}",
         f"{params['num_inference_steps']} steps",
         f"{params['sampler']}",
         f"{params['width']}x{params['height']}",
-        f"{drawn.about['model']}",
-        _times(drawn.about["timings"], seconds),
+        f"{result.answer['model']}",
+        _times(result.answer["timings"], seconds),
     ]
     return " · ".join(parts)
 
@@ -190,12 +195,12 @@ def _times(timings: dict[str, float], seconds: float) -> str:
     return text
 
 
-def _report(drawn: Drawn, paths: list[Path], as_json: bool) -> None:
+def _report(result: Result, paths: list[Path], as_json: bool) -> None:
     if not as_json:
         sys.stdout.writelines(f"{path}\n" for path in paths)
         return
     images = [
         image | {"path": str(path), "bytes": len(data)}
-        for image, path, data in zip(drawn.about["images"], paths, drawn.files, strict=True)
+        for image, path, data in zip(result.answer["images"], paths, result.files, strict=True)
     ]
-    emit_json(drawn.about | {"images": images})
+    emit_json(result.answer | {"images": images})

@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
-from sdxl_bento.cli.drawer import Drawn, OnProgress, Source
+from sdxl_bento.cli.drawer import InitImage, OnProgress, Result
 from sdxl_bento.cli.failures import ExitCode, Failure
 from sdxl_bento.cli.store import find
 from sdxl_bento.config import Settings, load_settings
@@ -48,22 +48,25 @@ class LocalDrawer:
         await self._generator.stop()
 
     async def draw(
-        self, fields: Fields, source: Source | None = None, on_progress: OnProgress | None = None
-    ) -> Drawn:
+        self,
+        fields: Fields,
+        init_image: InitImage | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
         """Run one call. Raises SDXLError, as the engine does."""
         from sdxl_bento.pictures.encode import decode
         from sdxl_bento.protocols.http.validation import parse_params
 
         params = parse_params(fields).model_copy(update={"model": None})  # there is but one
-        if source is None:
+        if init_image is None:
             task: Task = "generate"
             generation = await self._generator.generate(params, on_progress=on_progress)
         else:
-            image = await asyncio.to_thread(decode, source.data, self._settings.max_pixels)
-            task = "refine" if source.refine_only else "img2img"
-            work = self._generator.refine if source.refine_only else self._generator.generate
+            image = await asyncio.to_thread(decode, init_image.data, self._settings.max_pixels)
+            task = "refine" if init_image.refine_only else "img2img"
+            work = self._generator.refine if init_image.refine_only else self._generator.generate
             generation = await work(params, image=image, on_progress=on_progress)
-        return await asyncio.to_thread(_drawn, generation, task, self._settings)
+        return await asyncio.to_thread(_result, generation, task, self._settings)
 
 
 def local_settings(model: str | None) -> Settings:
@@ -112,7 +115,7 @@ async def _loaded(generator: Generator) -> None:
         raise Failure.of(ExitCode.FAILED, "not_loaded", message)
 
 
-def _drawn(generation: Generation, task: Task, settings: Settings) -> Drawn:
+def _result(generation: Generation, task: Task, settings: Settings) -> Result:
     from sdxl_bento.pictures.encode import encode
     from sdxl_bento.pictures.publish import file_text
 
@@ -130,7 +133,7 @@ def _drawn(generation: Generation, task: Task, settings: Settings) -> Drawn:
         images.append(
             {"format": params.output_format, "seed": made.seed, "width": width, "height": height}
         )
-    about: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "request_id": generation.request_id,
         "model": params.model,
         "images": images,
@@ -140,4 +143,4 @@ def _drawn(generation: Generation, task: Task, settings: Settings) -> Drawn:
             for name, seconds in asdict(generation.timings).items()
         },
     }
-    return Drawn(about, tuple(files))
+    return Result(answer, tuple(files))

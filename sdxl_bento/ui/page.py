@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-PATH = "/ui"
 MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB, and what is around it in the form
-CACHE_S = 3600  # how long an uploaded picture is kept
 # How many pages can be open beside all other calls: each holds a connection.
 PAGES = 512
 
