@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdxl_bento.cli import fields as parse
 from sdxl_bento.cli import options
 from sdxl_bento.cli.failures import ExitCode
-from sdxl_bento.cli.fields import Fields
+from sdxl_bento.cli.fields import Fields, numbers
 from sdxl_bento.cli.terminal import emit_json, emit_table, reporting, say, stderr
 
 if TYPE_CHECKING:
@@ -31,22 +30,22 @@ WarmUp = Annotated[int, typer.Option(min=0, help="Pictures beforehand that do no
 BenchPrompt = Annotated[str, typer.Option(help="What to draw; the seeds differ.")]
 
 
+# The fields that change how long a picture takes, or whether it is drawn at all.
+_FIELDS = (
+    *("model", "width", "height", "num_inference_steps", "guidance_scale", "sampler"),
+    *("loras", "refiner", "slo_ms"),
+)
+
+
+@options.sets_fields(_FIELDS)
 def bench(
+    fields: Fields,
+    *,
     clients: Clients = "1,4,16",
     requests: Requests = 32,
     seconds: Seconds = 300.0,
     warm_up: WarmUp = 2,
     prompt: BenchPrompt = "a red circle on a blue background",
-    model: options.Model = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    size: options.Size = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.GuidanceScale = None,
-    sampler: options.Sampler = None,
-    loras: options.Lora = None,
-    refiner: options.Refiner = None,
-    slo_ms: options.SloMs = None,
     url: options.Url = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -56,20 +55,8 @@ def bench(
     Each client asks for its next picture when it has the last. On the server that --url or
     SDXL_URL names; without one, the model is loaded here. Ctrl-C prints what there is so far.
     """
-    width, height = parse.width_and_height(size, width, height)
     levels = _levels(clients)
-    fields = parse.given(
-        prompt=prompt,
-        model=model,
-        width=width,
-        height=height,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
-        loras=parse.loras(loras),
-        refiner=refiner,
-        slo_ms=slo_ms,
-    )
+    fields["prompt"] = prompt
     with reporting(as_json):
         try:
             asyncio.run(_bench(url, fields, levels, requests, seconds, warm_up, verbose))
@@ -83,7 +70,7 @@ def bench(
 def _levels(clients: str) -> list[Level]:
     from sdxl_bento.cli.load import Level
 
-    return [Level(number) for number in parse.numbers(clients, "--clients")]
+    return [Level(number) for number in numbers(clients, "--clients")]
 
 
 async def _bench(

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sdxl_bento.cli import fields as parse
 from sdxl_bento.cli import options
-from sdxl_bento.cli.fields import Fields
+from sdxl_bento.cli.fields import Fields, only_set
 from sdxl_bento.cli.files import Target
 from sdxl_bento.cli.terminal import emit_json, reporting, say, stderr
 
@@ -20,43 +19,15 @@ if TYPE_CHECKING:
     from sdxl_bento.cli.drawer import InitImage, Result
 
 
+@options.sets_fields()
 def generate(
+    fields: Fields,
+    *,
     prompt: options.Prompt,
-    prompt_2: options.Prompt2 = None,
-    negative_prompt: options.NegativePrompt = None,
-    negative_prompt_2: options.NegativePrompt2 = None,
-    model: options.Model = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    size: options.Size = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_rescale: options.GuidanceRescale = None,
-    seed: options.Seed = None,
-    num_images: options.NumImages = None,
-    sampler: options.Sampler = None,
-    loras: options.Lora = None,
-    lora_late_ok: options.LoraLateOk = None,
     image: options.Image = None,
-    strength: options.Strength = None,
     refine_only: options.RefineOnly = False,
-    refiner: options.Refiner = None,
-    high_noise_frac: options.HighNoiseFrac = None,
-    aesthetic_score: options.AestheticScore = None,
-    negative_aesthetic_score: options.NegativeAestheticScore = None,
-    original_size: options.OriginalSize = None,
-    target_size: options.OriginalSize = None,
-    crops_coords_top_left: options.CropsCoordsTopLeft = None,
-    negative_original_size: options.OriginalSize = None,
-    negative_target_size: options.OriginalSize = None,
-    negative_crops_coords_top_left: options.CropsCoordsTopLeft = None,
-    slo_ms: options.SloMs = None,
-    degrade_min_steps: options.DegradeMinSteps = None,
-    priority: options.Priority = None,
     out: options.Out = None,
     force: options.Force = False,
-    output_format: options.Format = None,
-    output_quality: options.Quality = None,
     url: options.Url = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -67,46 +38,10 @@ def generate(
     On the server that --url or SDXL_URL names; without one, the model is loaded here.
     stdout gets the paths of the files, or JSON; everything else goes to stderr.
     """
-    width, height = parse.width_and_height(size, width, height)
     target = Target(out, force=force)
-    fields = parse.given(
-        prompt=sys.stdin.read().strip() if prompt == "-" else prompt,
-        prompt_2=prompt_2,
-        negative_prompt=negative_prompt,
-        negative_prompt_2=negative_prompt_2,
-        model=model,
-        width=width,
-        height=height,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        seed=seed,
-        num_images=num_images,
-        sampler=sampler,
-        loras=parse.loras(loras),
-        lora_late_ok=lora_late_ok,
-        strength=strength,
-        refiner=refiner,
-        high_noise_frac=high_noise_frac,
-        aesthetic_score=aesthetic_score,
-        negative_aesthetic_score=negative_aesthetic_score,
-        original_size=parse.height_and_width(original_size, "--original-size"),
-        target_size=parse.height_and_width(target_size, "--target-size"),
-        crops_coords_top_left=parse.pair(crops_coords_top_left, "--crops-coords-top-left", ","),
-        negative_original_size=parse.height_and_width(
-            negative_original_size, "--negative-original-size"
-        ),
-        negative_target_size=parse.height_and_width(negative_target_size, "--negative-target-size"),
-        negative_crops_coords_top_left=parse.pair(
-            negative_crops_coords_top_left, "--negative-crops-coords-top-left", ","
-        ),
-        slo_ms=slo_ms,
-        degrade_min_steps=degrade_min_steps,
-        priority=priority,
-        output_format=target.format(output_format),
-        output_quality=output_quality,
-    )
-    _check(target, image, refine_only, strength, num_images, as_json)
+    fields["prompt"] = sys.stdin.read().strip() if prompt == "-" else prompt
+    fields |= only_set(output_format=target.format(fields.get("output_format")))
+    _check(target, image, refine_only, fields, as_json)
     with reporting(as_json):
         target.prepare()
         begin = time.perf_counter()
@@ -124,18 +59,24 @@ def _check(
     target: Target,
     image: Path | None,
     refine_only: bool,
-    strength: float | None,
-    num_images: int | None,
+    fields: Fields,
     as_json: bool,
 ) -> None:
-    """Options that do not go together."""
-    if image is None and (refine_only or strength is not None):
+    """Raise BadParameter for options that do not go together."""
+    if image is None and (refine_only or "strength" in fields):
         option = "--refine-only" if refine_only else "--strength"
         raise typer.BadParameter("needs --image", param_hint=option)
     if target.to_stdout and as_json:
         raise typer.BadParameter("stdout cannot take both the picture and JSON", param_hint="--out")
-    if target.to_stdout and (num_images or 1) > 1:
+    if target.to_stdout and _count(fields) > 1:
         raise typer.BadParameter("stdout takes one picture", param_hint="--num-images")
+
+
+def _count(fields: Fields) -> int:
+    """The number of pictures that are asked for; it may be out of bounds."""
+    count = fields.get("num_images", 1)
+    assert isinstance(count, int)
+    return count
 
 
 async def _draw(
@@ -155,9 +96,7 @@ async def _draw(
     name = str(model) if model is not None else None
     warm = "slo_ms" in fields  # what the steps cost has to be known for a promise
     async with connect(url, name, console, warm=warm, verbose=verbose) as drawer:
-        pictures = fields.get("num_images", 1)
-        assert isinstance(pictures, int)
-        with Bars(console, max(pictures, 1)) as bars:
+        with Bars(console, max(_count(fields), 1)) as bars:
             return await drawer.draw(fields, init_image, bars.update)
 
 
