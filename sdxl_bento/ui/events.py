@@ -59,16 +59,17 @@ class Events:
     def connect(self, blocks: gr.Blocks) -> None:
         """Tie the handlers to the elements, inside the open `blocks`."""
         on = self._on
-        pictures = [on.stage, on.actions, on.about, on.gallery]
+        pictures = [on.stage, on.actions, on.details, on.gallery]
         drawing = [*pictures, on.notice, on.draw, on.stop]
-        model = [*updates.of_model(on), on.sampler, on.steps, on.guidance]
+        own = (on.fields[name] for name in ("sampler", *updates.OF_MODEL))
+        model = [*updates.of_model(on), *own]
         begin = [on.start_box, on.start, on.how]
 
         for ready in (blocks.load, on.timer.tick):
             ready(self._fill, None, [on.head, on.timer, *model], **_PLAIN)
         on.model.input(self._choose_model, on.model, model, **_PLAIN)
         on.chips.select(self._take_prompt, on.model, on.prompt, **_PLAIN)
-        weights = [on.named, *on.weights]
+        weights = [on.lora_names, *on.weights]
         on.loras.input(self._weigh, [on.loras, *weights], weights, **_PLAIN)
         on.random.change(self._ask_seed, on.random, on.seed, **_PLAIN)
 
@@ -120,9 +121,9 @@ class Events:
         start = None if album.start is None else replace(album.start, how=how)
         form = Form.of(values)
         try:
-            fields = to_call(form)
+            fields = to_call(form, with_picture=start is not None)
             if start is not None:
-                fields |= {"strength": form.strength, **await picture_of(start)}
+                fields |= await picture_of(start)
                 if start.how == "refine":
                     fields = without_base(fields)
         except SDXLError as error:
@@ -201,7 +202,7 @@ class Events:
         drawn = album.picture
         if drawn is None:
             return {}
-        form = from_call(drawn.call, drawn.seed, begun=drawn.start is not None)
+        form = from_call(drawn.call, drawn.seed, with_picture=drawn.start is not None)
         offered = choices(self._api.generator, form.model)
         if offered is None:
             return {}
