@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdxl_bento.cli import fields as parse
 from sdxl_bento.cli import options
 from sdxl_bento.cli.failures import ExitCode
-from sdxl_bento.cli.fields import Fields
+from sdxl_bento.cli.fields import Fields, numbers
 from sdxl_bento.cli.terminal import emit_json, emit_table, reporting, say, stderr
 
 if TYPE_CHECKING:
@@ -31,22 +30,22 @@ WarmUp = Annotated[int, typer.Option(min=0, help="Pictures beforehand that do no
 BenchPrompt = Annotated[str, typer.Option(help="What to draw; the seeds differ.")]
 
 
+# The fields that change how long a picture takes, or whether it is drawn at all.
+_FIELDS = (
+    *("model", "width", "height", "num_inference_steps", "guidance_scale", "sampler"),
+    *("loras", "refiner", "slo_ms"),
+)
+
+
+@options.sets_fields(_FIELDS)
 def bench(
+    fields: Fields,
+    *,
     clients: Clients = "1,4,16",
     requests: Requests = 32,
     seconds: Seconds = 300.0,
     warm_up: WarmUp = 2,
     prompt: BenchPrompt = "a red circle on a blue background",
-    model: options.Model = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    size: options.Size = None,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.GuidanceScale = None,
-    sampler: options.Sampler = None,
-    loras: options.Lora = None,
-    refiner: options.Refiner = None,
-    slo_ms: options.SloMs = None,
     url: options.Url = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -56,20 +55,8 @@ def bench(
     Each client asks for its next picture when it has the last. On the server that --url or
     SDXL_URL names; without one, the model is loaded here. Ctrl-C prints what there is so far.
     """
-    width, height = parse.width_and_height(size, width, height)
     levels = _levels(clients)
-    fields = parse.given(
-        prompt=prompt,
-        model=model,
-        width=width,
-        height=height,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
-        loras=parse.loras(loras),
-        refiner=refiner,
-        slo_ms=slo_ms,
-    )
+    fields["prompt"] = prompt
     with reporting(as_json):
         try:
             asyncio.run(_bench(url, fields, levels, requests, seconds, warm_up, verbose))
@@ -83,7 +70,7 @@ def bench(
 def _levels(clients: str) -> list[Level]:
     from sdxl_bento.cli.load import Level
 
-    return [Level(number) for number in parse.numbers(clients, "--clients")]
+    return [Level(number) for number in numbers(clients, "--clients")]
 
 
 async def _bench(
@@ -95,17 +82,17 @@ async def _bench(
     warm_up: int,
     verbose: bool,
 ) -> None:
-    from sdxl_bento.cli.drawer import drawer, server_url
+    from sdxl_bento.cli.connect import connect, server_url
 
     console = stderr()
     url, model = server_url(url_option), fields.get("model")
     name = str(model) if model is not None else None
-    async with drawer(url, name, console, warm=True, verbose=verbose) as drawing:
+    async with connect(url, name, console, warm=True, verbose=verbose) as drawer:
         seeds = _Seeds()
         for _ in range(warm_up):  # what is wrong with the call itself ends it here
-            await drawing.draw(fields | {"seed": seeds.next()})
+            await drawer.draw(fields | {"seed": seeds.next()})
         for level in levels:
-            await _run(drawing, fields, level, requests, seconds, seeds, console)
+            await _run(drawer, fields, level, requests, seconds, seeds, console)
 
 
 class _Seeds:
@@ -120,7 +107,7 @@ class _Seeds:
 
 
 async def _run(
-    drawing: Drawer,
+    drawer: Drawer,
     fields: Fields,
     level: Level,
     requests: int,
@@ -133,8 +120,8 @@ async def _run(
     from sdxl_bento.cli.load import closed_loop
 
     async def draw(_: int) -> float:
-        drawn = await drawing.draw(fields | {"seed": seeds.next()})
-        return float(drawn.about["timings"]["queue_ms"]) / 1e3
+        result = await drawer.draw(fields | {"seed": seeds.next()})
+        return float(result.answer["timings"]["queue_ms"]) / 1e3
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         text = f"{level.clients} client{'s' if level.clients > 1 else ''}"

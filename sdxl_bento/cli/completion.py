@@ -1,8 +1,11 @@
-"""What the shell proposes. Quick, and never a reason to fail: it reads names, not models."""
+"""What the shell proposes for an option's value.
+
+It has to be quick, so only names of files are read; and whatever fails, nothing is proposed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 
@@ -11,7 +14,7 @@ def _quietly(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
         try:
             return [name for name in names() if name.startswith(incomplete)]
-        except Exception:  # a shell's prompt is no place for it
+        except Exception:  # an error has no place in a shell's prompt
             return []
 
     complete.__annotations__ = {"incomplete": str, "return": list[str]}
@@ -19,18 +22,9 @@ def _quietly(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
     return complete
 
 
-@_quietly
-def sampler_names() -> list[str]:
-    """Names of samplers."""
-    from sdxl_bento.sampler_names import SAMPLERS
-
-    return list(SAMPLERS)
-
-
-@_quietly
-def formats() -> list[str]:
-    """Names of file formats."""
-    return ["png", "webp", "jpeg"]
+def one_of(values: Sequence[str]) -> Callable[[str], list[str]]:
+    """The values that a field may have."""
+    return _quietly(lambda: list(values))
 
 
 @_quietly

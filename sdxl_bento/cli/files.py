@@ -33,8 +33,8 @@ class Target:
         self._folder = path if is_folder else path.parent
         self._file = None if is_folder else path
 
-    def format(self, asked: str | None) -> str | None:
-        """The picture's format: as asked for, or as the file's name ends.
+    def format(self, asked: object) -> object:
+        """The picture's format: as asked for, or by the ending of the file's name.
 
         Raises BadParameter if these two differ, or if the name is that of another kind of picture.
         """

@@ -78,7 +78,7 @@ def samplers(url: Url = None, as_json: Json = False) -> None:
 
 def _asked(url_option: str | None, what: str) -> list[Any] | None:
     """A server's list; None where no server is named."""
-    from sdxl_bento.cli.drawer import server_url
+    from sdxl_bento.cli.connect import server_url
 
     url = server_url(url_option)
     if url is None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from sdxl_bento.cli.drawer import Drawn, OnProgress, Source
+from sdxl_bento.cli.drawer import InitImage, OnProgress, Result
 from sdxl_bento.cli.failures import ExitCode, Failure
 from sdxl_bento.cli.store import find
 from sdxl_bento.config import Settings, load_settings
@@ -16,8 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sdxl_bento.cli.fields import Fields
-    from sdxl_bento.pictures.publish import Task
-    from sdxl_bento.serving.generator import Generation, Generator
+    from sdxl_bento.order import Order, Task
+    from sdxl_bento.params import GenerateParams
+    from sdxl_bento.serving.generator import Generator
 
 DRAIN_S = 5.0  # nobody but us is served here
 
@@ -37,33 +37,50 @@ class LocalDrawer:
         self._settings = local_settings(self._model)
         show_log(self._console, self._verbose)
         with self._console.status(f"Loading {self._settings.model}"):
+            from sdxl_bento.drawing import Drawing
+            from sdxl_bento.pictures.publish import Pictures
             from sdxl_bento.serving.generator import Generator
 
             self._generator = Generator(self._settings, warm=self._warm)
+            self._pictures = Pictures(self._settings, store=None)
+            self._drawing = Drawing(self._generator, self._settings, self._pictures)
             self._generator.start()
             await _loaded(self._generator)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._generator.stop()
+        self._pictures.close()
 
     async def draw(
-        self, fields: Fields, source: Source | None = None, on_progress: OnProgress | None = None
-    ) -> Drawn:
+        self,
+        fields: Fields,
+        init_image: InitImage | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
         """Run one call. Raises SDXLError, as the engine does."""
-        from sdxl_bento.pictures.encode import decode
+        from sdxl_bento.order import Order
         from sdxl_bento.protocols.http.validation import parse_params
+        from sdxl_bento.protocols.native.answers import answer_json
 
         params = parse_params(fields).model_copy(update={"model": None})  # there is but one
-        if source is None:
-            task: Task = "generate"
-            generation = await self._generator.generate(params, on_progress=on_progress)
-        else:
-            image = await asyncio.to_thread(decode, source.data, self._settings.max_pixels)
-            task = "refine" if source.refine_only else "img2img"
-            work = self._generator.refine if source.refine_only else self._generator.generate
-            generation = await work(params, image=image, on_progress=on_progress)
-        return await asyncio.to_thread(_drawn, generation, task, self._settings)
+        order = Order("generate", params)
+        if init_image is not None:
+            order = await asyncio.to_thread(self._redrawing, params, init_image)
+        answer = await self._drawing.draw(order, on_progress=on_progress)
+        body = answer_json(answer, with_files=False)
+        for described in (body, *body["images"]):  # nothing is stored, so nothing has an id
+            described.pop("image_id", None)
+        del body["id"]
+        return Result(body, tuple(picture.data for picture in answer.pictures))
+
+    def _redrawing(self, params: GenerateParams, init_image: InitImage) -> Order:
+        from sdxl_bento.order import InputImage, Order
+        from sdxl_bento.pictures.encode import decode
+
+        image = decode(init_image.data, self._settings.max_pixels)
+        task: Task = "refine" if init_image.refine_only else "img2img"
+        return Order(task, params, InputImage.of(image, init_image.data))
 
 
 def local_settings(model: str | None) -> Settings:
@@ -74,7 +91,9 @@ def local_settings(model: str | None) -> Settings:
     """
     settings = load_settings()
     tag = find(model or settings.model).tag
-    return settings.model_copy(update={"model": tag, "models": (), "drain_s": DRAIN_S})
+    return settings.model_copy(
+        update={"model": tag, "models": (), "drain_s": DRAIN_S, "result_cache": False}
+    )
 
 
 class _Lines(logging.Handler):
@@ -110,34 +129,3 @@ async def _loaded(generator: Generator) -> None:
         reason = generator.state_reason.removeprefix("ConfigurationError: ")
         message = f"the model cannot be loaded: {reason}"
         raise Failure.of(ExitCode.FAILED, "not_loaded", message)
-
-
-def _drawn(generation: Generation, task: Task, settings: Settings) -> Drawn:
-    from sdxl_bento.pictures.encode import encode
-    from sdxl_bento.pictures.publish import file_text
-
-    params = generation.params
-    files, images = [], []
-    for made in generation.images:
-        text = file_text(generation, made, task) if settings.embed_metadata else {}
-        files.append(
-            encode(
-                made.image, params.output_format,
-                png_level=settings.png_level, quality=params.output_quality, text=text,
-            )
-        )  # fmt: skip
-        width, height = made.image.size
-        images.append(
-            {"format": params.output_format, "seed": made.seed, "width": width, "height": height}
-        )
-    about: dict[str, Any] = {
-        "request_id": generation.request_id,
-        "model": params.model,
-        "images": images,
-        "params": params.model_dump(mode="json"),
-        "timings": {
-            f"{name.removesuffix('_s')}_ms": round(seconds * 1e3, 1)
-            for name, seconds in asdict(generation.timings).items()
-        },
-    }
-    return Drawn(about, tuple(files))

@@ -1,21 +1,32 @@
-"""The options that describe a call. Those that are not given are left to the model."""
+"""The options of the commands. Those that set a field of a call come from the field's definition.
+
+An option that is left out is not sent: the model or the server decides.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.models import OptionInfo
 
-from sdxl_bento.cli.completion import formats, lora_names, model_tags, sampler_names
+from sdxl_bento.cli.completion import lora_names, model_tags, one_of
+from sdxl_bento.cli.fields import parsed
+from sdxl_bento.fields import GROUPS, Wire, choices, plain_type, range_text, wires
+from sdxl_bento.params import GenerateParams, LoraRef
 
-_PROMPT = "Prompt"
-_PICTURE = "Picture"
-_IMAGE = "Image to image"
-_REFINER = "Refiner"
-_CONDITIONING = "Micro-conditioning"
-_SERVICE = "Deadline and priority"
-_OUTPUT = "Output"
+_COMPLETIONS: Mapping[str, Callable[[str], list[str]]] = {
+    "model": model_tags,
+    "loras": lora_names,
+}
+# Options of a command's own that stand after a field's; others come before those of their panel.
+_AFTER = {"size": "height", "refine_only": "strength", "quiet": "output_quality"}
 
 Url = Annotated[
     str | None,
@@ -28,177 +39,142 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of loading.")]
 
 Prompt = Annotated[str, typer.Argument(help="What to draw; - reads it from stdin.")]
-Prompt2 = Annotated[
-    str | None, typer.Option(help="Prompt of the second text encoder.", rich_help_panel=_PROMPT)
-]
-NegativePrompt = Annotated[
-    str | None,
-    typer.Option("--negative-prompt", "-n", help="What to avoid.", rich_help_panel=_PROMPT),
-]
-NegativePrompt2 = Annotated[
-    str | None,
-    typer.Option(help="What to avoid, for the second text encoder.", rich_help_panel=_PROMPT),
-]
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m",
-        help="A model of the server; without one, a tag in BentoML's store. If not given: the "
-        "server's default, or SDXL_MODEL.",
-        autocompletion=model_tags, rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-Width = Annotated[
-    int | None, typer.Option("--width", "-W", help="Pixels.", rich_help_panel=_PICTURE)
-]
-Height = Annotated[
-    int | None, typer.Option("--height", "-H", help="Pixels.", rich_help_panel=_PICTURE)
-]
 Size = Annotated[
-    str | None, typer.Option(help="Width and height, as 1024x768.", rich_help_panel=_PICTURE)
+    str | None, typer.Option(help="Width and height, as 1024x768.", rich_help_panel="Picture")
 ]
-Steps = Annotated[
-    int | None,
-    typer.Option(
-        "--steps", "--num-inference-steps", help="Denoising steps.", rich_help_panel=_PICTURE
-    ),
-]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale", "-g", help="Classifier-free guidance; 1 or less turns it off.",
-        rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-GuidanceRescale = Annotated[
-    float | None,
-    typer.Option(help="Rescale of the guided prediction, 0 to 1.", rich_help_panel=_PICTURE),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", "-s", help="The same seed, the same picture. Random if not given.",
-        rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-NumImages = Annotated[
-    int | None,
-    typer.Option(
-        "--num-images", "-N", help="Pictures to draw, each with the next seed.",
-        rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-Sampler = Annotated[
-    str | None,
-    typer.Option(
-        help="A name that `sdxl-bento samplers` lists.",
-        autocompletion=sampler_names, rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-Lora = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora", "-l", help="NAME, NAME=SCALE or NAME:SCALE; may be given again.",
-        autocompletion=lora_names, rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-LoraLateOk = Annotated[
-    bool | None,
-    typer.Option(
-        help="Start without adapters that are still loading.", rich_help_panel=_PICTURE,
-    ),
-]  # fmt: skip
-
 Image = Annotated[
     Path | None,
     typer.Option(
         help="PNG, JPEG or WebP to redraw.", exists=True, dir_okay=False, readable=True,
-        rich_help_panel=_IMAGE,
+        rich_help_panel="Image to image",
     ),
 ]  # fmt: skip
-Strength = Annotated[
-    float | None,
-    typer.Option(help="How much of it to redraw, over 0 to 1.", rich_help_panel=_IMAGE),
-]
 RefineOnly = Annotated[
     bool,
-    typer.Option("--refine-only", help="Let the refiner alone redraw it.", rich_help_panel=_IMAGE),
-]
-
-Refiner = Annotated[
-    bool | None,
-    typer.Option("--refiner", help="Let the refiner finish the picture.", rich_help_panel=_REFINER),
-]
-HighNoiseFrac = Annotated[
-    float | None,
     typer.Option(
-        help="Share of the noise schedule that the base model runs.", rich_help_panel=_REFINER
+        "--refine-only", help="Let the refiner alone redraw it.", rich_help_panel="Image to image"
     ),
 ]
-AestheticScore = Annotated[
-    float | None, typer.Option(help="Conditioning, 0 to 10.", rich_help_panel=_REFINER)
-]
-NegativeAestheticScore = Annotated[
-    float | None, typer.Option(help="As above, negative branch.", rich_help_panel=_REFINER)
-]
-
-OriginalSize = Annotated[
-    str | None,
-    typer.Option(metavar="WxH", help="Pixels, as 1024x768.", rich_help_panel=_CONDITIONING),
-]
-CropsCoordsTopLeft = Annotated[
-    str | None,
-    typer.Option(metavar="TOP,LEFT", help="Pixels, as 0,0.", rich_help_panel=_CONDITIONING),
-]
-
-SloMs = Annotated[
-    float | None,
-    typer.Option(help="Answer within this many milliseconds, or refuse.", rich_help_panel=_SERVICE),
-]
-DegradeMinSteps = Annotated[
-    int | None,
-    typer.Option(
-        help="Fewer steps, not under this, are fine to meet it.", rich_help_panel=_SERVICE
-    ),
-]
-Priority = Annotated[
-    int | None,
-    typer.Option(help="-10 to 10; higher runs sooner.", rich_help_panel=_SERVICE),
-]
-
 Out = Annotated[
     str | None,
     typer.Option(
         "--out", "-o", metavar="FILE|FOLDER/|-",
         help="Where to write; a folder ends with / or is there already; - is stdout. "
         "If not given: a name made of prompt and seed.",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel="Output",
     ),
 ]  # fmt: skip
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", "-f", help="Overwrite, in place of adding a number.", rich_help_panel=_OUTPUT
+        "--force", "-f", help="Overwrite, in place of adding a number.", rich_help_panel="Output"
     ),
 ]
-Format = Annotated[
-    str | None,
-    typer.Option(
-        "--format", "--output-format", help="png, webp or jpeg. If not given: as --out ends.",
-        autocompletion=formats, rich_help_panel=_OUTPUT,
-    ),
-]  # fmt: skip
-Quality = Annotated[
-    int | None,
-    typer.Option(
-        "--quality", "--output-quality", help="1 to 100, of webp and jpeg.",
-        rich_help_panel=_OUTPUT,
-    ),
-]  # fmt: skip
 Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", "-q", help="Errors alone go to stderr.", rich_help_panel=_OUTPUT
-    ),
-]  # fmt: skip
+    bool, typer.Option("--quiet", "-q", help="Errors alone go to stderr.", rich_help_panel="Output")
+]
+
+Command = Callable[..., None]
+
+
+def sets_fields(
+    names: Collection[str] | None = None, model: type[BaseModel] = GenerateParams
+) -> Callable[[Command], Command]:
+    """Give a command the options of a call's fields.
+
+    The command takes the fields that they mean as its first argument, `Fields`, and its own options
+    by keyword. `--size` is added where the fields have a width and a height.
+
+    Args:
+        names: of the fields. None: all that have an option.
+        model: where the fields are defined.
+
+    Raises:
+        TypeError: a field's type has no option; see `_option_type`.
+    """
+    chosen = {
+        name: wire
+        for name, wire in wires(model).items()
+        if wire.cli is not None and (names is None or name in names)
+    }
+    options = [_parameter(name, wire, model.model_fields[name]) for name, wire in chosen.items()]
+    sizes = [_keyword("size", Size)] if "width" in chosen else []
+
+    def decorate(command: Command) -> Command:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            size = values.pop("size", None)
+            fields = parsed({name: values.pop(name) for name in chosen}, chosen, size)
+            command(fields, **values)
+
+        del run.__wrapped__  # typer looks at the signature
+        signature = inspect.Signature(_ordered([*own, *sizes], options))
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
+        return run
+
+    return decorate
+
+
+def _ordered(
+    own: list[inspect.Parameter], options: list[inspect.Parameter]
+) -> list[inspect.Parameter]:
+    """Options without a panel first, then panel by panel, each in the order of the fields."""
+    ordered = [each for each in own if each.name not in _AFTER]
+    for parameter in options:
+        ordered.append(parameter)
+        ordered += [each for each in own if _AFTER.get(each.name) == parameter.name]
+    panels = ["", *GROUPS]
+    return sorted(ordered, key=lambda parameter: panels.index(_panel(parameter)))
+
+
+def _panel(parameter: inspect.Parameter) -> str:
+    for metadata in get_args(parameter.annotation):
+        if isinstance(metadata, OptionInfo):
+            return metadata.rich_help_panel or ""
+    return ""
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+
+
+def _parameter(name: str, wire: Wire, field: FieldInfo) -> inspect.Parameter:
+    """The option of a field."""
+    option = typer.Option(
+        *(wire.cli or "").split(),
+        help=wire.help or _help(field),
+        metavar=wire.pair,
+        autocompletion=_completion(name, field),
+        rich_help_panel=wire.group,
+    )
+    return _keyword(name, Annotated[_option_type(name, wire, field), option])
+
+
+def _help(field: FieldInfo) -> str:
+    """The field's description and its range: "Denoising steps. From 1 to 200."."""
+    allowed = range_text(field)
+    return " ".join(filter(None, (field.description, allowed and f"{allowed.capitalize()}.")))
+
+
+def _completion(name: str, field: FieldInfo) -> Callable[[str], list[str]] | None:
+    values = choices(field.annotation)
+    return one_of(values) if values else _COMPLETIONS.get(name)
+
+
+def _option_type(name: str, wire: Wire, field: FieldInfo) -> Any:
+    """The type that typer parses the option's text to."""
+    plain = plain_type(field.annotation)
+    if wire.pair is not None or choices(plain):
+        return str | None
+    if plain in (str, int, float, bool):
+        return plain | None
+    if plain == tuple[LoraRef, ...]:
+        return list[str] | None
+    raise TypeError(
+        f"the field {name} has the type {field.annotation}, which no option can hold: give its "
+        "Wire cli=None and let the commands take it in a way of their own"
+    )

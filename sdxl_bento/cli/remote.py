@@ -1,16 +1,16 @@
-"""Drawing on a server, by the native protocol (docs/guides/native.md)."""
+"""Draws on a server, through the native protocol (docs/guides/native.md)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 
-from sdxl_bento.cli.drawer import Drawn, OnProgress, Source
+from sdxl_bento.cli.drawer import InitImage, OnProgress, Result
 from sdxl_bento.cli.failures import ExitCode, Failure
 from sdxl_bento.serving.results import Progress
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from sdxl_bento.cli.fields import Fields
 
 CONNECT_S = 10.0
-SILENCE_S = 60.0  # a stream says every ten seconds that it is still there
+SILENCE_S = 60.0  # without an event or a comment; the server sends a comment every ten seconds
 _JSON = {"Accept": "application/json"}
 
 
 class RemoteDrawer:
-    """A server. Its pictures are cancelled when the connection is closed."""
+    """Sends calls to a server, which cancels a call when its connection is closed."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        # A call may take as long as the server lets it, and as many as are asked for run at once.
+        # The server bounds how long a call takes; how many run at once is up to the command.
         limits = httpx.Limits(max_connections=None)
         timeout = httpx.Timeout(None, connect=CONNECT_S)
         self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout)
@@ -39,40 +39,44 @@ class RemoteDrawer:
         await self._http.aclose()
 
     async def draw(
-        self, fields: Fields, source: Source | None = None, on_progress: OnProgress | None = None
-    ) -> Drawn:
-        """Run one call; there is progress for text to image only. Raises Failure."""
+        self,
+        fields: Fields,
+        init_image: InitImage | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
+        """Run one call. Progress is reported for text-to-image calls only. Raises Failure."""
         try:
-            if source is not None:
-                return await self._redraw(fields, source)
+            if init_image is not None:
+                return await self._redraw(fields, init_image)
             if on_progress is None:
-                response = await self._http.post("/generate", json=fields, headers=_JSON)
-                return drawn(answer_of(response, self._url))
+                return await self._post("/generate", fields)
             return await self._stream(fields, on_progress)
         except httpx.TransportError as error:
             raise unreachable(self._url, error) from error
 
-    async def _redraw(self, fields: Fields, source: Source) -> Drawn:
-        route = "/refine" if source.refine_only else "/img2img"
-        body = {**fields, "image": base64.b64encode(source.data).decode("ascii")}
-        return drawn(answer_of(await self._http.post(route, json=body, headers=_JSON), self._url))
+    async def _redraw(self, fields: Fields, init_image: InitImage) -> Result:
+        route = "/refine" if init_image.refine_only else "/img2img"
+        image = base64.b64encode(init_image.data).decode("ascii")
+        return await self._post(route, {**fields, "image": image})
 
-    async def _stream(self, fields: Fields, on_progress: OnProgress) -> Drawn:
+    async def _post(self, route: str, body: Fields) -> Result:
+        response = await self._http.post(route, json=body, headers=_JSON)
+        return result_of(answer_of(response, self._url))
+
+    async def _stream(self, fields: Fields, on_progress: OnProgress) -> Result:
         timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
-        asked = self._http.stream("POST", "/generate/stream", json=fields, timeout=timeout)
-        async with asked as response:
+        call = self._http.stream("POST", "/generate/stream", json=fields, timeout=timeout)
+        async with call as response:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 await response.aread()
                 answer_of(response, self._url)
                 raise _unexpected(f"{self._url} answers with no stream of events")
             try:
-                async for name, data in _events(response):
-                    if name == "done":
-                        return drawn(data)
-                    if name == "error":
-                        raise Failure.of_status(data["error"]["status"], data["error"])
-                    if name in ("queued", "step"):
-                        on_progress(_progress(data))
+                async with aclosing(EventSource(response).aiter_sse()) as events:
+                    async for event in events:
+                        result = _result_in(event, on_progress)
+                        if result is not None:
+                            return result
             except (ValueError, KeyError, TypeError) as error:
                 raise _unexpected(f"{self._url} sends events of another kind ({error!r})") from None
         message = f"{self._url} ended the stream before the picture was done"
@@ -80,7 +84,7 @@ class RemoteDrawer:
 
 
 def get(url: str, path: str, timeout_s: float = CONNECT_S) -> dict[str, Any]:
-    """What a server answers to a question. Raises Failure."""
+    """The JSON that a server answers to GET `path`. Raises Failure."""
     try:
         response = httpx.get(url + path, timeout=timeout_s, headers=_JSON)
     except httpx.TransportError as error:
@@ -89,7 +93,10 @@ def get(url: str, path: str, timeout_s: float = CONNECT_S) -> dict[str, Any]:
 
 
 def answer_of(response: httpx.Response, url: str) -> dict[str, Any]:
-    """The JSON of an answer. Raises Failure for an error, or for what is none of ours."""
+    """The JSON object in a response.
+
+    Raises Failure for an error status, and for a body that this protocol does not have.
+    """
     try:
         body = response.json()
     except ValueError:
@@ -109,19 +116,19 @@ def answer_of(response: httpx.Response, url: str) -> dict[str, Any]:
     )
 
 
-def drawn(answer: dict[str, Any]) -> Drawn:
-    """A server's answer, its pictures decoded. Raises Failure."""
+def result_of(answer: dict[str, Any]) -> Result:
+    """A server's answer with its pictures taken out and decoded. Raises Failure."""
     try:
         files = [
             base64.b64decode(image.pop("b64_json"), validate=True) for image in answer["images"]
         ]
     except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise _unexpected(f"the server's answer has no pictures in it ({error!r})") from None
-    return Drawn(answer, tuple(files))
+    return Result(answer, tuple(files))
 
 
 def unreachable(url: str, error: httpx.TransportError) -> Failure:
-    """Nothing answers, or no longer does."""
+    """The failure that a transport error means: no connection was made, or it was lost."""
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
         message = f"no server answers at {url} ({_reason(error)}); is it running?"
         return Failure.of(ExitCode.UNREACHABLE, "unreachable", message)
@@ -137,15 +144,20 @@ def _reason(error: httpx.TransportError) -> str:
     return str(error) or type(error).__name__
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events: names with their data. Comments are left out."""
-    name = ""
-    async for line in response.aiter_lines():
-        field, _, value = line.partition(":")
-        if field == "event":
-            name = value.strip()
-        elif field == "data":
-            yield name, json.loads(value)
+def _result_in(event: ServerSentEvent, on_progress: OnProgress) -> Result | None:
+    """The result that a `done` event carries; other events are reported or ignored.
+
+    Raises Failure for an `error` event; ValueError, KeyError or TypeError for malformed data.
+    """
+    match event.event:
+        case "done":
+            return result_of(event.json())
+        case "error":
+            error = event.json()["error"]
+            raise Failure.of_status(error["status"], error)
+        case "queued" | "step":
+            on_progress(_progress(event.json()))
+    return None
 
 
 def _progress(data: dict[str, Any]) -> Progress:

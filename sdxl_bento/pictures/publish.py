@@ -53,14 +53,18 @@ class Picture:
 
 
 class Pictures:
-    """The pictures of this process's calls, and the store that all processes share."""
+    """The pictures of this process's calls, and the store that all processes share.
 
-    def __init__(self, settings: Settings, store: ImageStore) -> None:
+    Without a store pictures are encoded and not kept; they have no ids.
+    """
+
+    def __init__(self, settings: Settings, store: ImageStore | None) -> None:
         self._embed = settings.embed_metadata
         self._encoder = Encoder(settings.png_level)
         self._store = store
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="sdxl-store")
-        store.start_sweeping()
+        if store is not None:
+            store.start_sweeping()
 
     async def get(self, image_id: str) -> StoredImage:
         """A stored picture. Raises ImageNotFound, StoreUnavailable."""
@@ -106,7 +110,9 @@ class Pictures:
         return list(await asyncio.gather(*map(publish, generation.images)))
 
     async def in_store(self, work: Callable[[ImageStore], T], timeout_s: float) -> T:
-        """Run blocking work in the store's threads. Raises TimeoutError."""
+        """Run blocking work in the store's threads. Raises TimeoutError, StoreUnavailable."""
+        if self._store is None:
+            raise StoreUnavailable
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(timeout_s):
             return await loop.run_in_executor(self._pool, work, self._store)
@@ -115,7 +121,8 @@ class Pictures:
         """Finish what is under way."""
         self._encoder.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
 
     async def _kept(
         self, data: bytes, output_format: OutputFormat, metadata: dict[str, Any], key: str | None
@@ -126,6 +133,8 @@ class Pictures:
                 store.put_result(key, image_id)
             return image_id
 
+        if self._store is None:
+            return None
         try:
             return await self.in_store(keep, _STORE_S)
         except (StoreUnavailable, TimeoutError) as error:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdxl_bento.drawing import Answer
 from sdxl_bento.pictures.encode import MEDIA_TYPES
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.native.routes import Answer
 
 MOST = 60  # the oldest leave; the store has its own bounds
 

@@ -9,9 +9,9 @@ import gradio as gr
 from starlette.applications import Starlette
 
 from sdxl_bento.config import Settings
+from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import MAX_UPLOAD_BYTES
-from sdxl_bento.protocols.native.routes import NativeAPI
-from sdxl_bento.ui import page
+from sdxl_bento.ui.constants import CACHE_S, PATH
 from sdxl_bento.ui.events import Events
 from sdxl_bento.ui.layout import build
 from sdxl_bento.ui.theme import theme
@@ -20,10 +20,10 @@ _TITLE = "sdxl-bento"
 _HEAD = '<link rel="icon" href="data:,"><meta name="color-scheme" content="light dark">'
 
 
-def mounted(api: NativeAPI, settings: Settings) -> Starlette:
+def mounted(api: API, settings: Settings) -> Starlette:
     """An app with nothing but the page in it; its lifespan is the page's."""
     with gr.Blocks(
-        title=_TITLE, analytics_enabled=False, delete_cache=(page.CACHE_S // 12, page.CACHE_S)
+        title=_TITLE, analytics_enabled=False, delete_cache=(CACHE_S // 12, CACHE_S)
     ) as blocks:
         Events(api, build(settings)).connect(blocks)
     blocks.queue(api_open=False, max_size=None, default_concurrency_limit=None)
@@ -31,7 +31,7 @@ def mounted(api: NativeAPI, settings: Settings) -> Starlette:
     gr.mount_gradio_app(  # it says FastAPI, but takes whatever can mount
         parent,
         blocks,
-        page.PATH,
+        PATH,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
 from sdxl_bento.ui import presets
 from sdxl_bento.ui.form import show_size
@@ -29,7 +30,7 @@ class Choices:
 
 def choices(generator: Generator, name: str | None = None) -> Choices | None:
     """What there is to choose with model `name`, or the default one; None until it is loaded."""
-    models = generator.models() if generator.state == "ready" else []
+    models = generator.models.summaries() if generator.state == "ready" else []
     if not models:
         return None
     model = next((each for each in models if each.name == name), models[0])
@@ -37,10 +38,10 @@ def choices(generator: Generator, name: str | None = None) -> Choices | None:
         model=model,
         models=tuple(each.name for each in models),
         sizes=tuple(show_size(*size) for size in presets.sizes(model)),
-        samplers=tuple(generator.samplers()),
-        loras=_fitting(generator.loras(), model),
+        samplers=SAMPLERS,
+        loras=_fitting(generator.models.adapters(), model),
         prompts=presets.prompts(model),
-        defaults=generator.defaults(model.name),
+        defaults=generator.models.defaults(model.name),
     )
 
 

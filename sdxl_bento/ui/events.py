@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
+from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols.http.errors import error_body
-from sdxl_bento.protocols.native.routes import Answer, NativeAPI, logged
+from sdxl_bento.order import Task
+from sdxl_bento.protocols.http.api import API
+from sdxl_bento.protocols.http.errors import error_body, logged
 from sdxl_bento.ui import render, updates
 from sdxl_bento.ui.album import Album, Start
 from sdxl_bento.ui.choices import choices, nearest_size
@@ -27,12 +29,9 @@ from sdxl_bento.ui.form import (
     without_base,
 )
 from sdxl_bento.ui.layout import Layout
-from sdxl_bento.ui.progress import Drawing, Snapshot
+from sdxl_bento.ui.progress import PageCall, Snapshot
 from sdxl_bento.ui.updates import Updates
 from sdxl_bento.ui.uploads import picture_of, thumbnail
-
-if TYPE_CHECKING:
-    from sdxl_bento.ui.progress import Work
 
 # On a narrow page the picture is below the button.
 _LOOK = """() => {
@@ -50,25 +49,26 @@ _PLAIN: Mapping[str, Any] = {
 class Events:
     """The handlers, one object for all visits. What belongs to a visit is in its `Album`."""
 
-    def __init__(self, api: NativeAPI, layout: Layout) -> None:
+    def __init__(self, api: API, layout: Layout) -> None:
         self._api = api
         self._on = layout
         # By Gradio's hash of the visit, for those who want to end them.
-        self._drawings: defaultdict[str, set[Drawing]] = defaultdict(set)
+        self._drawings: defaultdict[str, set[PageCall]] = defaultdict(set)
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Tie the handlers to the elements, inside the open `blocks`."""
         on = self._on
-        pictures = [on.stage, on.actions, on.about, on.gallery]
+        pictures = [on.stage, on.actions, on.details, on.gallery]
         drawing = [*pictures, on.notice, on.draw, on.stop]
-        model = [*updates.of_model(on), on.sampler, on.steps, on.guidance]
+        own = (on.fields[name] for name in ("sampler", *updates.OF_MODEL))
+        model = [*updates.of_model(on), *own]
         begin = [on.start_box, on.start, on.how]
 
         for ready in (blocks.load, on.timer.tick):
             ready(self._fill, None, [on.head, on.timer, *model], **_PLAIN)
         on.model.input(self._choose_model, on.model, model, **_PLAIN)
         on.chips.select(self._take_prompt, on.model, on.prompt, **_PLAIN)
-        weights = [on.named, *on.weights]
+        weights = [on.lora_names, *on.weights]
         on.loras.input(self._weigh, [on.loras, *weights], weights, **_PLAIN)
         on.random.change(self._ask_seed, on.random, on.seed, **_PLAIN)
 
@@ -94,7 +94,7 @@ class Events:
     async def _fill(self) -> Updates:
         on, generator = self._on, self._api.generator
         state = generator.state
-        head = render.headline(generator.models(), state, generator.state_reason)
+        head = render.headline(generator.models.summaries(), state, generator.state_reason)
         offered = choices(generator)
         if offered is None:  # ask again, until there is something or there will be nothing
             return {on.head: head, on.timer: gr.Timer(active=state != "dead")}
@@ -120,9 +120,9 @@ class Events:
         start = None if album.start is None else replace(album.start, how=how)
         form = Form.of(values)
         try:
-            fields = to_call(form)
+            fields = to_call(form, with_picture=start is not None)
             if start is not None:
-                fields |= {"strength": form.strength, **await picture_of(start)}
+                fields |= await picture_of(start)
                 if start.how == "refine":
                     fields = without_base(fields)
         except SDXLError as error:
@@ -145,11 +145,11 @@ class Events:
     async def _run(
         self, album: Album, fields: Mapping[str, Any], start: Start | None, request: gr.Request
     ) -> AsyncGenerator[Updates]:
-        drawing, visit = Drawing.of(self._api, fields), str(request.session_hash)
+        drawing, visit = PageCall.of(self._api, fields), str(request.session_hash)
         self._drawings[visit].add(drawing)
         try:
             yield updates.busy(self._on)
-            async with aclosing(drawing.follow(self._work(start))) as happened:
+            async with aclosing(drawing.follow(_task(start))) as happened:
                 async for what in happened:
                     yield self._shown(album, drawing, what, start)
         finally:
@@ -157,15 +157,10 @@ class Events:
             if not self._drawings[visit]:
                 del self._drawings[visit]
 
-    def _work(self, start: Start | None) -> Work:
-        if start is None:
-            return self._api.text_to_image
-        return self._api.refine_image if start.how == "refine" else self._api.image_to_image
-
     def _shown(
         self,
         album: Album,
-        drawing: Drawing,
+        drawing: PageCall,
         what: Snapshot | Answer | Exception,
         start: Start | None,
     ) -> Updates:
@@ -176,7 +171,7 @@ class Events:
             return updates.idle(self._on, album)
         if drawing.stopped:
             return updates.idle(self._on, album, render.remark("Stopped."))
-        body = error_body(logged(what, drawing.call), drawing.call.request_id)
+        body = error_body(logged(what, drawing.call.request_id), drawing.call.request_id)
         return updates.idle(self._on, album, body["error"])
 
     async def _stop(self, request: gr.Request) -> Any:
@@ -201,7 +196,7 @@ class Events:
         drawn = album.picture
         if drawn is None:
             return {}
-        form = from_call(drawn.call, drawn.seed, begun=drawn.start is not None)
+        form = from_call(drawn.call, drawn.seed, with_picture=drawn.start is not None)
         offered = choices(self._api.generator, form.model)
         if offered is None:
             return {}
@@ -238,3 +233,9 @@ class Events:
         offered = choices(self._api.generator, model)
         refines = offered is not None and offered.model.has_refiner
         return updates.beginning(self._on, album.start, refines)
+
+
+def _task(start: Start | None) -> Task:
+    if start is None:
+        return "generate"
+    return "refine" if start.how == "refine" else "img2img"

@@ -1,91 +1,88 @@
-"""What stands in the page's form, as the fields of a native call, and back."""
+"""From the values in the page's form to the fields of a native call, and back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.fields import wires
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.ui.controls import CONTROLS
 
 MAX_LORAS = 8  # as many as a call may name
-STRENGTH, REFINE_STRENGTH = 0.6, 0.3  # what is offered at first
+REFINE_STRENGTH = 0.3  # of the button that refines the chosen picture
 _SIZE = re.compile(r"\s*(\d+)\s*(?:[x×*]|\s)\s*(\d+)\s*")
 
-# Native field → what the page calls it, for errors.
+# What the page calls a native field, for errors.
 LABELS: Mapping[str, str] = {
-    "prompt": "Prompt",
-    "negative_prompt": "Negative prompt",
-    "model": "Model",
+    **{name: wire.label for name, wire in wires(GenerateParams).items()},
     "width": "Size (width)",
     "height": "Size (height)",
     "width x height": "Size (pixels in all)",
-    "num_images": "Pictures",
-    "num_inference_steps": "Steps",
-    "guidance_scale": "Guidance",
-    "seed": "Seed",
-    "sampler": "Sampler",
-    "loras": "LoRAs",
-    "refiner": "Refiner",
-    "strength": "Strength",
     "image": "Picture",
     "image_id": "Picture",
 }
 
 
+def _initial() -> dict[str, Any]:
+    return {name: control.initial for name, control in CONTROLS.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The values of the form's elements, in the order of the page.
+    """The values of the form's elements.
 
-    `weights` has `MAX_LORAS` numbers, of which the first belong to `loras`, name by name.
+    `controls` has those of the fields in `CONTROLS`, by name and in that order. `weights` has
+    `MAX_LORAS` numbers, of which the first belong to `loras`, name by name. The others are those
+    that the page has elements of its own for.
     """
 
     prompt: str = ""
-    negative: str = ""
     model: str | None = None
     size: str = ""
-    count: int = 1
-    steps: int = 25
-    guidance: float = 5.0
     random: bool = True
     seed: str = ""
-    sampler: str = ""
-    refiner: bool = False
-    strength: float = STRENGTH
+    controls: Mapping[str, Any] = field(default_factory=_initial)
     loras: Sequence[str] = ()
     weights: Sequence[float] = (1.0,) * MAX_LORAS
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Form:
-        """From the values of the form's elements, the weights one by one at the end."""
-        names = [field.name for field in fields(cls)[:-1]]
-        named = dict(zip(names, values, strict=False))
-        return cls(**named, weights=tuple(values[len(names) :]))
+        """From the values of `Layout.form`, which is in the order of `values`."""
+        own, rest = values[:_OWN], values[_OWN:]
+        count = len(CONTROLS)
+        controls = dict(zip(CONTROLS, rest[:count], strict=True))
+        return cls(*own, controls, rest[count], tuple(rest[count + 1 :]))
 
     def values(self) -> list[Any]:
         """The inverse of `of`."""
-        named = [getattr(self, field.name) for field in fields(self)[:-1]]
-        return [*named, *self.weights]
+        own = [self.prompt, self.model, self.size, self.random, self.seed]
+        return [*own, *(self.controls[name] for name in CONTROLS), self.loras, *self.weights]
 
 
-def to_call(form: Form) -> dict[str, Any]:
-    """The fields of a call for a new picture. What was left empty stays unset.
+_OWN = 5  # elements before the controls
 
-    Raises InvalidInput for what cannot be put into fields at all; the rest is checked where every
-    protocol's calls are.
+
+def to_call(form: Form, *, with_picture: bool = False) -> dict[str, Any]:
+    """The fields of a call. What was left empty stays unset.
+
+    `with_picture`: the call starts from a picture, so that fields such as strength have a meaning.
+
+    Raises InvalidInput for text that cannot be put into fields at all. All other checks are made
+    where the calls of every protocol are checked.
     """
     if not form.prompt.strip():
         raise InvalidInput("prompt", form.prompt, "some words that say what to draw")
-    call: dict[str, Any] = {"prompt": form.prompt, "num_images": form.count}
-    call |= {"num_inference_steps": form.steps, "guidance_scale": form.guidance}
-    given = {
-        "negative_prompt": form.negative,
-        "model": form.model,
-        "sampler": form.sampler,
-        "refiner": form.refiner,
-    }
-    call |= {name: value for name, value in given.items() if value}
+    call: dict[str, Any] = {"prompt": form.prompt}
+    for name, control in CONTROLS.items():
+        value = control.to_field(form.controls[name])
+        if value is not None and (with_picture or not control.with_picture):
+            call[name] = value
+    if form.model:
+        call["model"] = form.model
     if form.size.strip():
         call["width"], call["height"] = parse_size(form.size)
     if not form.random and form.seed.strip():
@@ -108,26 +105,26 @@ def to_refining(call: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {**fields, "seed": seed, "strength": REFINE_STRENGTH}
 
 
-def from_call(call: Mapping[str, Any], seed: int, *, begun: bool) -> Form:
-    """The form that asks for one picture again: `call` has its fields with all defaults in.
+def from_call(call: Mapping[str, Any], seed: int, *, with_picture: bool) -> Form:
+    """The form that asks for one picture again. `call` has all fields, with defaults filled in.
 
-    `begun`: it was drawn from another picture, so that the call's strength has meant something.
+    `with_picture`: it was drawn from another picture, so that the call's strength had a meaning.
     """
     loras = call.get("loras", ())
     scales = [lora["scale"] for lora in loras]
+    controls = {
+        name: control.initial
+        if control.with_picture and not with_picture
+        else control.to_shown(call.get(name, control.default))
+        for name, control in CONTROLS.items()
+    }
     return Form(
         prompt=call["prompt"],
-        negative=call.get("negative_prompt") or "",
         model=call["model"],
         size=show_size(call["width"], call["height"]),
-        count=1,
-        steps=call["num_inference_steps"],
-        guidance=call["guidance_scale"],
         random=False,
         seed=str(seed),
-        sampler=call.get("sampler") or "",
-        refiner=call.get("refiner", False),
-        strength=call["strength"] if begun else STRENGTH,
+        controls=controls | {"num_images": 1},
         loras=[lora["name"] for lora in loras],
         weights=(*scales, *(1.0,) * (MAX_LORAS - len(scales))),
     )
@@ -149,7 +146,7 @@ def show_size(width: int, height: int) -> str:
 def keep_weights(
     before: Sequence[str], now: Sequence[str], weights: Sequence[float]
 ) -> tuple[float, ...]:
-    """The weights in the order of the adapters chosen `now`; a new one starts at 1."""
+    """The weights in the order of the adapters chosen `now`; that of a new one is 1."""
     known = dict(zip(before, weights, strict=False))
     kept = [known.get(name, 1.0) for name in now[:MAX_LORAS]]
     return (*kept, *(1.0,) * (MAX_LORAS - len(kept)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,96 +11,105 @@ import gradio as gr
 from sdxl_bento.config import Settings
 from sdxl_bento.ui import render
 from sdxl_bento.ui.album import Album
-from sdxl_bento.ui.form import MAX_LORAS, STRENGTH
+from sdxl_bento.ui.controls import CONTROLS
+from sdxl_bento.ui.elements import element, slider
+from sdxl_bento.ui.form import MAX_LORAS
 
-# A click on any of its buttons is told to Python with the button's number.
+# A click on one of the element's buttons becomes an event that carries the button's number.
 _PICK = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-pick]');
   if (button) trigger('select', {pick: Number(button.dataset.pick)});
 });
 """
-OWN_SAMPLER = ("the model's own", "")
 HOW = [("Draw over it", "over"), ("Refine it", "refine")]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All elements that events read or write."""
+    """All elements that events read or write.
+
+    `fields` are the elements of `CONTROLS`, by field. `lora_names` is the list of the adapters that
+    the sliders in `weights` belong to.
+    """
 
     head: Any
     chips: Any
     prompt: Any
-    negative: Any
+    fields: Mapping[str, Any]
     draw: Any
     stop: Any
     start_box: Any
     start: Any
     how: Any
-    strength: Any
     upload: Any
     clear: Any
     model: Any
     size: Any
-    count: Any
-    steps: Any
-    guidance: Any
     random: Any
     seed: Any
-    sampler: Any
-    refiner: Any
     loras: Any
     weights: Sequence[Any]
     stage: Any
     notice: Any
-    about: Any
+    details: Any
     actions: Any
     again: Any
     over: Any
     refine: Any
     gallery: Any
     album: Any
-    named: Any
+    lora_names: Any
     timer: Any
 
     @property
     def form(self) -> list[Any]:
         """The elements of `form.Form`, in its order."""
-        first = [self.prompt, self.negative, self.model, self.size, self.count, self.steps]
-        second = [self.guidance, self.random, self.seed, self.sampler, self.refiner]
-        return [*first, *second, self.strength, self.loras, *self.weights]
+        own = [self.prompt, self.model, self.size, self.random, self.seed]
+        return [*own, *(self.fields[name] for name in CONTROLS), self.loras, *self.weights]
 
 
 def build(settings: Settings) -> Layout:
     """Make the elements, inside an open `gr.Blocks`."""
-    made: dict[str, Any] = {
+    fields: dict[str, Any] = {}
+    elements: dict[str, Any] = {
+        "fields": fields,
         "album": gr.State(Album()),
-        "named": gr.State([]),
+        "lora_names": gr.State([]),
         "timer": gr.Timer(1.0),
         "head": _html(render.headline((), "loading", "")),
     }
     # A grid of three, so that a narrow page has the picture between the prompt and the settings.
     with gr.Row(elem_id="sb-page"):
         with gr.Column(elem_id="sb-ask"):
-            made |= _ask()
+            elements |= _ask(settings, fields)
         with gr.Column(elem_id="sb-result"):
-            made |= _result()
+            elements |= _result()
         with gr.Column(elem_id="sb-settings"):
-            made |= _settings(settings)
-    return Layout(**made)
+            elements |= _settings(settings, fields)
+    return Layout(**elements)
 
 
 def _html(value: str, **named: Any) -> Any:
     return gr.HTML(value, apply_default_css=False, **named)
 
 
-def _slider(low: float, high: float, value: float, step: float, label: str, name: str) -> Any:
-    return gr.Slider(
-        low, high, value=value, step=step, label=label, buttons=[], min_width=120, elem_id=name
-    )
+def _add(fields: dict[str, Any], settings: Settings, *names: str, **changes: Any) -> None:
+    """Build the elements of fields here, and put them into `fields`."""
+    for name in names:
+        fields[name] = element(CONTROLS[name], settings, **changes)
 
 
-def _ask() -> dict[str, Any]:
+def _rest(fields: Mapping[str, Any], *, with_picture: bool) -> list[str]:
+    """The fields whose elements have not been given a place."""
+    return [
+        name
+        for name, control in CONTROLS.items()
+        if name not in fields and control.with_picture == with_picture
+    ]
+
+
+def _ask(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     prompt = gr.Textbox(
         label="Prompt",
         lines=3,
@@ -113,7 +122,7 @@ def _ask() -> dict[str, Any]:
     with gr.Group(visible=False, elem_id="sb-start") as start_box:
         start = _html("")
         how = gr.Radio(HOW, value="over", label="From this picture", elem_id="sb-how")
-        strength = _slider(0.05, 1, STRENGTH, 0.05, "How much of it may change", "sb-strength")
+        _add(fields, settings, *_rest(fields, with_picture=True))
         clear = gr.Button("Begin without it", size="sm", elem_id="sb-clear")
     with gr.Row(elem_id="sb-go"):
         draw = gr.Button("Draw", variant="primary", size="lg", elem_id="sb-draw")
@@ -124,7 +133,6 @@ def _ask() -> dict[str, Any]:
         "start_box": start_box,
         "start": start,
         "how": how,
-        "strength": strength,
         "clear": clear,
         "draw": draw,
         "stop": stop,
@@ -138,7 +146,7 @@ def _result() -> dict[str, Any]:
         again = gr.Button("Use these again", size="sm", min_width=80, elem_id="sb-again")
         over = gr.Button("Draw over it", size="sm", min_width=80, elem_id="sb-over")
         refine = gr.Button("Refine", size="sm", min_width=80, elem_id="sb-refine")
-    about = _html("", elem_id="sb-about")
+    details = _html("", elem_id="sb-about")
     gallery = _html("", js_on_load=_PICK, elem_id="sb-gallery")
     return {
         "notice": notice,
@@ -147,19 +155,13 @@ def _result() -> dict[str, Any]:
         "again": again,
         "over": over,
         "refine": refine,
-        "about": about,
+        "details": details,
         "gallery": gallery,
     }
 
 
-def _settings(settings: Settings) -> dict[str, Any]:
-    negative = gr.Textbox(
-        label="Negative prompt",
-        lines=1,
-        max_lines=4,
-        placeholder="What to avoid",
-        elem_id="sb-negative",
-    )
+def _settings(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
+    _add(fields, settings, "negative_prompt")
     model = gr.Dropdown([], label="Model", visible=False, elem_id="sb-model-choice")
     with gr.Row():
         size = gr.Dropdown(
@@ -169,10 +171,9 @@ def _settings(settings: Settings) -> dict[str, Any]:
             min_width=120,
             elem_id="sb-size",
         )
-        count = _slider(1, min(settings.max_images, 8), 1, 1, "Pictures", "sb-count")
+        _add(fields, settings, "num_images")
     with gr.Row():
-        steps = _slider(1, settings.max_steps, 25, 1, "Steps", "sb-steps")
-        guidance = _slider(0, 20, 5, 0.1, "Guidance", "sb-guidance")
+        _add(fields, settings, "num_inference_steps", "guidance_scale")
     with gr.Row():
         random = gr.Checkbox(
             True, label="Random seed", container=False, min_width=120, elem_id="sb-random"
@@ -185,10 +186,9 @@ def _settings(settings: Settings) -> dict[str, Any]:
             min_width=120,
             elem_id="sb-seed",
         )
-    sampler = gr.Dropdown([OWN_SAMPLER], value="", label="Sampler", elem_id="sb-sampler")
-    refiner = gr.Checkbox(
-        False, label="Let the refiner finish it", visible=False, elem_id="sb-refiner"
-    )
+    _add(fields, settings, "sampler")
+    _add(fields, settings, "refiner", visible=False)
+    _add(fields, settings, *_rest(fields, with_picture=False))
     loras = gr.Dropdown(
         [],
         label="LoRAs",
@@ -198,23 +198,17 @@ def _settings(settings: Settings) -> dict[str, Any]:
         elem_id="sb-loras",
     )
     weights = [
-        gr.Slider(-2, 2, value=1, step=0.05, visible=False, buttons=[], elem_id=f"sb-weight-{slot}")
+        slider(-2, 2, 0.05, value=1, visible=False, elem_id=f"sb-weight-{slot}")
         for slot in range(MAX_LORAS)
     ]
     upload = gr.UploadButton(
         "Begin with a picture of yours …", file_types=["image"], size="sm", elem_id="sb-upload"
     )
     return {
-        "negative": negative,
         "model": model,
         "size": size,
-        "count": count,
-        "steps": steps,
-        "guidance": guidance,
         "random": random,
         "seed": seed,
-        "sampler": sampler,
-        "refiner": refiner,
         "loras": loras,
         "weights": weights,
         "upload": upload,

@@ -28,13 +28,11 @@ from sdxl_bento.ui.uploads import check_room
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
-    from sdxl_bento.protocols.native.routes import NativeAPI
+    from sdxl_bento.protocols.http.api import API
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-PATH = "/ui"
 MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB, and what is around it in the form
-CACHE_S = 3600  # how long an uploaded picture is kept
 # How many pages can be open beside all other calls: each holds a connection.
 PAGES = 512
 
@@ -78,7 +76,7 @@ class Page:
         self._open = AsyncExitStack()
         self._folder = Path()
 
-    async def serve(self, api: NativeAPI) -> None:
+    async def serve(self, api: API) -> None:
         """Make the page once it is asked for."""
         await self._wanted.wait()
         try:
@@ -146,7 +144,7 @@ def _behind_proxy(scope: Scope) -> Scope:
     return {**scope, "root_path": root, "path": path, "raw_path": path.encode()}
 
 
-def _make(api: NativeAPI, settings: Settings) -> Any:
+def _make(api: API, settings: Settings) -> Any:
     """Starlette's app with Gradio's mounted in it."""
     from sdxl_bento.ui.blocks import mounted
 

@@ -1,27 +1,27 @@
-"""One call of the page: run through the native API, looked at a few times a second."""
+"""One call of the page: run as every protocol's, and looked at a few times a second."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 
+from sdxl_bento.order import Task
 from sdxl_bento.pictures.encode import encode
 from sdxl_bento.protocols.http.bodies import Call
-from sdxl_bento.protocols.http.errors import Caller
-from sdxl_bento.protocols.native.stream import outcome
+from sdxl_bento.protocols.http.caller import Caller
+from sdxl_bento.protocols.http.progress import outcome
 from sdxl_bento.serving.results import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sdxl_bento.protocols.native.routes import Answer, NativeAPI
-
-    Work = Callable[[Call, Callable[[Progress], None]], Awaitable[Answer]]
+    from sdxl_bento.drawing import Answer
+    from sdxl_bento.protocols.http.api import API
 
 PROTOCOL = "ui"
 EVERY_S = 0.25
@@ -56,10 +56,10 @@ class Visitor:
 
 
 @dataclass(eq=False)
-class Drawing:
+class PageCall:
     """A call under way. `end()` ends it early, for its visitor to be told so."""
 
-    api: NativeAPI
+    api: API
     call: Call
     visitor: Visitor
     pictures: int
@@ -69,7 +69,7 @@ class Drawing:
     stopped: bool = False
 
     @classmethod
-    def of(cls, api: NativeAPI, fields: Mapping[str, Any]) -> Drawing:
+    def of(cls, api: API, fields: Mapping[str, Any]) -> PageCall:
         """A new call with native `fields`; nothing runs until it is followed."""
         visitor = Visitor()
         request_id = f"ui-{secrets.token_hex(8)}"
@@ -81,27 +81,27 @@ class Drawing:
         self.stopped = True
         self.visitor.leave()
 
-    async def follow(self, work: Work) -> AsyncGenerator[Snapshot | Answer | Exception]:
+    async def follow(self, task: Task) -> AsyncGenerator[Snapshot | Answer | Exception]:
         """Run the call, which its answer or its error ends. To close it early ends the call."""
         loop = asyncio.get_running_loop()
 
         def on_progress(step: Progress) -> None:  # may come from the engine's thread
             loop.call_soon_threadsafe(self._note, step)
 
-        task = asyncio.create_task(self.api.run(self.call, work(self.call, on_progress)))
+        running = asyncio.create_task(self.api.run(self.call, task, on_progress))
         shown: Snapshot | None = None
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=EVERY_S)
+            while not running.done():
+                await asyncio.wait({running}, timeout=EVERY_S)
                 snapshot = await self._snapshot()
-                if snapshot != shown and not task.done():
+                if snapshot != shown and not running.done():
                     shown = snapshot
                     yield snapshot
-            yield outcome(task)
+            yield outcome(running)
         finally:
             self.visitor.leave()
-            if not task.done():
-                task.cancel()
+            if not running.done():
+                running.cancel()
 
     def _note(self, step: Progress) -> None:
         self.latest[step.index] = step
@@ -117,7 +117,9 @@ class Drawing:
             return Snapshot("", 0, 0, 0, 0.0, previews)
         last = min(self.latest.values(), key=lambda step: step.step)
         queued = last.stage == "queued"
-        position = self.api.generator.position(self.call.request_id, last.index) if queued else 0
+        position = (
+            self.api.generator.calls.position(self.call.request_id, last.index) if queued else 0
+        )
         total = max(1, sum(step.steps for step in self.latest.values()))
         share = sum(step.step for step in self.latest.values()) / total
         stage = "" if queued else last.stage

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdxl_bento.serving.results import ModelSummary
 from sdxl_bento.ui.album import Album, Drawn, Start
+from sdxl_bento.ui.controls import CONTROLS
 from sdxl_bento.ui.form import LABELS, show_size
 from sdxl_bento.ui.progress import Snapshot
 
@@ -18,6 +19,12 @@ STAGES: Mapping[str, str] = {
     "base": "Drawing",
     "refine": "Refining",
     "decode": "Developing",
+}
+
+# The fields of controls that `facts` has rows of its own for, or that say nothing of one picture.
+_TOLD = {
+    *("negative_prompt", "num_inference_steps", "guidance_scale", "num_images", "sampler"),
+    *("strength", "refiner"),
 }
 
 
@@ -97,7 +104,7 @@ def finished(album: Album) -> str:
     return f'<div class="sb-stage"><div class="sb-grid">{_picture(drawn)}</div></div>'
 
 
-def about(drawn: Drawn | None) -> str:
+def details(drawn: Drawn | None) -> str:
     """What a picture was drawn with, and the way to save it."""
     if drawn is None:
         return ""
@@ -111,13 +118,13 @@ def about(drawn: Drawn | None) -> str:
 
 
 def facts(drawn: Drawn) -> list[tuple[str, str]]:
-    """Name and value of all that made a picture."""
+    """Name and value of everything that a picture was drawn with, for people to read."""
     call = drawn.call
     sampler = call.get("sampler") or "the model's sampler"
-    found = [("Prompt", call["prompt"])]
+    rows = [("Prompt", call["prompt"])]
     if call.get("negative_prompt"):
-        found.append(("Not", call["negative_prompt"]))
-    found += [
+        rows.append(("Not", call["negative_prompt"]))
+    rows += [
         ("Seed", str(drawn.seed)),
         ("Size", show_size(drawn.width, drawn.height)),
         ("Drawn with", f"{call['num_inference_steps']} steps of {sampler}"),
@@ -125,13 +132,25 @@ def facts(drawn: Drawn) -> list[tuple[str, str]]:
     ]
     if call.get("loras"):
         each = (f"{lora['name']} × {lora['scale']:g}" for lora in call["loras"])
-        found.append(("LoRAs", ", ".join(each)))
+        rows.append(("LoRAs", ", ".join(each)))
     if call.get("refiner"):
-        found.append(("Refiner", f"from {call['high_noise_frac']:.0%} on"))
+        rows.append(("Refiner", f"from {call['high_noise_frac']:.0%} on"))
     if drawn.start is not None:
         how = "Refined" if drawn.start.how == "refine" else "Drawn over"
-        found.append((how, f"another picture, strength {call['strength']:g}"))
-    return [*found, ("Model", str(call["model"])), ("Time", f"{drawn.total_s:.2f} s")]
+        rows.append((how, f"another picture, strength {call['strength']:g}"))
+    rows += _other_facts(call)
+    return [*rows, ("Model", str(call["model"])), ("Time", f"{drawn.total_s:.2f} s")]
+
+
+def _other_facts(call: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The controls' fields that have no row made for them, where they are not at their default."""
+    rows = []
+    for name, control in CONTROLS.items():
+        value = call.get(name, control.default)
+        if name not in _TOLD and value != control.default:
+            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            rows.append((LABELS.get(name, control.label), text))
+    return rows
 
 
 def gallery(album: Album) -> str:

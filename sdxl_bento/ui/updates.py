@@ -1,4 +1,4 @@
-"""What is to be shown, as updates of the page's elements. Nothing here calls anything."""
+"""What the page is to show, as updates of its elements. Nothing here calls the service."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import gradio as gr
 from sdxl_bento.ui import render
 from sdxl_bento.ui.album import Album, Start
 from sdxl_bento.ui.choices import Choices
+from sdxl_bento.ui.elements import UNSET
 from sdxl_bento.ui.form import MAX_LORAS, Form
-from sdxl_bento.ui.layout import OWN_SAMPLER, Layout
+from sdxl_bento.ui.layout import Layout
 
 Updates = dict[Any, Any]
+OF_MODEL = ("num_inference_steps", "guidance_scale")  # fields whose default is the model's
 
 
 def of_model(on: Layout) -> list[Any]:
     """The elements that `offer` updates: those whose choices depend on the model."""
-    shown = [on.model, on.size, on.refiner, on.refine, on.chips, on.loras, on.named]
-    return [*shown, *on.weights]
+    shown = [on.model, on.size, on.fields["refiner"], on.refine, on.chips, on.loras]
+    return [*shown, on.lora_names, *on.weights]
 
 
 def offer(on: Layout, offered: Choices, form: Form) -> Updates:
@@ -30,7 +32,7 @@ def offer(on: Layout, offered: Choices, form: Form) -> Updates:
             choices=list(offered.models), value=offered.model.name, visible=len(offered.models) > 1
         ),
         on.size: gr.Dropdown(choices=list(dict.fromkeys((*offered.sizes, size))), value=size),
-        on.refiner: gr.Checkbox(value=form.refiner, visible=refines),
+        on.fields["refiner"]: gr.Checkbox(value=form.controls["refiner"], visible=refines),
         on.refine: gr.Button(visible=refines),
         on.chips: render.chips(offered.prompts),
         on.loras: gr.Dropdown(
@@ -48,16 +50,15 @@ def weigh(on: Layout, names: Iterable[str], weights: Sequence[float]) -> Updates
         element: gr.Slider(label=f"Weight of {label}", value=weight, visible=bool(label))
         for element, label, weight in zip(on.weights, labels, weights, strict=True)
     }
-    return {on.named: shown, **sliders}
+    return {on.lora_names: shown, **sliders}
 
 
 def first(on: Layout, offered: Choices) -> Updates:
     """The form when a model has just been loaded or chosen."""
     return {
         **offer(on, offered, Form()),
-        on.sampler: gr.Dropdown(choices=[OWN_SAMPLER, *offered.samplers], value=""),
-        on.steps: offered.defaults.num_inference_steps,
-        on.guidance: offered.defaults.guidance_scale,
+        on.fields["sampler"]: gr.Dropdown(choices=[UNSET, *offered.samplers], value=""),
+        **{on.fields[name]: getattr(offered.defaults, name) for name in OF_MODEL},
     }
 
 
@@ -81,7 +82,7 @@ def pictures(on: Layout, album: Album) -> Updates:
     return {
         on.stage: render.finished(album),
         on.actions: gr.Row(visible=album.picture is not None),
-        on.about: render.about(album.picture),
+        on.details: render.details(album.picture),
         on.gallery: render.gallery(album),
     }
 

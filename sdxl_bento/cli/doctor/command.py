@@ -44,8 +44,8 @@ def examine(url_option: str | None) -> Iterator[Finding]:
     for name in ("python", "packages", "onnx_builds", "optional"):
         yield from _check("packages", name)
     try:
+        from sdxl_bento.cli.connect import server_url
         from sdxl_bento.cli.doctor.configuration import settings_or_defaults
-        from sdxl_bento.cli.drawer import server_url
     except ImportError as error:
         yield problem("settings", f"they cannot be read: {error}", "install what is missing")
         return

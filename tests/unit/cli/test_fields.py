@@ -10,7 +10,7 @@ from sdxl_bento.params import GenerateParams
 
 
 def test_what_is_not_given_is_left_out() -> None:
-    assert fields.given(prompt="x", seed=None, strength=0.0) == {"prompt": "x", "strength": 0.0}
+    assert fields.only_set(prompt="x", seed=None, strength=0.0) == {"prompt": "x", "strength": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sdxl_bento.cli.completion import formats, lora_names, model_tags, sampler_names
+from sdxl_bento.cli.completion import lora_names, model_tags, one_of
 from sdxl_bento.cli.store import find, stored
 from sdxl_bento.errors import ModelNotFound
 from sdxl_bento.params import SamplerName
@@ -99,19 +99,26 @@ def test_completion(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store_model(home, "tiny")
     assert model_tags("t") == ["tiny", "tiny:one"]
     assert lora_names("") == ["striped"]
-    assert "dpmpp_2m_karras" in sampler_names("dpm")
-    assert formats("p") == ["png"]
+    assert one_of(("png", "webp", "jpeg"))("p") == ["png"]
     monkeypatch.setenv("SDXL_WORKERS", "none")
     assert lora_names("") == []
 
 
-def test_the_shell_asks_for_completion(home: Path) -> None:
-    """As a shell does it: by the environment."""
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        ("--model t", ["tiny", "tiny:one"]),
+        ("--lora s", ["striped"]),
+        ("--format p", ["png"]),
+        ("--sampler tc", ["tcd"]),
+    ],
+)
+def test_the_shell_asks_for_completion(home: Path, words: str, proposed: list[str]) -> None:
+    """Run the command as a shell does, which asks by environment variables."""
     store_model(home, "tiny")
-    words = "sdxl-bento generate --model t"
     variables = {
         "_SDXL_BENTO_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
+        "COMP_WORDS": f"sdxl-bento generate {words}",
         "COMP_CWORD": "3",
         "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
     }
@@ -119,4 +126,4 @@ def test_the_shell_asks_for_completion(home: Path) -> None:
         [sys.executable, "-m", "sdxl_bento"],
         env=os.environ | variables, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["tiny", "tiny:one"]
+    assert done.stdout.split() == proposed

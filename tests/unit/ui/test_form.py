@@ -20,17 +20,19 @@ from sdxl_bento.ui.form import (
 
 FULL = Form(
     prompt="a red circle",
-    negative="a square",
     model="m",
     size="1216 × 832",
-    count=1,
-    steps=30,
-    guidance=7.5,
     random=False,
     seed="9223372036854775807",
-    sampler="euler_a",
-    refiner=True,
-    strength=0.6,
+    controls={
+        "negative_prompt": "a square",
+        "num_images": 1,
+        "num_inference_steps": 30,
+        "guidance_scale": 7.5,
+        "sampler": "euler_a",
+        "refiner": True,
+        "strength": 0.6,
+    },
     loras=["b", "a"],
     weights=(0.5, -1.25, *(1.0,) * (MAX_LORAS - 2)),
 )
@@ -40,7 +42,7 @@ def test_a_call_has_what_the_form_has() -> None:
     params = parse_params(to_call(FULL))
     assert (params.width, params.height, params.seed) == (1216, 832, 2**63 - 1)
     assert [(lora.name, lora.scale) for lora in params.loras] == [("b", 0.5), ("a", -1.25)]
-    assert from_call(params.model_dump(mode="json"), 2**63 - 1, begun=False) == FULL
+    assert from_call(params.model_dump(mode="json"), 2**63 - 1, with_picture=False) == FULL
     assert Form.of(FULL.values()) == FULL
 
 
@@ -54,8 +56,8 @@ def test_what_is_left_empty_stays_unset() -> None:
 def test_strength_comes_back_only_where_it_meant_something() -> None:
     call = GenerateParams(prompt="x", model="m", width=64, height=64, strength=0.3)
     fields = call.model_dump(mode="json")
-    assert from_call(fields, 1, begun=False).strength == 0.6
-    assert from_call(fields, 1, begun=True).strength == 0.3
+    assert from_call(fields, 1, with_picture=False).controls["strength"] == 0.6
+    assert from_call(fields, 1, with_picture=True).controls["strength"] == 0.3
 
 
 @pytest.mark.parametrize("text", ["1024x768", "1024 × 768", " 1024*768 ", "1024 768"])

@@ -34,7 +34,7 @@ def test_text_stays_text() -> None:
     one = album()
     error = error_body(InvalidInput("prompt", EVIL, EVIL))["error"]
     pages = [
-        render.about(one.picture),
+        render.details(one.picture),
         render.gallery(one),
         render.finished(one),
         render.chips([EVIL]),
