@@ -13,8 +13,11 @@ import torch
 from PIL.Image import Image
 
 from sdxl_bento.config import Settings
+from sdxl_bento.order import InputImage, Order, Task
+from sdxl_bento.params import GenerateParams
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.loading import folder_of
+from sdxl_bento.serving.results import Generation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +42,21 @@ async def started(settings: Settings) -> Generator:
     return generator
 
 
+async def draw(
+    generator: Generator,
+    params: GenerateParams,
+    *,
+    image: Image | None = None,
+    task: Task = "img2img",
+    **options: Any,
+) -> Generation:
+    """The pictures of one call; with an `image` it is redrawn, by `task`."""
+    order = Order("generate", params)
+    if image is not None:
+        order = Order(task, params, InputImage.of(image, b""))
+    return await generator.draw(generator.resolve(order), **options)
+
+
 @pytest.fixture(scope="module")
 def engine(embedded_tag: str) -> Iterator[Generator]:
     """One loaded generator for all tests of a module."""
@@ -46,14 +64,14 @@ def engine(embedded_tag: str) -> Iterator[Generator]:
     yield generator
     asyncio.run(generator.stop())
     idle = {"state": "stopped", "waiting": 0, "running": 0}
-    assert generator.stats().items() >= idle.items()
+    assert generator.activity.stats().items() >= idle.items()
 
 
 @pytest.fixture
 def generator(engine: Generator) -> Iterator[Generator]:
     yield engine
     idle = {"state": "ready", "waiting": 0, "running": 0}
-    assert engine.stats().items() >= idle.items()
+    assert engine.activity.stats().items() >= idle.items()
 
 
 def largest_difference(a: Image, b: Image) -> int:

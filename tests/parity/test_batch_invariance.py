@@ -14,7 +14,7 @@ from sdxl_bento.errors import RequestCancelled
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
-from tests.parity.conftest import largest_difference, psnr, started
+from tests.parity.conftest import draw, largest_difference, psnr, started
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -45,7 +45,7 @@ def random_request(rng: random.Random) -> GenerateParams:
 
 async def later(generator: Generator, params: GenerateParams, delay: float) -> Image.Image:
     await asyncio.sleep(delay)
-    return (await generator.generate(params)).images[0].image
+    return (await draw(generator, params)).images[0].image
 
 
 async def together(
@@ -53,7 +53,7 @@ async def together(
 ) -> list[Image.Image]:
     """All requests at random times, beside one that is cancelled half way."""
     doomed = GenerateParams(prompt="a black star", num_inference_steps=100, seed=1)
-    task = asyncio.create_task(generator.generate(doomed, request_id="doomed"))
+    task = asyncio.create_task(draw(generator, doomed, request_id="doomed"))
     drawing = [later(generator, params, rng.uniform(0, 0.5)) for params in requests]
     images = await asyncio.gather(*drawing, _cancel(generator, rng.uniform(0.1, 0.6)))
     with pytest.raises(RequestCancelled):
@@ -63,7 +63,7 @@ async def together(
 
 async def _cancel(generator: Generator, delay: float) -> None:
     await asyncio.sleep(delay)
-    generator.cancel("doomed")
+    generator.calls.cancel("doomed")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -72,7 +72,7 @@ async def test_float32(generator: Generator, seed: int) -> None:
     requests = [random_request(rng) for _ in range(8)]
     mixed = await together(generator, requests, rng)
     for params, image in zip(requests, mixed, strict=True):
-        alone = (await generator.generate(params)).images[0].image
+        alone = (await draw(generator, params)).images[0].image
         assert largest_difference(image, alone) <= 1, params
 
 
@@ -82,19 +82,19 @@ async def test_bfloat16(embedded_tag: str) -> None:
     requests = [random_request(rng) for _ in range(4)]
     mixed = await together(generator, requests, rng)
     for params, image in zip(requests, mixed, strict=True):
-        alone = (await generator.generate(params)).images[0].image
+        alone = (await draw(generator, params)).images[0].image
         assert psnr(image, alone) >= 40, params
     await generator.stop()
 
 
 async def test_a_cancelled_call_leaves_nothing_behind(generator: Generator) -> None:
     params = GenerateParams(prompt="a red circle", num_inference_steps=150, num_images=4)
-    task = asyncio.create_task(generator.generate(params))
-    while generator.stats()["running"] != 4:  # noqa: ASYNC110  another thread changes it
+    task = asyncio.create_task(draw(generator, params))
+    while generator.activity.stats()["running"] != 4:  # noqa: ASYNC110  another thread changes it
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     async with asyncio.timeout(5):
-        while generator.stats()["running"] != 0:  # noqa: ASYNC110
+        while generator.activity.stats()["running"] != 0:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

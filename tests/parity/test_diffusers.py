@@ -13,7 +13,7 @@ from sdxl_bento.diffusion.solvers import TCD_ETA
 from sdxl_bento.params import GenerateParams, LoraRef
 from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
-from tests.parity.conftest import largest_difference
+from tests.parity.conftest import draw, largest_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -29,7 +29,7 @@ def request(**changes: Any) -> GenerateParams:
 
 
 async def ours(generator: Generator, params: GenerateParams, **given: Any) -> Image:
-    return (await generator.generate(params, **given)).images[0].image
+    return (await draw(generator, params, **given)).images[0].image
 
 
 def theirs(pipeline: Any, sampler: str = "euler", **arguments: Any) -> Any:
@@ -93,7 +93,9 @@ async def test_refine_a_finished_image(
     generator: Generator, diffusers_base: Any, diffusers_refiner: Any
 ) -> None:
     start = theirs(diffusers_base)
-    image = (await generator.refine(request(strength=0.5), image=start)).images[0].image
+    image = (
+        (await draw(generator, request(strength=0.5), image=start, task="refine")).images[0].image
+    )
     expected = theirs(diffusers_refiner, image=start, strength=0.5)
     assert largest_difference(image, expected) <= 1
 
@@ -131,7 +133,7 @@ async def test_aesthetic_scores_reach_the_refiner(
     start = theirs(diffusers_base)
     scores = {"aesthetic_score": 2.0, "negative_aesthetic_score": 9.0}
     params = request(strength=0.8, **scores)
-    image = (await generator.refine(params, image=start)).images[0].image
+    image = (await draw(generator, params, image=start, task="refine")).images[0].image
     expected = theirs(diffusers_refiner, image=start, strength=0.8, **scores)
     assert largest_difference(image, expected) <= 1
 
@@ -159,7 +161,7 @@ async def test_loras(
 async def test_several_images_are_consecutive_seeds(
     generator: Generator, diffusers_base: Any
 ) -> None:
-    generation = await generator.generate(request(num_images=3))
+    generation = await draw(generator, request(num_images=3))
     assert [image.seed for image in generation.images] == [SEED, SEED + 1, SEED + 2]
     for image in generation.images:
         noise = torch.Generator().manual_seed(image.seed)

@@ -24,10 +24,12 @@ from sdxl_bento.errors import (
     NumericalError,
     RequestFailed,
 )
+from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.serving.generator import Generation, Generator, Progress
-from sdxl_bento.serving.loading import Loaded
-from tests.parity.conftest import largest_difference, psnr, started
+from sdxl_bento.serving.generator import Generator
+from sdxl_bento.serving.loaded import Loaded
+from sdxl_bento.serving.results import Generation, Progress, Provenance
+from tests.parity.conftest import draw, largest_difference, psnr, started
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,7 +40,7 @@ def request(**changes: Any) -> GenerateParams:
 
 
 def loaded_model(generator: Generator) -> Loaded:
-    return next(iter(generator._models.values()))
+    return generator.models.get()
 
 
 class Faulty:
@@ -84,7 +86,7 @@ def faulty(generator: Generator) -> Iterator[Faulty]:
 
 
 async def together(generator: Generator, *requests: GenerateParams) -> list[Any]:
-    calls = [generator.generate(params) for params in requests]
+    calls = [draw(generator, params) for params in requests]
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
@@ -92,7 +94,7 @@ async def test_out_of_memory_halves_the_batch_and_loses_nothing(
     generator: Generator, faulty: Faulty
 ) -> None:
     requests = [request(seed=i, sampler="euler_a") for i in range(6)]  # with noise at each step
-    alone = [await generator.generate(params) for params in requests]
+    alone = [await draw(generator, params) for params in requests]
     faulty.most_rows = 5
     faulty.rows.clear()
     for one, expected in zip(await together(generator, *requests), alone, strict=True):
@@ -112,7 +114,7 @@ async def test_a_request_that_never_fits_fails_alone(generator: Generator, fault
 
 
 async def test_nan_in_one_request_harms_no_other(generator: Generator, faulty: Faulty) -> None:
-    expected = await generator.generate(request(seed=3))
+    expected = await draw(generator, request(seed=3))
     twelve = request(seed=4, num_inference_steps=12)
     # A timestep of twelve steps that six steps do not visit.
     faulty.poisoned = 1000 // 12 * 7 + 1
@@ -124,7 +126,7 @@ async def test_nan_in_one_request_harms_no_other(generator: Generator, faulty: F
 async def test_an_odd_error_fails_only_the_request_it_belongs_to(
     generator: Generator, faulty: Faulty
 ) -> None:
-    expected = await generator.generate(request(seed=3))
+    expected = await draw(generator, request(seed=3))
     faulty.raise_at = 1000 // 12 * 7 + 1
     bad, good = await together(generator, request(seed=4, num_inference_steps=12), request(seed=3))
     assert isinstance(bad, RequestFailed)
@@ -138,7 +140,7 @@ async def test_progress_counts_every_step_and_previews_look_like_the_picture(
 ) -> None:
     seen: list[Progress] = []
     params = request(refiner=True, high_noise_frac=0.5, seed=1, num_inference_steps=10)
-    done = await generator.generate(params, on_progress=seen.append)
+    done = await draw(generator, params, on_progress=seen.append)
     assert seen[0].stage == "queued"
     denoising = [event for event in seen if event.stage in ("base", "refine")]
     assert [event.step for event in denoising] == list(range(1, 11))
@@ -153,19 +155,19 @@ async def test_progress_counts_every_step_and_previews_look_like_the_picture(
 
 async def test_prompts_are_encoded_once(generator: Generator) -> None:
     cache = loaded_model(generator).served.conditioner.cache
-    await generator.generate(request(seed=1))
+    await draw(generator, request(seed=1))
     misses = cache.misses
-    await generator.generate(request(seed=2, num_images=3))
+    await draw(generator, request(seed=2, num_images=3))
     assert cache.misses == misses
-    await generator.generate(request(seed=1, loras=[{"name": "striped"}]))
+    await draw(generator, request(seed=1, loras=[{"name": "striped"}]))
     assert cache.misses == misses, "this adapter has nothing for the text encoders"
 
 
 async def test_a_late_adapter_is_taken_up_only_where_asked(generator: Generator) -> None:
     style = {"loras": [{"name": "striped"}], "seed": 2, "num_inference_steps": 12}
-    late = await generator.generate(request(lora_late_ok=True, **style))
-    whole = await generator.generate(request(**style))
-    again = await generator.generate(request(lora_late_ok=True, **style))
+    late = await draw(generator, request(lora_late_ok=True, **style))
+    whole = await draw(generator, request(**style))
+    again = await draw(generator, request(lora_late_ok=True, **style))
     assert largest_difference(again.images[0].image, whole.images[0].image) <= 1
     assert late.images[0].image.size == whole.images[0].image.size
 
@@ -179,22 +181,22 @@ async def test_a_lora_for_another_model_says_which_keys(embedded_tag: str, tmp_p
         tmp_path / "alien.safetensors",
     )
     generator = await started(Settings(model=embedded_tag, lora_dir=tmp_path))
-    assert "alien" in [lora.name for lora in generator.loras()]
+    assert "alien" in [lora.name for lora in generator.models.adapters()]
     with pytest.raises(AdapterMismatch, match=r"attn1\.to_q"):
-        await generator.generate(request(loras=[{"name": "alien"}]))
-    await generator.generate(request())
+        await draw(generator, request(loras=[{"name": "alien"}]))
+    await draw(generator, request())
     await generator.stop()
 
 
 async def test_two_models_share_one_engine(embedded_tag: str) -> None:
     name = embedded_tag.partition(":")[0]
     generator = await started(Settings(model=embedded_tag, models=(f"{name}:latest",)))
-    first, second = (model.name for model in generator.models())
+    first, second = (model.name for model in generator.models.summaries())
     assert first != second
     for asked in (None, first, embedded_tag):
-        assert generator.model_name(asked) == first
-    assert generator.model_name(f"{name}:latest") == second
-    assert generator.model_name([first]) is generator.model_name("nope") is None
+        assert generator.models.name_of(asked) == first
+    assert generator.models.name_of(f"{name}:latest") == second
+    assert generator.models.name_of([first]) is generator.models.name_of("nope") is None
     one, other = await together(
         generator, request(seed=1, model=first), request(seed=1, model=second)
     )
@@ -207,8 +209,8 @@ async def test_large_pictures_are_decoded_in_tiles(embedded_tag: str) -> None:
     whole = await started(Settings(model=embedded_tag))
     tiled = await started(Settings(model=embedded_tag, vae_tile_pixels=128 * 128))
     params = request(seed=1, width=256, height=256, num_inference_steps=15)
-    a = (await whole.generate(params)).images[0].image
-    b = (await tiled.generate(params)).images[0].image
+    a = (await draw(whole, params)).images[0].image
+    b = (await draw(tiled, params)).images[0].image
     assert largest_difference(a, b) > 0, "it did go another way"
     assert psnr(a, b) > 25
     await whole.stop()
@@ -218,14 +220,14 @@ async def test_large_pictures_are_decoded_in_tiles(embedded_tag: str) -> None:
 async def test_deadlines_are_kept_refused_or_met_with_fewer_steps(generator: Generator) -> None:
     slow = {"num_inference_steps": 100, "seed": 1}
     with pytest.raises(DeadlineInfeasible) as refused:
-        await generator.generate(request(slo_ms=50, **slow))
+        await draw(generator, request(slo_ms=50, **slow))
     assert refused.value.retry_after_s > 0
-    steps = (await generator.generate(request(slo_ms=60_000, **slow))).params.num_inference_steps
+    steps = (await draw(generator, request(slo_ms=60_000, **slow))).params.num_inference_steps
     assert steps == 100
     cost = generator._engine.engine.cost
     step_s = cost.unit(loaded_key(generator), 2)
     tight = step_s * 40 * 1e3
-    shorter = await generator.generate(request(slo_ms=tight, degrade_min_steps=2, **slow))
+    shorter = await draw(generator, request(slo_ms=tight, degrade_min_steps=2, **slow))
     assert 2 <= shorter.params.num_inference_steps < 100
 
 
@@ -263,33 +265,37 @@ async def test_what_the_model_or_server_does_not_allow(
     generator: Generator, changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
-        await generator.generate(request(**changes))
+        await draw(generator, request(**changes))
     assert refused.value.field == field
-    assert generator.stats()["running"] == 0
+    assert generator.activity.stats()["running"] == 0
 
 
 async def test_a_call_is_resolved_as_it_is_drawn(generator: Generator) -> None:
     for params in (request(seed=3), request(seed=3, width=64, height=192, sampler="ddim")):
-        resolved = generator.resolved(params)
-        assert resolved == (await generator.generate(params)).params
-        assert generator.resolved(resolved) == resolved
+        resolved = generator.resolve(Order("generate", params))
+        assert resolved == (await draw(generator, params)).order
+        assert generator.resolve(Order("generate", resolved.params)) == resolved
 
 
 async def test_pictures_that_are_there_are_not_drawn(generator: Generator) -> None:
-    whole = await generator.generate(request(seed=3, num_images=3))
-    rest = await generator.generate(request(seed=3, num_images=3), skip={0, 2})
+    whole = await draw(generator, request(seed=3, num_images=3))
+    rest = await draw(generator, request(seed=3, num_images=3), skip={0, 2})
     assert [(made.index, made.seed) for made in rest.images] == [(1, 4)]
     assert largest_difference(rest.images[0].image, whole.images[1].image) <= 1
 
 
+def provenance(generator: Generator, params: GenerateParams) -> Provenance:
+    return generator.provenance(generator.resolve(Order("generate", params)))
+
+
 async def test_provenance(generator: Generator) -> None:
-    plain = generator.provenance(request())
+    plain = provenance(generator, request())
     manifest = loaded_model(generator).served.model.manifest
     assert plain.artifact == sha256(manifest.model_dump_json().encode()).hexdigest()
     assert (plain.model.partition(":")[0], plain.backend) == ("sdxl-embedded", "eager")
-    assert plain == generator.provenance(request(seed=5, num_inference_steps=9))
-    striped = generator.provenance(request(loras=[{"name": "striped"}]))
+    assert plain == provenance(generator, request(seed=5, num_inference_steps=9))
+    striped = provenance(generator, request(loras=[{"name": "striped"}]))
     [info] = [lora for lora in manifest.loras if lora.name == "striped"]
     assert striped == replace(plain, loras=(("striped", info.sha256),))
     with pytest.raises(AdapterNotFound):
-        generator.provenance(request(loras=[{"name": "nobody"}]))
+        provenance(generator, request(loras=[{"name": "nobody"}]))

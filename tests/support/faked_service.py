@@ -33,8 +33,11 @@ from sdxl_bento.errors import (
     RequestCancelled,
     RequestNotFound,
 )
-from sdxl_bento.params import GenerateParams
-from sdxl_bento.serving.generator import (
+from sdxl_bento.order import Order, Resolved
+from sdxl_bento.params import ResolvedParams
+from sdxl_bento.serving.calls import is_meant
+from sdxl_bento.serving.registry import ModelRegistry
+from sdxl_bento.serving.results import (
     GeneratedImage,
     Generation,
     LoraSummary,
@@ -43,8 +46,31 @@ from sdxl_bento.serving.generator import (
     Provenance,
     Timings,
     UnitDone,
-    is_meant,
 )
+
+
+class FakeModels(ModelRegistry):
+    """One model, whose summary is all that there is of it."""
+
+    def summaries(self) -> list[ModelSummary]:
+        if self._state() in ("new", "loading"):
+            return []
+        return [
+            ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu", 0.5, 0.1)
+        ]
+
+    def name_of(self, name: object) -> str | None:
+        return "fake" if name in (None, "fake", "fake:1") else None
+
+    def ready(self, name: str) -> ModelSummary:
+        if (state := self._state()) != "ready":
+            raise NotReady(state)
+        if self.name_of(name) is None:
+            raise ModelNotFound(name, ["fake"])
+        return self.summaries()[0]
+
+    def adapters(self) -> list[LoraSummary]:
+        return [LoraSummary("striped", ("fake",), 1000, False, False)]
 
 
 class FakeGenerator:
@@ -54,6 +80,8 @@ class FakeGenerator:
         self.settings = settings
         self.state = "new"
         self.state_reason = ""
+        self.models = FakeModels(lambda: self.state)
+        self.calls = self.activity = self
         self.answered = 0
         self.run_s = float(os.environ.get("FAKE_RUN_S", "0"))
         self.ended: dict[str, asyncio.Event] = {}
@@ -79,32 +107,18 @@ class FakeGenerator:
         for ended in self.ended.values():
             ended.set()
 
-    async def generate(
+    async def draw(
         self,
-        params: GenerateParams,
+        order: Resolved,
         *,
-        image: Image.Image | None = None,
         request_id: str | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         skip: Collection[int] = (),
     ) -> Generation:
-        if self.state == "dead":
-            raise EngineDead(f"the engine has ended: {self.state_reason}")
-        if self.state != "ready":
-            raise NotReady(self.state)
-        if params.prompt == "bug":
-            raise RuntimeError("secret detail")
-        if params.prompt == "full":
-            raise Overloaded("the queue is full: 64 requests wait", 3.2)
-        if params.prompt == "late":
-            raise DeadlineInfeasible(1.0, 2.5, 1.5)
-        params = self.resolved(params, image)
+        params = order.params
         request_id = request_id or "made"
         begin = time.perf_counter()
         await self._run(request_id, on_progress, self._seconds(params.prompt))
-        assert params.seed is not None
-        assert params.width is not None
-        assert params.height is not None
         size, seed = (params.width, params.height), params.seed
         images = tuple(
             GeneratedImage(Image.new("RGB", size, ((seed + i) % 256, 9, 9)), seed + i, i)
@@ -115,7 +129,7 @@ class FakeGenerator:
         if self.answered == int(os.environ.get("FAKE_DIE_AFTER", "-1")):
             self.state_reason, self.state = "the device is gone", "dead"
         total = time.perf_counter() - begin
-        return Generation(request_id, params, images, Timings(0.001, 0.002, total, 0, 0.003, total))
+        return Generation(request_id, order, images, Timings(0.001, 0.002, total, 0, 0.003, total))
 
     def _seconds(self, prompt: str) -> float:
         if "quick" in prompt:
@@ -139,12 +153,18 @@ class FakeGenerator:
         finally:
             del self.ended[request_id]
 
-    async def refine(self, params, *, image, request_id=None, on_progress=None, skip=()):  # type: ignore[no-untyped-def]
-        return await self.generate(
-            params, image=image, request_id=request_id, on_progress=on_progress, skip=skip
-        )
-
-    def resolved(self, params: GenerateParams, image: Image.Image | None = None) -> GenerateParams:
+    def resolve(self, order: Order) -> Resolved:
+        params, image = order.params, order.image
+        if self.state == "dead":
+            raise EngineDead(f"the engine has ended: {self.state_reason}")
+        if self.state != "ready":
+            raise NotReady(self.state)
+        if params.prompt == "bug":
+            raise RuntimeError("secret detail")
+        if params.prompt == "full":
+            raise Overloaded("the queue is full: 64 requests wait", 3.2)
+        if params.prompt == "late":
+            raise DeadlineInfeasible(1.0, 2.5, 1.5)
         if params.model not in (None, "fake"):
             raise ModelNotFound(params.model, ["fake"])
         for lora in params.loras:
@@ -152,17 +172,17 @@ class FakeGenerator:
         if params.width is not None and params.width % 8:
             raise InvalidInput("width", params.width, "a multiple of 8")
         size = image.size if image is not None else (params.width or 64, params.height or 64)
-        return params.model_copy(
-            update={
-                "seed": params.seed if params.seed is not None else 7,
-                "width": size[0],
-                "height": size[1],
-                "model": "fake",
-                "sampler": params.sampler or "euler",
-            }
-        )
+        filled = {
+            "seed": params.seed if params.seed is not None else 7,
+            "width": size[0],
+            "height": size[1],
+            "model": "fake",
+            "sampler": params.sampler or "euler",
+        }
+        resolved = ResolvedParams.model_construct(**{**dict(params), **filled})
+        return Resolved(order.task, resolved, order.source)
 
-    def provenance(self, params: GenerateParams) -> Provenance:
+    def provenance(self, order: Resolved) -> Provenance:
         return Provenance("fake:1", "0" * 64, "fake", "fp32", "cpu", "0", (), ())
 
     def cancel(self, request_id: str) -> None:
@@ -171,20 +191,6 @@ class FakeGenerator:
             raise RequestNotFound(request_id)
         for ended in meant:
             ended.set()
-
-    def models(self) -> list[ModelSummary]:
-        return [
-            ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu", 0.5, 0.1)
-        ]
-
-    def model_name(self, asked: object) -> str | None:
-        return "fake" if asked in (None, "fake", "fake:1") else None
-
-    def loras(self) -> list[LoraSummary]:
-        return [LoraSummary("striped", ("fake",), 1000, False, False)]
-
-    def samplers(self) -> list[str]:
-        return ["euler"]
 
     def units(self) -> list[UnitDone]:
         return []

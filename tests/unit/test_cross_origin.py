@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection, cors_options
-from sdxl_bento.protocols.http.errors import ErrorBodies
+from sdxl_bento.protocols.http.middleware import ErrorBodies
 
 HOST = "http://testserver"
 OTHER = "https://other.example"

@@ -16,20 +16,18 @@ from starlette.testclient import TestClient
 
 from sdxl_bento import errors
 from sdxl_bento.pictures.encode import ImageTooLarge
+from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import (
     STATUS,
     BodyTooLarge,
-    Caller,
     CrossOrigin,
-    ErrorBodies,
     MalformedBody,
     UnsupportedBody,
     error_body,
     error_response,
-    limited,
-    request_id_of,
     status_of,
 )
+from sdxl_bento.protocols.http.middleware import ErrorBodies
 
 
 @pytest.mark.parametrize(

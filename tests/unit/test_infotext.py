@@ -6,10 +6,11 @@ import json
 import re
 
 from sdxl_bento import __version__
-from sdxl_bento.params import GenerateParams, LoraRef
+from sdxl_bento.order import Resolved, Task
+from sdxl_bento.params import LoraRef, ResolvedParams
 from sdxl_bento.pictures.infotext import embedded, infotext
 
-PARAMS = GenerateParams(
+PARAMS = ResolvedParams(
     prompt="a red circle",
     model="sdxl",
     width=128,
@@ -35,9 +36,12 @@ def read(text: str) -> tuple[str, str, dict[str, str]]:
     return prompts, negative, facts
 
 
+def order(task: Task = "generate", **changes: object) -> Resolved:
+    return Resolved(task, PARAMS.model_copy(update=changes))
+
+
 def test_the_text_to_the_letter() -> None:
-    params = PARAMS.model_copy(update={"negative_prompt": "blurry, dark"})
-    assert infotext(params, redrawn=False) == (
+    assert infotext(order(negative_prompt="blurry, dark")) == (
         "a red circle\n"
         "Negative prompt: blurry, dark\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 7, "
@@ -54,17 +58,16 @@ def test_a_reader_gets_everything_back() -> None:
         "guidance_scale": 7.5,
         "loras": (LoraRef(name="striped", scale=0.8), LoraRef(name="dots")),
     }
-    prompt, negative, facts = read(infotext(PARAMS.model_copy(update=more), redrawn=True))
+    prompt, negative, facts = read(infotext(order("img2img", **more)))
     assert prompt == "one, two: three\nand a second line <lora:striped:0.8> <lora:dots:1>"
     assert negative == ""
     assert facts["Model"] == facts["Refiner"] == "sdxl:v1, the best"
     assert (facts["Denoising strength"], facts["CFG scale"]) == ("0.35", "7.5")
     assert facts["Refiner switch at"] == "0.8"
-    assert "Denoising strength" not in infotext(PARAMS, redrawn=False)
+    assert "Denoising strength" not in infotext(order())
 
 
 def test_nothing_ends_the_text_of_a_png_early() -> None:
-    params = PARAMS.model_copy(update={"prompt": "a\0b"})
-    text = embedded(params, {"prompt": "a\0b"}, redrawn=False)
+    text = embedded(order(prompt="a\0b"))
     assert all("\0" not in value for value in text.values())
-    assert json.loads(text["sdxl-bento"]) == {"prompt": "a\0b"}
+    assert json.loads(text["sdxl-bento"])["prompt"] == "a\0b"

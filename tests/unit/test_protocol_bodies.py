@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.protocols.kserve.v1.routes import _instances
 from sdxl_bento.protocols.kserve.v2.fields import inputs, understood
 
@@ -67,11 +66,12 @@ def test_v2(document: Any, raw: bytes, binary: bool) -> None:
     head = json.dumps(document).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
     with contextlib.suppress(InvalidInput):
-        inference = understood(head + raw if binary else head, headers, 4)
+        inference = understood(head + raw if binary else head, headers, "m", 4)
         assert 1 <= len(inference.rows) <= 4
         assert inference.outputs
         for row in inference.rows:
-            assert isinstance(parse_params(row), GenerateParams)
+            assert isinstance(row, GenerateParams)
+            assert row.model == "m"
 
 
 INSTANCES = objects(
@@ -85,5 +85,5 @@ INSTANCES = objects(
 @given(INSTANCES | JSON)
 def test_v1(body: Any) -> None:
     with contextlib.suppress(InvalidInput):
-        for fields in _instances(body, "m", 4):
-            assert fields["model"] == "m"
+        for params in _instances(body, "m", 4):
+            assert params.model == "m"

@@ -16,15 +16,19 @@ from PIL import Image
 from prometheus_client import REGISTRY
 
 from sdxl_bento.config import Settings
+from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import AdapterNotFound, InvalidInput, Overloaded
-from sdxl_bento.params import GenerateParams
-from sdxl_bento.pictures.cache import CacheControl, key_of
+from sdxl_bento.order import InputImage, Order, Resolved, Task
+from sdxl_bento.params import GenerateParams, ResolvedParams
+from sdxl_bento.pictures.cache import key_of
 from sdxl_bento.pictures.encode import encode
 from sdxl_bento.pictures.location import open_store
-from sdxl_bento.pictures.publish import Order, Pictures, Source
-from sdxl_bento.protocols.http.bodies import Call
-from sdxl_bento.protocols.http.errors import Caller
-from sdxl_bento.protocols.native.routes import Answer, NativeAPI, answer_headers, answer_json
+from sdxl_bento.pictures.publish import Pictures
+from sdxl_bento.protocols.http.answers import answer_headers
+from sdxl_bento.protocols.http.api import API
+from sdxl_bento.protocols.http.bodies import Call, cache_control
+from sdxl_bento.protocols.http.caller import Caller
+from sdxl_bento.protocols.native.answers import answer_json
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.serving.results import GeneratedImage, Generation, Provenance, Timings
 
@@ -36,6 +40,7 @@ class Engine:
     """Counts what it draws. Each picture has a colour of its own, however often it is drawn."""
 
     def __init__(self) -> None:
+        self.models = self
         self.drawn: list[int] = []
         self.drawn_by = DRAWN_BY
         self.next_seed = 100
@@ -43,33 +48,34 @@ class Engine:
         self.steps_off = 0
         self.meanwhile = lambda: None
 
-    def model_name(self, asked: object) -> str:
+    def name_of(self, asked: object) -> str:
         return "m"
 
-    def resolved(self, params: GenerateParams, image: Any = None) -> GenerateParams:
+    def resolve(self, order: Order) -> Resolved:
+        params, image = order.params, order.image
         size = image.size if image is not None else (params.width or 16, params.height or 16)
         if params.seed is None:
             self.next_seed += 1
         seed = self.next_seed if params.seed is None else params.seed
         filled = {"model": "m", "width": size[0], "height": size[1], "seed": seed}
-        return params.model_copy(update=filled | {"sampler": params.sampler or "euler"})
+        filled["sampler"] = params.sampler or "euler"
+        resolved = ResolvedParams.model_construct(**{**dict(params), **filled})
+        return Resolved(order.task, resolved, order.source)
 
-    def provenance(self, params: GenerateParams) -> Provenance:
+    def provenance(self, order: Resolved) -> Provenance:
         return self.drawn_by
 
-    async def generate(
+    async def draw(
         self,
-        params: GenerateParams,
+        order: Resolved,
         *,
-        image: Any = None,
         request_id: str,
         on_progress: Any = None,
         skip: Collection[int] = (),
     ) -> Generation:
         if self.full:
             raise Overloaded("the queue is full", 1)
-        params = self.resolved(params, image)
-        assert params.seed is not None
+        params = order.params
         steps = params.num_inference_steps - self.steps_off
         images = []
         for index in range(params.num_images):
@@ -77,13 +83,11 @@ class Engine:
                 continue
             seed = params.seed + index
             self.drawn.append(seed)
-            picture = Image.new("RGB", (params.width or 0, params.height or 0), (seed, 9, 200))
+            picture = Image.new("RGB", (params.width, params.height), (seed, 9, 200))
             images.append(GeneratedImage(picture, seed, index, steps))
         self.meanwhile()
-        params = params.model_copy(update={"num_inference_steps": steps})
-        return Generation(request_id, params, tuple(images), Timings(0.1, 0, 1, 0, 0.1, 1.2))
-
-    refine = generate
+        order = order.with_params(num_inference_steps=steps)
+        return Generation(request_id, order, tuple(images), Timings(0.1, 0, 1, 0, 0.1, 1.2))
 
 
 class Setup:
@@ -94,19 +98,16 @@ class Setup:
         self.store = open_store(given)
         self.store._clock = lambda: self.now
         self.pictures = Pictures(given, self.store)
-        self.native = NativeAPI(self.engine, given, self.pictures, metrics())  # type: ignore[arg-type]
+        self.api = API(self.engine, given, self.pictures, metrics())  # type: ignore[arg-type]
 
-    async def call(
-        self, cache_control: str = "", way: str = "text_to_image", **body: Any
-    ) -> Answer:
-        control = CacheControl.of({"cache-control": cache_control})
+    async def call(self, cache: str = "", task: Task = "generate", **body: Any) -> Answer:
+        control = cache_control({"cache-control": cache})
         caller = Caller(asyncio.Event().wait)  # type: ignore[arg-type]  # never leaves
         call = Call("r-1", False, BODY | body, caller, cache=control)
         try:
-            answer: Answer = await self.native.run(call, getattr(self.native, way)(call))
+            return await self.api.run(call, task)
         finally:
             caller._left.cancel()
-        return answer
 
     async def twice(self, *args: Any, **body: Any) -> tuple[Answer, Answer]:
         return await self.call(*args, **body), await self.call(*args, **body)
@@ -237,7 +238,7 @@ async def test_a_replaced_adapter_never_answers_from_the_old_one(setup: Setup) -
 
 
 async def test_what_has_drawn_need_not_be_known(setup: Setup) -> None:
-    def gone(params: GenerateParams) -> Provenance:
+    def gone(order: Resolved) -> Provenance:
         raise AdapterNotFound("striped")
 
     def removed() -> None:
@@ -253,14 +254,14 @@ async def test_what_has_drawn_need_not_be_known(setup: Setup) -> None:
 async def test_a_picture_in_is_part_of_the_key(setup: Setup) -> None:
     red, blue = (encode(Image.new("RGB", (16, 8), name), "png") for name in ("red", "blue"))
     image_id = setup.store.put(red, "png", {})
-    first = await setup.call(way="image_to_image", image=red)
-    assert cached(await setup.call(way="image_to_image", image_id=image_id)) == "hit"
-    for way, image in (("image_to_image", blue), ("refine_image", red)):
-        assert cached(await setup.call(way=way, image=image)) == "miss"
-    assert cached(await setup.call(way="image_to_image", image=red, strength=0.4)) == "miss"
+    first = await setup.call(task="img2img", image=red)
+    assert cached(await setup.call(task="img2img", image_id=image_id)) == "hit"
+    for task, image in (("img2img", blue), ("refine", red)):
+        assert cached(await setup.call(task=task, image=image)) == "miss"
+    assert cached(await setup.call(task="img2img", image=red, strength=0.4)) == "miss"
     note = setup.store.describe(str(first.pictures[0].image_id))
     assert (note["task"], note["source"]["image_id"]) == ("img2img", None)
-    again = await setup.call("no-cache", way="image_to_image", image_id=image_id)
+    again = await setup.call("no-cache", task="img2img", image_id=image_id)
     note = setup.store.describe(str(again.pictures[0].image_id))
     assert note["source"]["image_id"] == image_id
 
@@ -343,7 +344,7 @@ def test_calls_are_counted(setup: Setup) -> None:
 
 # The key
 
-PARAMS = GenerateParams(
+PARAMS = ResolvedParams(
     prompt="a", model="m", width=64, height=64, seed=5, sampler="euler", refiner=True,
     loras=({"name": "x"},), output_format="jpeg",
 )  # fmt: skip
@@ -362,9 +363,9 @@ ALIKE = {"slo_ms", "priority", "degrade_min_steps"}
 FILE = {"embed_metadata": True, "png_level": 1}
 
 
-def key(params: GenerateParams = PARAMS, task: Any = "img2img", **other: Any) -> str:
-    source = Source(Image.new("RGB", (1, 1)), other.get("source", "0" * 64))
-    order = Order(task, params, source)
+def key(params: ResolvedParams = PARAMS, task: Any = "img2img", **other: Any) -> str:
+    source = InputImage(Image.new("RGB", (1, 1)), other.get("source", "0" * 64))
+    order = Resolved(task, params, source)
     return key_of(order, other.get("provenance", DRAWN_BY), other.get("file", FILE))
 
 
@@ -372,7 +373,7 @@ def test_every_parameter_is_part_of_the_key_or_known_not_to_be() -> None:
     assert OTHER.keys() == GenerateParams.model_fields.keys()
     for name, value in OTHER.items():
         update = {name: value} | ({"slo_ms": 9.0} if name == "degrade_min_steps" else {})
-        params = GenerateParams.model_validate(PARAMS.model_dump() | update)
+        params = ResolvedParams.model_validate(PARAMS.model_dump() | update)
         assert (key(params) == key()) == (name in ALIKE), name
 
 
@@ -392,7 +393,7 @@ def test_what_cannot_matter_is_not_part_of_the_key() -> None:
     assert key(plain.model_copy(update=unused), "generate") == key(plain, "generate")
     two = [{"name": "x"}, {"name": "y"}]
     both = [
-        GenerateParams.model_validate(PARAMS.model_dump() | {"loras": loras})
+        ResolvedParams.model_validate(PARAMS.model_dump() | {"loras": loras})
         for loras in (two, two[::-1])
     ]
     assert key(both[0]) == key(both[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdxl_bento.drawing import Answer, Drawing, OnProgress
 from sdxl_bento.errors import InvalidInput
@@ -65,14 +65,14 @@ class API:
         if call.error is not None:
             raise call.error
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
-        image, image_id = fields.pop("image", None), _image_id(fields)
+        image, named = fields.pop("image", None), _image_id(fields)
+        image_id = None if named is None else str(named)
         params = parse_params(fields)
         if (image is None) == (image_id is None):
             raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
         if image_id is None:
             data = picture_bytes(image)
         else:
-            image_id = str(image_id)
             data = (await self.pictures.get(image_id)).data
 
         def read() -> InputImage:
@@ -87,7 +87,7 @@ def api_of(request: Request) -> API:
     return api
 
 
-def _image_id(fields: dict[str, Any]) -> str | None:
+def _image_id(fields: dict[str, object]) -> object:
     """Taken out of the fields: `image_id`, or `id`, as dstack's tutorial calls it."""
     image_id, other = fields.pop("image_id", None), fields.pop("id", None)
     if image_id is not None and other is not None:

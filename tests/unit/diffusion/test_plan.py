@@ -8,6 +8,7 @@ import pytest
 
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
 from sdxl_bento.manifest import Manifest
+from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.sampler_names import SAMPLER_OF_CLASS
 
@@ -23,30 +24,33 @@ def facts(variant: str, scheduler: str = "EulerDiscreteScheduler") -> ModelFacts
     return ModelFacts("mine", manifest, config, None)
 
 
-def asked(**given: Any) -> GenerateParams:
-    return GenerateParams.model_validate({"prompt": "a red circle", **given})
+def asked(**given: Any) -> Order:
+    params = GenerateParams.model_validate({"prompt": "a red circle", **given})
+    return Order("generate", params)
 
 
 def test_base() -> None:
-    params = resolve(asked(), facts("base"), seed=1)
+    params = resolve(asked(), facts("base"), seed=1).params
     assert (params.num_inference_steps, params.guidance_scale) == (25, 5.0)
 
 
 @pytest.mark.parametrize("variant", ["turbo", "lightning", "lcm"])
 def test_distilled(variant: str) -> None:
-    params = resolve(asked(), facts(variant), seed=1)
+    params = resolve(asked(), facts(variant), seed=1).params
     assert (params.num_inference_steps, params.guidance_scale) == (4, 0.0)
     assert not params.uses_guidance
 
 
 def test_what_is_asked_for_is_kept() -> None:
     """Even where it is what another model takes by default."""
-    params = resolve(asked(num_inference_steps=25, guidance_scale=5.0), facts("turbo"), seed=1)
+    params = resolve(
+        asked(num_inference_steps=25, guidance_scale=5.0), facts("turbo"), seed=1
+    ).params
     assert (params.num_inference_steps, params.guidance_scale) == (25, 5.0)
 
 
 def test_never_fewer_steps_than_the_caller_allows() -> None:
-    params = resolve(asked(slo_ms=1000, degrade_min_steps=8), facts("lcm"), seed=1)
+    params = resolve(asked(slo_ms=1000, degrade_min_steps=8), facts("lcm"), seed=1).params
     assert params.num_inference_steps == 8
 
 
