@@ -20,6 +20,7 @@ import pytest
 from bentoml.exceptions import BentoMLException, NotFound
 from PIL import Image
 
+from sdxl_bento.sampler_names import SAMPLERS
 from tests.contracts.conftest import RUN_S, until_running
 from tests.support.server import Server
 
@@ -375,7 +376,7 @@ def test_stored_pictures(http: httpx.Client) -> None:
 def test_lists(http: httpx.Client) -> None:
     assert http.get("/models").json()["models"][0]["name"] == "fake"
     assert http.get("/loras").json()["loras"][0]["name"] == "striped"
-    assert http.get("/samplers").json() == {"samplers": ["euler"]}
+    assert http.get("/samplers").json() == {"samplers": list(SAMPLERS)}
     stats = http.get("/stats").json()
     assert (stats["state"], stats["running"]) == ("ready", 0)
 

@@ -15,13 +15,12 @@ from sdxl_bento.order import Task
 from sdxl_bento.protocols.a1111.answers import response_body
 from sdxl_bento.protocols.a1111.fields import NAMES, translated
 from sdxl_bento.protocols.a1111.jobs import Jobs
-from sdxl_bento.protocols.a1111.samplers import names
 from sdxl_bento.protocols.http.answers import answer_headers
 from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
 from sdxl_bento.protocols.http.validation import renamed
-from sdxl_bento.sampler_names import A1111_SCHEDULERS, SAMPLERS
+from sdxl_bento.sampler_names import A1111_SAMPLERS, A1111_SCHEDULERS
 
 PROTOCOL = "automatic1111"
 _CHECKPOINT = "sd_model_checkpoint"
@@ -146,7 +145,7 @@ async def _models(request: Request) -> Response:
 
 
 async def _samplers(request: Request) -> Response:
-    return JSONResponse([{"name": n, "aliases": [], "options": {}} for n in names(SAMPLERS)])
+    return JSONResponse([{"name": n, "aliases": [], "options": {}} for n in A1111_SAMPLERS])
 
 
 async def _schedulers(request: Request) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.sampler_names import A1111_SAMPLERS
 
@@ -21,10 +19,3 @@ def sampler_of(name: object, scheduler: object) -> str:
         allowed = f"one of {', '.join(schedulers)} with the sampler {known}"
         raise InvalidInput("scheduler", scheduler, allowed)
     return ours
-
-
-def names(available: Collection[str]) -> list[str]:
-    """AUTOMATIC1111's names of the samplers that this server has."""
-    return [
-        name for name, by in A1111_SAMPLERS.items() if not set(by.values()).isdisjoint(available)
-    ]

@@ -43,9 +43,8 @@ def test_distilled(variant: str) -> None:
 
 def test_what_is_asked_for_is_kept() -> None:
     """Even where it is what another model takes by default."""
-    params = resolve(
-        asked(num_inference_steps=25, guidance_scale=5.0), facts("turbo"), seed=1
-    ).params
+    order = asked(num_inference_steps=25, guidance_scale=5.0)
+    params = resolve(order, facts("turbo"), seed=1).params
     assert (params.num_inference_steps, params.guidance_scale) == (25, 5.0)
 
 
