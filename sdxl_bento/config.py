@@ -28,68 +28,121 @@ class Settings(BaseSettings):
 
     model: str = Field(DEFAULT_MODEL, description="BentoML tag of the default model.")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Further BentoML tags to load beside it, separated by commas."
+        (), description="Tags of further models to load, separated by commas."
     )
-    device: DeviceMode = Field("auto", description="auto: cuda where there is one, else cpu.")
+    device: DeviceMode = Field(
+        "auto", description="auto is cuda if there is a CUDA device, otherwise cpu."
+    )
     dtype: ComputeDtype = Field(
         "auto",
-        description="Compute dtype of UNet and text encoders. auto: fp16 on cuda, fp32 on cpu.",
+        description="Dtype in which UNet and text encoders compute. auto is fp16 on cuda and "
+        "fp32 on cpu.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's default.")
+    threads: int = Field(
+        0, ge=0, description="Number of CPU threads of torch; 0 keeps torch's default."
+    )
     backend: str = Field(
         "auto",
-        description="auto: the first compiled backend of the model that fits, else eager; or "
-        "eager, inductor, onnx, openvino, tensorrt; or a label such as openvino-cpu-bf16.",
+        description="auto selects the fastest compiled backend of the model that fits this "
+        "machine, or eager if none fits. Otherwise a name (eager, inductor, onnx, openvino, "
+        "tensorrt) or a label such as openvino-cpu-bf16.",
     )
-    allow_fallback: bool = Field(True, description="Run eager where a compiled part does not fit.")
-    lora_dir: Path | None = Field(None, description="Folder with further LoRA .safetensors files.")
-    lora_cache_mb: int = Field(2048, ge=1, description="Memory for loaded adapters, MiB.")
+    allow_fallback: bool = Field(
+        True, description="Run the model eagerly if no compiled backend fits this machine."
+    )
+    lora_dir: Path | None = Field(
+        None,
+        description="Folder with LoRA .safetensors files, in addition to those that a model "
+        "contains.",
+    )
+    lora_cache_mb: int = Field(2048, ge=1, description="Memory for loaded adapters in MiB.")
     lora_pinned: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Adapters loaded at start and never evicted, separated by commas."
+        (),
+        description="Adapters that are loaded at start and never removed from memory, separated "
+        "by commas.",
     )
-    max_batch_rows: int = Field(16, ge=2, le=256, description="Most UNet rows in one forward.")
+    max_batch_rows: int = Field(
+        16, ge=2, le=256, description="Maximum number of UNet rows in one forward."
+    )
     max_batch_pixels: int = Field(
-        16 * 1024 * 1024, ge=4096, description="Most pixels (rows x height x width) in one forward."
+        16 * 1024 * 1024,
+        ge=4096,
+        description="Maximum number of pixels (rows x height x width) in one forward.",
     )
-    max_running: int = Field(16, ge=1, description="Most requests without slo_ms that run at once.")
-    max_queue: int = Field(64, ge=0, description="Most requests that wait.")
-    max_queue_megapixels: float = Field(256.0, gt=0, description="Most megapixels that wait.")
-    max_pixels: int = Field(2048 * 2048, ge=4096, description="Most pixels of one picture.")
-    max_steps: int = Field(150, ge=1, le=200, description="Most denoising steps of one request.")
-    max_images: int = Field(8, ge=1, le=16, description="Most pictures of one call.")
-    prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts, MiB.")
+    max_running: int = Field(
+        16,
+        ge=1,
+        description="Maximum number of pictures without slo_ms that run at the same time.",
+    )
+    max_queue: int = Field(64, ge=0, description="Maximum number of waiting pictures.")
+    max_queue_megapixels: float = Field(
+        256.0, gt=0, description="Maximum size of all waiting pictures in megapixels."
+    )
+    max_pixels: int = Field(
+        2048 * 2048, ge=4096, description="Maximum number of pixels of one picture."
+    )
+    max_steps: int = Field(
+        150, ge=1, le=200, description="Maximum number of denoising steps of one picture."
+    )
+    max_images: int = Field(8, ge=1, le=16, description="Maximum number of pictures in one call.")
+    prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts in MiB.")
     vae_tile_pixels: int = Field(
-        1536 * 1536, ge=4096, description="Pictures with more pixels are decoded in tiles."
+        1536 * 1536,
+        ge=4096,
+        description="Pictures with more pixels than this are decoded in tiles.",
     )
     attention_slicing: bool = Field(
-        False, description="Eager attention in slices: less memory on small cards, slower."
+        False,
+        description="Compute the eager UNet's attention in slices: less memory, but slower.",
     )
     vae_slicing: bool = Field(
-        False, description="Decode the pictures of a batch one by one: less memory."
+        False, description="Decode the pictures of a batch one by one, which saves memory."
     )
     ageing_s: float = Field(
-        30.0, gt=0, description="A request without slo_ms is treated as if due after this long."
+        30.0,
+        gt=0,
+        description="A request without slo_ms is scheduled as if it were due at most this many "
+        "seconds after its arrival.",
     )
-    timeout_s: float = Field(600.0, gt=0, description="A call that takes longer is cancelled.")
-    drain_s: float = Field(30.0, ge=0, description="At shutdown, wait this long for running work.")
+    timeout_s: float = Field(
+        600.0, gt=0, description="A call that takes longer than this many seconds is cancelled."
+    )
+    drain_s: float = Field(
+        30.0, ge=0, description="At shutdown, running calls have this many seconds to finish."
+    )
     store: str | None = Field(
         None,
         description="Image store: a folder, or a URL such as s3://bucket/prefix; a temporary "
         "folder if unset.",
     )
-    store_ttl_s: float = Field(3600.0, gt=0, description="How long an image can be downloaded.")
-    store_max_mb: int = Field(512, ge=1, description="Size of the image store, MiB.")
+    store_ttl_s: float = Field(
+        3600.0, gt=0, description="For how many seconds a picture can be fetched by its id."
+    )
+    store_max_mb: int = Field(512, ge=1, description="Maximum size of the image store in MiB.")
     embed_metadata: bool = Field(True, description="Write a picture's parameters into its file.")
     result_cache: bool = Field(
-        False, description="Answer a call that was answered before from the image store."
+        False,
+        description="Answer a request that was answered before, with the same seed, from the "
+        "image store.",
     )
-    png_level: int = Field(1, ge=0, le=9, description="zlib level of PNG answers.")
-    batch_max_size: int = Field(16, ge=1, description="generate_batch: most items of one batch.")
-    batch_max_latency_ms: int = Field(60_000, ge=1, description="generate_batch: longest wait.")
-    workers: int = Field(1, ge=1, description="Service processes; on GPUs, one for each.")
-    ui: bool = Field(True, description="Gradio's page, where Gradio is installed.")
+    png_level: int = Field(1, ge=0, le=9, description="zlib compression level of PNG files.")
+    batch_max_size: int = Field(
+        16, ge=1, description="For generate_batch: maximum number of items in one batch."
+    )
+    batch_max_latency_ms: int = Field(
+        60_000,
+        ge=1,
+        description="For generate_batch: a call that would wait longer than this many "
+        "milliseconds is refused.",
+    )
+    workers: int = Field(
+        1, ge=1, description="Number of service processes; on GPUs, use one for each GPU."
+    )
+    ui: bool = Field(True, description="Show Gradio's page, if Gradio is installed.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Other sites whose pages may call this server, separated by commas."
+        (),
+        description="Other sites whose pages may call this server from a browser, separated by "
+        "commas.",
     )
 
     @field_validator("models", "lora_pinned", "cors_origins", mode="before")

@@ -51,9 +51,7 @@ def broken_links(page: Path, text: str) -> list[str]:
             continue
         path, _, fragment = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if not target.exists():
-            broken.append(link)
-        elif fragment and fragment not in anchors(target.read_text("utf-8")):
+        if not target.exists() or (fragment and fragment not in anchors(target.read_text("utf-8"))):
             broken.append(link)
     return broken
 
