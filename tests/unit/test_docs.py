@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import architecture
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [
@@ -97,6 +99,11 @@ def test_every_image_is_shown() -> None:
     shown = {link.rpartition("/")[2] for page in PAGES for link in links(page.read_text("utf-8"))}
     for image in (ROOT / "docs" / "images").iterdir():
         assert image.name in shown
+
+
+def test_the_picture_of_the_architecture_is_up_to_date() -> None:
+    """Whoever changes `tools/architecture.py` draws the picture again."""
+    assert architecture.IMAGE.read_text("utf-8") == architecture.picture()
 
 
 def test_code_names_pages_that_exist() -> None:
