@@ -15,7 +15,7 @@ import bentoml
 
 
 def draw(url: str, prompt: str, path: Path) -> None:
-    """Draw one picture. The client stores it in a temporary file and removes that when it is closed."""
+    """Draw one picture. The client stores it in a temporary file until it is closed."""
     with bentoml.SyncHTTPClient(url, timeout=600) as client:
         picture = client.generate(prompt=prompt, num_inference_steps=25)
         shutil.copyfile(picture, path)

@@ -1,4 +1,4 @@
-"""Draw the picture of docs/concepts/architecture.md: the packages, and two ways through them.
+"""Draw the picture of docs/concepts/architecture.md: the packages, and two paths through them.
 
     python -m tools.architecture
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 IMAGE = Path(__file__).resolve().parent.parent / "docs" / "images" / "architecture.svg"
 WIDTH, HEIGHT = 1080, 886
-TITLE = "The packages of sdxl-bento and export, and the way of a request and of an export"
+TITLE = "The packages of sdxl-bento and export, and the path of a request and of an export"
 
 # Both columns of colours are chosen for a contrast of at least 4.5 between text and its background.
 STYLE = """
@@ -166,11 +166,11 @@ EXPORT = (
 
 def legend() -> str:
     """What the steps of a request and of an export are."""
-    parts = [text(36, 680, "The way of a request", "heading")]
+    parts = [text(36, 680, "The path of a request", "heading")]
     for number, line in enumerate(REQUEST):
         parts.append(badge(46, 702 + 24 * number, str(number + 1)))
         parts.append(text(66, 707 + 24 * number, line, "legend"))
-    parts.append(text(744, 680, "The way of an export", "heading"))
+    parts.append(text(744, 680, "The path of an export", "heading"))
     for number, line in enumerate(EXPORT):
         parts.append(badge(754, 702 + 24 * number, "ABCDE"[number]))
         parts.append(text(774, 707 + 24 * number, line, "legend"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import programs
 from tools import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,14 @@ _FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]*`")
 _LINK = re.compile(r"\]\(\s*<?([^()\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*#*$", re.MULTILINE)
+_SOURCE = re.compile(rf"`((?:{'|'.join(SOURCES)})/[\w./-]+)`")
+_PLANNED = (
+    "sdxl_bento/jobs",
+    "sdxl_bento/access",
+    "sdxl_bento/training",
+    "sdxl_bento/diffusion/control",
+    "sdxl_bento/protocols/jobs",
+)
 _PATH = re.compile(r"\bdocs/[\w./-]+\.(?:md|png|svg)\b")
 
 
@@ -113,3 +122,15 @@ def test_code_names_pages_that_exist() -> None:
     for file in files:
         for path in _PATH.findall(file.read_text("utf-8")):
             assert (ROOT / path).is_file(), f"{file.relative_to(ROOT)} names {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_sources_that_exist(page: Path) -> None:
+    for path in _SOURCE.findall(page.read_text("utf-8")):
+        assert path in _PLANNED or (ROOT / path).exists(), path
+
+
+def test_every_benchmark_is_listed() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert listed == sorted(programs())
