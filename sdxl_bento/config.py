@@ -157,7 +157,9 @@ class Settings(BaseSettings):
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is no origin, such as https://pictures.example:8443")
+                raise ValueError(
+                    f"{origin!r} is not an origin, which has the form https://pictures.example:8443"
+                )
         return origins
 
     @field_validator("store", mode="before")
@@ -172,7 +174,11 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of the environment. Raises ConfigurationError that says what is wrong."""
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigurationError: a value is invalid. The message names the variable.
+    """
     try:
         return Settings()
     except ValidationError as error:
@@ -189,17 +195,20 @@ def _cache() -> Path:
 
 
 def bentoml_home() -> Path:
-    """The folder of BentoML's stores, as BentoML finds it."""
+    """The folder of BentoML's stores, found in the same way as BentoML does."""
     return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
 
 
 def server_url() -> str | None:
-    """The server that `sdxl-bento` asks: `SDXL_URL`."""
+    """The server that `sdxl-bento` uses: the value of `SDXL_URL`, or None."""
     return os.environ.get("SDXL_URL")
 
 
 def unknown_variables() -> dict[str, str | None]:
-    """Variables of the environment named `SDXL_…` that nothing reads, with what may be meant."""
+    """The `SDXL_…` variables of the environment that nothing reads.
+
+    Each is mapped to the known variable with the most similar name, or to None.
+    """
     exports = (str(field.validation_alias) for field in ExportSettings.model_fields.values())
     known = {name.upper() for name in Settings.model_fields} | {"URL"}
     known |= {name.removeprefix("SDXL_") for name in exports if name.startswith("SDXL_")}
@@ -213,15 +222,15 @@ def unknown_variables() -> dict[str, str | None]:
 
 
 def prometheus_folder() -> Path | None:
-    """Where the workers of one server leave their metrics; BentoML sets it for each of them."""
+    """The folder in which the workers of one server share their metrics. BentoML sets it."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
 
 
 class ExportSettings(BaseSettings):
-    """What `python -m export` takes from the environment, under the names KServe's users know.
+    """The settings of `python -m export`, under the names of variables that KServe uses.
 
-    Access keys are not here: boto, Google's and the hub's clients read their own variables.
+    Access keys are not among them: the clients of S3, Google and the hub read their own variables.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -241,7 +250,7 @@ class ExportSettings(BaseSettings):
 
     @property
     def source(self) -> str | None:
-        """What to export if the command names nothing."""
+        """The source to export if the command names none."""
         named = self.storage_uri or self.model_id
         if named is None and self.model_mount.is_dir():
             return str(self.model_mount)
@@ -249,14 +258,18 @@ class ExportSettings(BaseSettings):
 
     @property
     def s3_endpoint_url(self) -> str | None:
-        """URL of the S3 server; None: Amazon's. `S3_ENDPOINT` may come without a scheme."""
+        """URL of the S3 server; None stands for Amazon's. `S3_ENDPOINT` may lack a scheme."""
         if self.aws_endpoint_url or not self.s3_endpoint or "://" in self.s3_endpoint:
             return self.aws_endpoint_url or self.s3_endpoint
         return f"{'https' if self.s3_use_https else 'http'}://{self.s3_endpoint}"
 
 
 def load_export_settings() -> ExportSettings:
-    """The environment of an export. Raises ConfigurationError that names the variable."""
+    """Read the settings of an export from the environment.
+
+    Raises:
+        ConfigurationError: a value is invalid. The message names the variable.
+    """
     try:
         return ExportSettings()
     except ValidationError as error:
