@@ -1,7 +1,7 @@
 """Draw a picture with BentoML's clients: `python examples/client.py "a red circle on …"`.
 
-The methods of a client are the routes of the server, and their arguments the fields of the call:
-see docs/guides/native.md.
+The methods of a client are the routes of the server, and their arguments are the fields of the
+request, which docs/guides/native.md describes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import bentoml
 
 
 def draw(url: str, prompt: str, path: Path) -> None:
-    """One picture. The client keeps it in a temporary file, which goes with the client."""
+    """Draw one picture. The client stores it in a temporary file until it is closed."""
     with bentoml.SyncHTTPClient(url, timeout=600) as client:
         picture = client.generate(prompt=prompt, num_inference_steps=25)
         shutil.copyfile(picture, path)

@@ -1,6 +1,6 @@
 """Draw, stream and edit with OpenAI's client: `python examples/openai_client.py "a red circle …"`.
 
-Needs `pip install openai`. What is supported of it: docs/guides/openai.md.
+It needs `pip install openai`. docs/guides/openai.md says what is supported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from openai import OpenAI
 
 
 def draw(client: OpenAI, prompt: str, path: Path) -> None:
-    """One picture, with fields that OpenAI does not have."""
+    """Draw one picture, with fields that OpenAI's API does not have."""
     extra = {"num_inference_steps": 20, "seed": 1}
     answer = client.images.generate(prompt=prompt, extra_body=extra)
     save(answer.data[0].b64_json, path)

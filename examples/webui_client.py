@@ -1,6 +1,6 @@
 """Draw with a client of AUTOMATIC1111's API: `python examples/webui_client.py "a red circle …"`.
 
-Needs `pip install webuiapi`. What is supported of it: docs/guides/automatic1111.md.
+It needs `pip install webuiapi`. docs/guides/automatic1111.md says what is supported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from webuiapi import WebUIApi
 
 
 def draw(api: WebUIApi, prompt: str, path: Path) -> None:
-    """A picture, redrawn afterwards by a third."""
+    """Draw a picture, and then redraw it with a strength of a third."""
     size = {"width": 128, "height": 128, "cfg_scale": 5}
     drawn = api.txt2img(prompt=prompt, seed=1, sampler_name="DPM++ 2M", **size)
     drawn.image.save(path)

@@ -28,68 +28,121 @@ class Settings(BaseSettings):
 
     model: str = Field(DEFAULT_MODEL, description="BentoML tag of the default model.")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Further BentoML tags to load beside it, separated by commas."
+        (), description="Tags of further models to load, separated by commas."
     )
-    device: DeviceMode = Field("auto", description="auto: cuda where there is one, else cpu.")
+    device: DeviceMode = Field(
+        "auto", description="auto is cuda if there is a CUDA device, otherwise cpu."
+    )
     dtype: ComputeDtype = Field(
         "auto",
-        description="Compute dtype of UNet and text encoders. auto: fp16 on cuda, fp32 on cpu.",
+        description="Dtype in which UNet and text encoders compute. auto is fp16 on cuda and "
+        "fp32 on cpu.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's default.")
+    threads: int = Field(
+        0, ge=0, description="Number of CPU threads of torch; 0 keeps torch's default."
+    )
     backend: str = Field(
         "auto",
-        description="auto: the first compiled backend of the model that fits, else eager; or "
-        "eager, inductor, onnx, openvino, tensorrt; or a label such as openvino-cpu-bf16.",
+        description="auto selects the fastest compiled backend of the model that fits this "
+        "machine, or eager if none fits. Otherwise a name (eager, inductor, onnx, openvino, "
+        "tensorrt) or a label such as openvino-cpu-bf16.",
     )
-    allow_fallback: bool = Field(True, description="Run eager where a compiled part does not fit.")
-    lora_dir: Path | None = Field(None, description="Folder with further LoRA .safetensors files.")
-    lora_cache_mb: int = Field(2048, ge=1, description="Memory for loaded adapters, MiB.")
+    allow_fallback: bool = Field(
+        True, description="Run the model eagerly if no compiled backend fits this machine."
+    )
+    lora_dir: Path | None = Field(
+        None,
+        description="Folder with LoRA .safetensors files, in addition to those that a model "
+        "contains.",
+    )
+    lora_cache_mb: int = Field(2048, ge=1, description="Memory for loaded adapters in MiB.")
     lora_pinned: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Adapters loaded at start and never evicted, separated by commas."
+        (),
+        description="Adapters that are loaded at start and never removed from memory, separated "
+        "by commas.",
     )
-    max_batch_rows: int = Field(16, ge=2, le=256, description="Most UNet rows in one forward.")
+    max_batch_rows: int = Field(
+        16, ge=2, le=256, description="Maximum number of UNet rows in one forward."
+    )
     max_batch_pixels: int = Field(
-        16 * 1024 * 1024, ge=4096, description="Most pixels (rows x height x width) in one forward."
+        16 * 1024 * 1024,
+        ge=4096,
+        description="Maximum number of pixels (rows x height x width) in one forward.",
     )
-    max_running: int = Field(16, ge=1, description="Most requests without slo_ms that run at once.")
-    max_queue: int = Field(64, ge=0, description="Most requests that wait.")
-    max_queue_megapixels: float = Field(256.0, gt=0, description="Most megapixels that wait.")
-    max_pixels: int = Field(2048 * 2048, ge=4096, description="Most pixels of one picture.")
-    max_steps: int = Field(150, ge=1, le=200, description="Most denoising steps of one request.")
-    max_images: int = Field(8, ge=1, le=16, description="Most pictures of one call.")
-    prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts, MiB.")
+    max_running: int = Field(
+        16,
+        ge=1,
+        description="Maximum number of pictures without slo_ms that run at the same time.",
+    )
+    max_queue: int = Field(64, ge=0, description="Maximum number of waiting pictures.")
+    max_queue_megapixels: float = Field(
+        256.0, gt=0, description="Maximum size of all waiting pictures in megapixels."
+    )
+    max_pixels: int = Field(
+        2048 * 2048, ge=4096, description="Maximum number of pixels of one picture."
+    )
+    max_steps: int = Field(
+        150, ge=1, le=200, description="Maximum number of denoising steps of one picture."
+    )
+    max_images: int = Field(8, ge=1, le=16, description="Maximum number of pictures in one call.")
+    prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts in MiB.")
     vae_tile_pixels: int = Field(
-        1536 * 1536, ge=4096, description="Pictures with more pixels are decoded in tiles."
+        1536 * 1536,
+        ge=4096,
+        description="Pictures with more pixels than this are decoded in tiles.",
     )
     attention_slicing: bool = Field(
-        False, description="Eager attention in slices: less memory on small cards, slower."
+        False,
+        description="Compute the eager UNet's attention in slices: less memory, but slower.",
     )
     vae_slicing: bool = Field(
-        False, description="Decode the pictures of a batch one by one: less memory."
+        False, description="Decode the pictures of a batch one by one, which saves memory."
     )
     ageing_s: float = Field(
-        30.0, gt=0, description="A request without slo_ms is treated as if due after this long."
+        30.0,
+        gt=0,
+        description="A request without slo_ms is scheduled as if it were due at most this many "
+        "seconds after its arrival.",
     )
-    timeout_s: float = Field(600.0, gt=0, description="A call that takes longer is cancelled.")
-    drain_s: float = Field(30.0, ge=0, description="At shutdown, wait this long for running work.")
+    timeout_s: float = Field(
+        600.0, gt=0, description="A call that takes longer than this many seconds is cancelled."
+    )
+    drain_s: float = Field(
+        30.0, ge=0, description="At shutdown, running calls have this many seconds to finish."
+    )
     store: str | None = Field(
         None,
         description="Image store: a folder, or a URL such as s3://bucket/prefix; a temporary "
         "folder if unset.",
     )
-    store_ttl_s: float = Field(3600.0, gt=0, description="How long an image can be downloaded.")
-    store_max_mb: int = Field(512, ge=1, description="Size of the image store, MiB.")
+    store_ttl_s: float = Field(
+        3600.0, gt=0, description="For how many seconds a picture can be fetched by its id."
+    )
+    store_max_mb: int = Field(512, ge=1, description="Maximum size of the image store in MiB.")
     embed_metadata: bool = Field(True, description="Write a picture's parameters into its file.")
     result_cache: bool = Field(
-        False, description="Answer a call that was answered before from the image store."
+        False,
+        description="Answer a request that was answered before, with the same seed, from the "
+        "image store.",
     )
-    png_level: int = Field(1, ge=0, le=9, description="zlib level of PNG answers.")
-    batch_max_size: int = Field(16, ge=1, description="generate_batch: most items of one batch.")
-    batch_max_latency_ms: int = Field(60_000, ge=1, description="generate_batch: longest wait.")
-    workers: int = Field(1, ge=1, description="Service processes; on GPUs, one for each.")
-    ui: bool = Field(True, description="Gradio's page, where Gradio is installed.")
+    png_level: int = Field(1, ge=0, le=9, description="zlib compression level of PNG files.")
+    batch_max_size: int = Field(
+        16, ge=1, description="For generate_batch: maximum number of items in one batch."
+    )
+    batch_max_latency_ms: int = Field(
+        60_000,
+        ge=1,
+        description="For generate_batch: a call that would wait longer than this many "
+        "milliseconds is refused.",
+    )
+    workers: int = Field(
+        1, ge=1, description="Number of service processes; on GPUs, use one for each GPU."
+    )
+    ui: bool = Field(True, description="Show Gradio's page, if Gradio is installed.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Other sites whose pages may call this server, separated by commas."
+        (),
+        description="Other sites whose pages may call this server from a browser, separated by "
+        "commas.",
     )
 
     @field_validator("models", "lora_pinned", "cors_origins", mode="before")
@@ -104,7 +157,9 @@ class Settings(BaseSettings):
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is no origin, such as https://pictures.example:8443")
+                raise ValueError(
+                    f"{origin!r} is not an origin, which has the form https://pictures.example:8443"
+                )
         return origins
 
     @field_validator("store", mode="before")
@@ -119,7 +174,11 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of the environment. Raises ConfigurationError that says what is wrong."""
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigurationError: a value is invalid. The message names the variable.
+    """
     try:
         return Settings()
     except ValidationError as error:
@@ -136,17 +195,20 @@ def _cache() -> Path:
 
 
 def bentoml_home() -> Path:
-    """The folder of BentoML's stores, as BentoML finds it."""
+    """The folder of BentoML's stores, found in the same way as BentoML does."""
     return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
 
 
 def server_url() -> str | None:
-    """The server that `sdxl-bento` asks: `SDXL_URL`."""
+    """The server that `sdxl-bento` uses: the value of `SDXL_URL`, or None."""
     return os.environ.get("SDXL_URL")
 
 
 def unknown_variables() -> dict[str, str | None]:
-    """Variables of the environment named `SDXL_…` that nothing reads, with what may be meant."""
+    """The `SDXL_…` variables of the environment that nothing reads.
+
+    Each is mapped to the known variable with the most similar name, or to None.
+    """
     exports = (str(field.validation_alias) for field in ExportSettings.model_fields.values())
     known = {name.upper() for name in Settings.model_fields} | {"URL"}
     known |= {name.removeprefix("SDXL_") for name in exports if name.startswith("SDXL_")}
@@ -160,15 +222,15 @@ def unknown_variables() -> dict[str, str | None]:
 
 
 def prometheus_folder() -> Path | None:
-    """Where the workers of one server leave their metrics; BentoML sets it for each of them."""
+    """The folder in which the workers of one server share their metrics. BentoML sets it."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
 
 
 class ExportSettings(BaseSettings):
-    """What `python -m export` takes from the environment, under the names KServe's users know.
+    """The settings of `python -m export`, under the names of variables that KServe uses.
 
-    Access keys are not here: boto, Google's and the hub's clients read their own variables.
+    Access keys are not among them: the clients of S3, Google and the hub read their own variables.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -188,7 +250,7 @@ class ExportSettings(BaseSettings):
 
     @property
     def source(self) -> str | None:
-        """What to export if the command names nothing."""
+        """The source to export if the command names none."""
         named = self.storage_uri or self.model_id
         if named is None and self.model_mount.is_dir():
             return str(self.model_mount)
@@ -196,14 +258,18 @@ class ExportSettings(BaseSettings):
 
     @property
     def s3_endpoint_url(self) -> str | None:
-        """URL of the S3 server; None: Amazon's. `S3_ENDPOINT` may come without a scheme."""
+        """URL of the S3 server; None stands for Amazon's. `S3_ENDPOINT` may lack a scheme."""
         if self.aws_endpoint_url or not self.s3_endpoint or "://" in self.s3_endpoint:
             return self.aws_endpoint_url or self.s3_endpoint
         return f"{'https' if self.s3_use_https else 'http'}://{self.s3_endpoint}"
 
 
 def load_export_settings() -> ExportSettings:
-    """The environment of an export. Raises ConfigurationError that names the variable."""
+    """Read the settings of an export from the environment.
+
+    Raises:
+        ConfigurationError: a value is invalid. The message names the variable.
+    """
     try:
         return ExportSettings()
     except ValidationError as error:
