@@ -94,7 +94,7 @@ async def _draw(
     console.quiet = quiet
     url, model = server_url(url_option), fields.get("model")
     name = str(model) if model is not None else None
-    warm = "slo_ms" in fields  # what the steps cost has to be known for a promise
+    warm = "slo_ms" in fields  # a deadline needs measured step times
     async with connect(url, name, console, warm=warm, verbose=verbose) as drawer:
         with Bars(console, max(_count(fields), 1)) as bars:
             return await drawer.draw(fields, init_image, bars.update)
@@ -109,7 +109,7 @@ def _init_image(image: Path | None, refine_only: bool) -> InitImage | None:
 
 
 def _summary(result: Result, seconds: float) -> str:
-    """What there is to know of a call: its seeds, how it was drawn and how long that took."""
+    """One line about a call: seeds, steps, sampler, size, model, and how long it took."""
     params: dict[str, Any] = result.answer["params"]
     seeds = [str(image["seed"]) for image in result.answer["images"]]
     parts = [
@@ -124,12 +124,12 @@ def _summary(result: Result, seconds: float) -> str:
 
 
 def _times(timings: dict[str, float], seconds: float) -> str:
-    """The time of the call; where there was more to wait for than the drawing, that, too."""
-    drawing, queued = timings["total_ms"] / 1e3, timings["queue_ms"] / 1e3
-    text = f"{drawing:.1f} s"
+    """The time of the call, and the time in the queue and in all where they are longer."""
+    total, queued = timings["total_ms"] / 1e3, timings["queue_ms"] / 1e3
+    text = f"{total:.1f} s"
     if queued >= 0.1:
         text += f", {queued:.1f} s of it in the queue"
-    if seconds - drawing >= 1:
+    if seconds - total >= 1:
         text += f"; {seconds:.1f} s in all"
     return text
 

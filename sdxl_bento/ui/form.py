@@ -16,7 +16,7 @@ MAX_LORAS = 8  # as many as a call may name
 REFINE_STRENGTH = 0.3  # of the button that refines the chosen picture
 _SIZE = re.compile(r"\s*(\d+)\s*(?:[x×*]|\s)\s*(\d+)\s*")
 
-# What the page calls a native field, for errors.
+# The page's name of each native field, for its error messages.
 LABELS: Mapping[str, str] = {
     **{name: wire.label for name, wire in wires(GenerateParams).items()},
     "width": "Size (width)",
@@ -35,9 +35,9 @@ def _initial() -> dict[str, Any]:
 class Form:
     """The values of the form's elements.
 
-    `controls` has those of the fields in `CONTROLS`, by name and in that order. `weights` has
-    `MAX_LORAS` numbers, of which the first belong to `loras`, name by name. The others are those
-    that the page has elements of its own for.
+    `controls` has the values of the fields in `CONTROLS`, by name and in that order. `weights` has
+    `MAX_LORAS` numbers, and the first of them belong to `loras`, name by name. All other values are
+    those of elements that the page builds by hand.
     """
 
     prompt: str = ""

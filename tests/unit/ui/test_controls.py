@@ -15,7 +15,7 @@ from pydantic import Field
 from sdxl_bento.fields import Wire, wires
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.ui import render
-from sdxl_bento.ui.album import Drawn
+from sdxl_bento.ui.album import Entry
 from sdxl_bento.ui.controls import CONTROLS, FieldControl, field_controls
 from sdxl_bento.ui.form import LABELS, MAX_LORAS, Form, from_call, to_call
 
@@ -123,7 +123,7 @@ def test_a_new_field_goes_into_a_call_and_comes_back() -> None:
 @pytest.mark.usefixtures("more")
 def test_a_new_field_is_told_with_the_picture() -> None:
     call = More(prompt="x", model="m", sampler="ddim", eta=0.25, tiling=False, num_images=3)
-    drawn = Drawn("i", "png", 1, 64, 64, call.model_dump(mode="json"), 1.0)
+    drawn = Entry("i", "png", 1, 64, 64, call.model_dump(mode="json"), 1.0)
     rows = render.facts(drawn)
     assert rows[5:] == [("Eta", "0.25"), ("Tiling", "no"), ("Model", "m"), ("Time", "1.00 s")]
 
@@ -138,6 +138,7 @@ def test_errors_name_the_labels() -> None:
 BUILD = """
 import json, sys
 import gradio as gr
+from sdxl_bento.config import Settings
 from sdxl_bento.ui.controls import CONTROLS
 from sdxl_bento.ui.layout import build
 from tests.unit.ui.test_controls import NEW

@@ -7,7 +7,7 @@ import pytest
 from sdxl_bento.errors import EngineDead, InvalidInput, Overloaded
 from sdxl_bento.protocols.http.errors import error_body
 from sdxl_bento.ui import render
-from sdxl_bento.ui.album import Album, Drawn
+from sdxl_bento.ui.album import Album, Entry
 from sdxl_bento.ui.progress import Snapshot
 
 EVIL = '<img src=x onerror="alert(1)">'
@@ -25,7 +25,7 @@ CALL = {
 
 def album(count: int = 1) -> Album:
     made = Album()
-    made.pictures = [Drawn(f"id{i}", "png", i, 128, 96, CALL, 1.5) for i in range(count)]
+    made.pictures = [Entry(f"id{i}", "png", i, 128, 96, CALL, 1.5) for i in range(count)]
     made.chosen = 0
     return made
 
