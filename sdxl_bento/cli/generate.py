@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sdxl_bento.cli import options
-from sdxl_bento.cli.fields import Fields, only_set
+from sdxl_bento.cli.fields import Fields, only_set, option_name
 from sdxl_bento.cli.files import Target
 from sdxl_bento.cli.terminal import emit_json, reporting, say, stderr
+from sdxl_bento.fields import IMAGE_TO_IMAGE, wires
+from sdxl_bento.params import GenerateParams
 
 if TYPE_CHECKING:
     from sdxl_bento.cli.drawer import InitImage, Result
@@ -63,9 +65,15 @@ def _check(
     as_json: bool,
 ) -> None:
     """Raise BadParameter for options that do not go together."""
-    if image is None and (refine_only or "strength" in fields):
-        option = "--refine-only" if refine_only else "--strength"
-        raise typer.BadParameter("needs --image", param_hint=option)
+    if image is None:
+        need_it = ["--refine-only"] if refine_only else []
+        need_it += [
+            option_name(name, wire)
+            for name, wire in wires(GenerateParams).items()
+            if wire.group == IMAGE_TO_IMAGE and name in fields
+        ]
+        if need_it:
+            raise typer.BadParameter("needs --image", param_hint=need_it[0])
     if target.to_stdout and as_json:
         raise typer.BadParameter("stdout cannot take both the picture and JSON", param_hint="--out")
     if target.to_stdout and _count(fields) > 1:

@@ -52,18 +52,15 @@ class Form:
     @classmethod
     def of(cls, values: Sequence[Any]) -> Form:
         """From the values of `Layout.form`, which is in the order of `values`."""
-        own, rest = values[:_OWN], values[_OWN:]
-        count = len(CONTROLS)
-        controls = dict(zip(CONTROLS, rest[:count], strict=True))
-        return cls(*own, controls, rest[count], tuple(rest[count + 1 :]))
+        prompt, model, size, random, seed, *rest = values
+        controls = dict(zip(CONTROLS, rest, strict=False))
+        loras, *weights = rest[len(controls) :]
+        return cls(prompt, model, size, random, seed, controls, loras, tuple(weights))
 
     def values(self) -> list[Any]:
         """The inverse of `of`."""
         own = [self.prompt, self.model, self.size, self.random, self.seed]
         return [*own, *(self.controls[name] for name in CONTROLS), self.loras, *self.weights]
-
-
-_OWN = 5  # elements before the controls
 
 
 def to_call(form: Form, *, with_picture: bool = False) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from math import ceil
 from typing import Any
 
 from sdxl_bento.serving.results import ModelSummary
@@ -127,7 +128,7 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
     rows += [
         ("Seed", str(entry.seed)),
         ("Size", show_size(entry.width, entry.height)),
-        ("Entry with", f"{call['num_inference_steps']} steps of {sampler}"),
+        ("Drawn with", f"{call['num_inference_steps']} steps of {sampler}"),
         ("Guidance", f"{call['guidance_scale']:g}"),
     ]
     if call.get("loras"):
@@ -136,7 +137,7 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
     if call.get("refiner"):
         rows.append(("Refiner", f"from {call['high_noise_frac']:.0%} on"))
     if entry.start is not None:
-        how = "Refined" if entry.start.how == "refine" else "Entry over"
+        how = "Refined" if entry.start.how == "refine" else "Drawn over"
         rows.append((how, f"another picture, strength {call['strength']:g}"))
     rows += _other_facts(call)
     return [*rows, ("Model", str(call["model"])), ("Time", f"{entry.total_s:.2f} s")]
@@ -165,7 +166,7 @@ def gallery(album: Album) -> str:
         for index, entry in enumerate(album.pictures)
     )
     return (
-        f'<div class="sb-gallery" role="group" aria-label="Entry so far">{"".join(buttons)}</div>'
+        f'<div class="sb-gallery" role="group" aria-label="Drawn so far">{"".join(buttons)}</div>'
     )
 
 
@@ -187,7 +188,7 @@ def failure(body: Mapping[str, Any]) -> str:
         lines += [f"Allowed: {body['allowed']}"] if body.get("allowed") else [str(body["message"])]
     retry = body.get("retry_after_s")
     if retry:
-        lines.append(f"Try again in {max(1, round(retry + 0.499))} s.")
+        lines.append(f"Try again in {max(1, ceil(retry))} s.")
     shown = "".join(f"<span>{escape(line)}</span>" for line in lines)
     return f'<div class="sb-error" role="alert"><b>{escape(title)}</b>{shown}</div>'
 
