@@ -33,6 +33,7 @@ Group = Literal[
     "Output",
 ]
 GROUPS: tuple[Group, ...] = get_args(Group)
+IMAGE_TO_IMAGE: Group = "Image to image"
 Pair = Literal["WxH", "TOP,LEFT"]
 _VAST = 1e6  # a range that tells nobody anything
 Kind = Literal["slider", "number", "text", "choice", "switch", "own"]
@@ -70,7 +71,7 @@ class Wire:
 
     Attributes:
         label: the field's name for people. If empty: made from the field's name.
-        group: the fields it stands with. Those of "Image to image" are sent with a picture only.
+        group: the fields it stands with. Those of "Image to image" need a picture to start from.
         cli: the names of its option, such as "--steps --num-inference-steps". If empty: made from
             the field's name, and a switch has a `--no-…` form, too. None: the commands take the
             field in a way of their own.

@@ -1,6 +1,7 @@
 """The command line `sdxl-bento`. See docs/guides/command-line.md.
 
-What a command needs is imported when it runs: `--help` and shell completion have to be quick.
+A command imports what it needs when it runs, because `--help` and shell completion have to be
+quick.
 """
 
 from __future__ import annotations
@@ -18,5 +19,5 @@ def main() -> None:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    """End by an exception, so that calls are cancelled and drafts removed on the way out."""
+    """End by an exception, so that calls are cancelled and temporary files are removed."""
     raise SystemExit(143)

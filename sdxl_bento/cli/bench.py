@@ -1,4 +1,4 @@
-"""`sdxl-bento bench`: what a server, or this machine, can take. It ends by itself."""
+"""`sdxl-bento bench`: throughput and latency of a server, or of this machine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def bench(
     with reporting(as_json):
         try:
             asyncio.run(_bench(url, fields, levels, requests, seconds, warm_up, verbose))
-        finally:  # also what there is when it is interrupted
+        finally:  # also after an interruption, with the figures so far
             _report([level for level in levels if level.asked], fields, as_json)
     if not any(level.latencies for level in levels):
         say("Error: not one picture was drawn.")
@@ -89,14 +89,14 @@ async def _bench(
     name = str(model) if model is not None else None
     async with connect(url, name, console, warm=True, verbose=verbose) as drawer:
         seeds = _Seeds()
-        for _ in range(warm_up):  # what is wrong with the call itself ends it here
+        for _ in range(warm_up):  # an error of the call itself ends the command here
             await drawer.draw(fields | {"seed": seeds.next()})
         for level in levels:
             await _run(drawer, fields, level, requests, seconds, seeds, console)
 
 
 class _Seeds:
-    """No seed twice in a run, nor in another: a server may keep what it has drawn."""
+    """Seeds that no run has used before, because a server may answer from its cache."""
 
     def __init__(self) -> None:
         self._next = secrets.randbits(48)

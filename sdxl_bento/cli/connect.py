@@ -58,7 +58,7 @@ def server_url(option: str | None) -> str | None:
     text = (from_environment() or "") if option is None else option
     if not text.strip():
         return None
-    url = text.strip().rstrip("/")
+    url = text.strip()
     url = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(url)
@@ -68,4 +68,4 @@ def server_url(option: str | None) -> str | None:
     if not valid:
         message = f"--url is {text!r}, allowed: an address such as http://localhost:3000"
         raise Failure.of(ExitCode.USAGE, "usage", message)
-    return url
+    return url.rstrip("/")

@@ -1,7 +1,6 @@
-"""What a command ends with: its exit code, and how an error is told.
+"""How a command fails: exit codes, and one form for the errors of a server and of this process.
 
-A server's errors and those of this process are told alike: as the body that the native protocol
-has for them (docs/guides/native.md).
+That form is the body that the native protocol has for errors (docs/guides/native.md).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ class ExitCode(IntEnum):
 
     OK = 0
     FAILED = 1
-    USAGE = 2  # typer's, for what it cannot parse
+    USAGE = 2  # typer ends with it when it cannot parse the command line
     INVALID = 3
     NOT_FOUND = 4
     UNAVAILABLE = 5
@@ -45,20 +44,22 @@ class Failure(Exception):
 
     @classmethod
     def of(cls, code: ExitCode, kind: str, message: str) -> Self:
-        """One that the command itself has found."""
+        """A failure that the command itself has found."""
         return cls(code, {"type": kind, "message": message})
 
     @classmethod
     def of_status(cls, status: int, body: Mapping[str, Any]) -> Self:
-        """What a server has answered."""
+        """A server's error: its status and its body."""
         code = _CODES.get(status, ExitCode.FAILED)
-        if body.get("type") == "engine_dead":  # to try again is no use, unlike with others of 503
+        if (
+            body.get("type") == "engine_dead"
+        ):  # trying again is no use, unlike with other errors of 503
             code = ExitCode.FAILED
         return cls(code, body)
 
     @classmethod
     def of_error(cls, error: Exception) -> Self:
-        """An exception of this package, as a server would answer it."""
+        """An exception of this package, in the form that a server would answer it."""
         from sdxl_bento.protocols.http.errors import error_body, status_of
 
         return cls.of_status(int(status_of(error)), error_body(error)["error"])

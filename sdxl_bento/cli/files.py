@@ -1,4 +1,4 @@
-"""Names for pictures, and writing them: whole or not at all, and over nothing unless told to."""
+"""Writes pictures to files: each completely or not at all, replacing none unless told to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Target:
         return asked or named
 
     def prepare(self) -> None:
-        """Make the folder, before a picture is drawn that it could not take. Raises Failure."""
+        """Make the folder and check that it can be written to, before anything is drawn.
+
+        Raises Failure if it cannot, BadParameter if stdout is a terminal.
+        """
         if self.to_stdout:
             if sys.stdout.isatty():
                 raise typer.BadParameter("stdout is a terminal", param_hint="--out")
@@ -65,39 +68,39 @@ class Target:
             raise _unwritable(self._folder, PermissionError(13, os.strerror(13)))
 
     def write(
-        self, files: Sequence[bytes], about: Sequence[dict[str, Any]], prompt: str
+        self, files: Sequence[bytes], images: Sequence[dict[str, Any]], prompt: str
     ) -> list[Path]:
-        """Write the pictures; returns where they are. Raises Failure.
+        """Write the pictures, and return their paths. Raises Failure.
 
         Args:
-            files: the pictures.
-            about: for each, its `seed` and `format`.
-            prompt: names the files, if the user does not.
+            files: the encoded pictures.
+            images: for each, its `seed` and `format`.
+            prompt: the files are named for it where `--out` names none.
         """
         if self.to_stdout:
             sys.stdout.buffer.write(files[0])
             sys.stdout.buffer.flush()
             return []
         written = []
-        for index, (data, facts) in enumerate(zip(files, about, strict=True)):
-            path = self._name(index, len(files), facts, prompt)
+        for index, (data, image) in enumerate(zip(files, images, strict=True)):
+            path = self._name(index, len(files), image, prompt)
             try:
                 written.append(replace(path, data) if self._force else create(path, data))
             except OSError as error:
                 raise _unwritable(path, error) from None
         return written
 
-    def _name(self, index: int, count: int, facts: dict[str, Any], prompt: str) -> Path:
+    def _name(self, index: int, count: int, image: dict[str, Any], prompt: str) -> Path:
         if self._file is None:
-            suffix = _SUFFIXES.get(facts["format"], f".{facts['format']}")
-            return self._folder / f"{slug(prompt)}-{facts['seed']}{suffix}"
+            suffix = _SUFFIXES.get(image["format"], f".{image['format']}")
+            return self._folder / f"{slug(prompt)}-{image['seed']}{suffix}"
         if count == 1:
             return self._file
         return self._file.with_name(f"{self._file.stem}-{index + 1}{self._file.suffix}")
 
 
 def slug(prompt: str) -> str:
-    """The start of a prompt as a file's name: letters and digits of any script, and dashes."""
+    """The first words of a prompt as a file name: letters and digits of any script, and dashes."""
     words = re.findall(r"\w+", prompt.lower().replace("_", " "))
     name = ""
     for word in words:
@@ -108,21 +111,21 @@ def slug(prompt: str) -> str:
 
 
 def create(path: Path, data: bytes) -> Path:
-    """Write a new file, under the first of `path`, `path-2`, … that is free; returns that."""
+    """Write a new file under the first free name of `path`, `path-2`, …, and return its path."""
     draft = _draft(path, data)
     try:
-        return next(name for name in _numbered(path) if _took(name, draft))
+        return next(name for name in _numbered(path) if _claim(name, draft))
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _took(name: Path, draft: Path) -> bool:
-    """Whether the draft has got this name, which it has not where something else has it."""
+def _claim(name: Path, draft: Path) -> bool:
+    """Give the draft this name. Returns False if something else already has it."""
     try:
         os.link(draft, name)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links: take the name first
+    except OSError:  # a file system without hard links: reserve the name by an empty file
         try:
             name.open("xb").close()
         except FileExistsError:
@@ -132,7 +135,7 @@ def _took(name: Path, draft: Path) -> bool:
 
 
 def replace(path: Path, data: bytes) -> Path:
-    """Write a file in the place of what is there."""
+    """Write a file, replacing the one that may be there."""
     draft = _draft(path, data)
     try:
         return draft.replace(path)
@@ -142,7 +145,7 @@ def replace(path: Path, data: bytes) -> Path:
 
 
 def _draft(path: Path, data: bytes) -> Path:
-    """A file beside `path`, whole and on the disk."""
+    """Write a temporary file beside `path` and flush it to the disk."""
     draft = path.with_name(f".{path.name[:_NAME_CHARS]}.{secrets.token_hex(4)}.tmp")
     try:
         with draft.open("xb") as file:

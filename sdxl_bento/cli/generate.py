@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sdxl_bento.cli import options
-from sdxl_bento.cli.fields import Fields, only_set
+from sdxl_bento.cli.fields import Fields, only_set, option_name
 from sdxl_bento.cli.files import Target
 from sdxl_bento.cli.terminal import emit_json, reporting, say, stderr
+from sdxl_bento.fields import IMAGE_TO_IMAGE, wires
+from sdxl_bento.params import GenerateParams
 
 if TYPE_CHECKING:
     from sdxl_bento.cli.drawer import InitImage, Result
@@ -63,9 +65,15 @@ def _check(
     as_json: bool,
 ) -> None:
     """Raise BadParameter for options that do not go together."""
-    if image is None and (refine_only or "strength" in fields):
-        option = "--refine-only" if refine_only else "--strength"
-        raise typer.BadParameter("needs --image", param_hint=option)
+    if image is None:
+        need_it = ["--refine-only"] if refine_only else []
+        need_it += [
+            option_name(name, wire)
+            for name, wire in wires(GenerateParams).items()
+            if wire.group == IMAGE_TO_IMAGE and name in fields
+        ]
+        if need_it:
+            raise typer.BadParameter("needs --image", param_hint=need_it[0])
     if target.to_stdout and as_json:
         raise typer.BadParameter("stdout cannot take both the picture and JSON", param_hint="--out")
     if target.to_stdout and _count(fields) > 1:
@@ -94,7 +102,7 @@ async def _draw(
     console.quiet = quiet
     url, model = server_url(url_option), fields.get("model")
     name = str(model) if model is not None else None
-    warm = "slo_ms" in fields  # what the steps cost has to be known for a promise
+    warm = "slo_ms" in fields  # a deadline needs measured step times
     async with connect(url, name, console, warm=warm, verbose=verbose) as drawer:
         with Bars(console, max(_count(fields), 1)) as bars:
             return await drawer.draw(fields, init_image, bars.update)
@@ -109,7 +117,7 @@ def _init_image(image: Path | None, refine_only: bool) -> InitImage | None:
 
 
 def _summary(result: Result, seconds: float) -> str:
-    """What there is to know of a call: its seeds, how it was drawn and how long that took."""
+    """One line about a call: seeds, steps, sampler, size, model, and how long it took."""
     params: dict[str, Any] = result.answer["params"]
     seeds = [str(image["seed"]) for image in result.answer["images"]]
     parts = [
@@ -124,12 +132,12 @@ def _summary(result: Result, seconds: float) -> str:
 
 
 def _times(timings: dict[str, float], seconds: float) -> str:
-    """The time of the call; where there was more to wait for than the drawing, that, too."""
-    drawing, queued = timings["total_ms"] / 1e3, timings["queue_ms"] / 1e3
-    text = f"{drawing:.1f} s"
+    """The time of the call, and the time in the queue and in all where they are longer."""
+    total, queued = timings["total_ms"] / 1e3, timings["queue_ms"] / 1e3
+    text = f"{total:.1f} s"
     if queued >= 0.1:
         text += f", {queued:.1f} s of it in the queue"
-    if seconds - drawing >= 1:
+    if seconds - total >= 1:
         text += f"; {seconds:.1f} s in all"
     return text
 

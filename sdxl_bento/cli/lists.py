@@ -1,4 +1,4 @@
-"""`sdxl-bento models`, `loras` and `samplers`: what a call may name."""
+"""`sdxl-bento models`, `loras` and `samplers`: the names that a call may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 def models(url: Url = None, as_json: Json = False) -> None:
     """List models: those that a server has loaded, or those in BentoML's local store."""
     with reporting(as_json):
-        served = _asked(url, "models")
+        served = _from_server(url, "models")
         rows = _stored_models() if served is None else served
         if as_json:
             emit_json({"models": rows})
@@ -41,7 +41,7 @@ def models(url: Url = None, as_json: Json = False) -> None:
 def loras(url: Url = None, as_json: Json = False) -> None:
     """List adapters (LoRA): a server's, or those of the local models and of SDXL_LORA_DIR."""
     with reporting(as_json):
-        served = _asked(url, "loras")
+        served = _from_server(url, "loras")
         rows = _stored_loras() if served is None else served
         if as_json:
             emit_json({"loras": rows})
@@ -65,7 +65,7 @@ def loras(url: Url = None, as_json: Json = False) -> None:
 def samplers(url: Url = None, as_json: Json = False) -> None:
     """List samplers: a server's, or those of this version."""
     with reporting(as_json):
-        names = _asked(url, "samplers")
+        names = _from_server(url, "samplers")
         if names is None:
             from sdxl_bento.sampler_names import SAMPLERS
 
@@ -76,8 +76,8 @@ def samplers(url: Url = None, as_json: Json = False) -> None:
             sys.stdout.writelines(f"{name}\n" for name in names)
 
 
-def _asked(url_option: str | None, what: str) -> list[Any] | None:
-    """A server's list; None where no server is named."""
+def _from_server(url_option: str | None, name: str) -> list[Any] | None:
+    """A server's list of that name, or None if no server is named."""
     from sdxl_bento.cli.connect import server_url
 
     url = server_url(url_option)
@@ -85,7 +85,7 @@ def _asked(url_option: str | None, what: str) -> list[Any] | None:
         return None
     from sdxl_bento.cli.remote import get
 
-    return list(get(url, f"/{what}")[what])
+    return list(get(url, f"/{name}")[name])
 
 
 def _stored_models() -> list[Row]:
@@ -161,28 +161,28 @@ def _served_model(row: Row) -> tuple[str, ...]:
 
 
 def _named(name: str, tag: str) -> str:
-    """A tag begins with the name that calls use, unless two models share it."""
+    """The tag. Calls use its first part as the name, unless two models share it."""
     return tag if name in (tag, tag.partition(":")[0]) else f"{name} ({tag})"
 
 
 def _stored_loras() -> list[Row]:
-    """Of the models that the settings name, as a server would have them."""
+    """The adapters that a server with these settings would have."""
     from sdxl_bento.cli.store import stored
     from sdxl_bento.config import load_settings
 
     settings = load_settings()
     served = [m for m in stored() if any(_is(m, tag) for tag in settings.model_tags)]
-    found: dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     for model in served:
         inside = model.manifest.loras if model.manifest is not None else ()
         more = () if settings.lora_dir is None else sorted(settings.lora_dir.glob("*.safetensors"))
         files = {lora.name: model.folder / lora.path for lora in inside}
         files |= {path.stem: path for path in more if path.is_file()}
         for name, path in files.items():
-            row = found.setdefault(name, {"name": name, "models": [], "size_bytes": _size(path)})
+            row = rows.setdefault(name, {"name": name, "models": [], "size_bytes": _size(path)})
             row["models"].append(model.name)
             row["pinned"] = name in settings.lora_pinned
-    return _by_name(found.values())
+    return _by_name(rows.values())
 
 
 def _by_name(rows: Iterable[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""A closed loop of clients: each asks for its next picture when it has the last."""
+"""A closed loop of clients: each sends its next call when its last one is answered."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from sdxl_bento.errors import SDXLError
 
 @dataclass(slots=True)
 class Level:
-    """What so many clients have had so far. All times in seconds.
+    """The measurements so far with one number of clients. All times are in seconds.
 
-    `latencies` run from asking to having the picture; `queued` is the part of it that the server
-    says it waited. `elapsed` is that of the whole loop. `cut_short`: its time was over.
+    A latency runs from sending a call to having its picture. `queued` is the part of it that the
+    server reports as waiting. `elapsed` is the time of the whole loop. `cut_short` is true if the
+    loop was ended by its time limit.
     """
 
     clients: int
@@ -35,7 +36,7 @@ class Level:
         return len(self.latencies) / self.elapsed if self.elapsed else 0.0
 
     def figures(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The measurements as JSON."""
         return {
             "clients": self.clients,
             "pictures": len(self.latencies),
@@ -49,13 +50,13 @@ class Level:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """p50, p90 and p99, linear between neighbours; None of nothing."""
+    """p50, p90 and p99, interpolated linearly; None if there are no values."""
     import numpy as np
 
     if not values:
         return None
-    found = np.percentile(values, (50, 90, 99))
-    return {f"p{q}": round(float(value), 4) for q, value in zip((50, 90, 99), found, strict=True)}
+    points = np.percentile(values, (50, 90, 99))
+    return {f"p{q}": round(float(value), 4) for q, value in zip((50, 90, 99), points, strict=True)}
 
 
 async def closed_loop(
@@ -65,13 +66,13 @@ async def closed_loop(
     limit_s: float,
     on_answer: Callable[[], None],
 ) -> None:
-    """Let `level.clients` clients ask for `requests` pictures; fills `level` as it goes.
+    """Let `level.clients` clients draw `requests` pictures, and fill `level` meanwhile.
 
     Args:
-        draw: draws the picture of that number; returns how long it was queued.
-        level: what there is so far is in it when this is cancelled, too.
-        requests: of all clients together.
-        limit_s: when it is over, what is under way is cancelled and does not count.
+        draw: draws the picture with that number, and returns how long it was queued.
+        level: has the measurements so far at any time, also after a cancellation.
+        requests: the number of pictures of all clients together.
+        limit_s: the time limit. Calls that then still run are cancelled and do not count.
         on_answer: called after each picture or error.
     """
     numbers = iter(range(requests))

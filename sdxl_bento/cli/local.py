@@ -1,4 +1,4 @@
-"""Drawing in this process: the model is loaded as the service would load it."""
+"""Draws in this process, with the model loaded as the service would load it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from sdxl_bento.params import GenerateParams
     from sdxl_bento.serving.generator import Generator
 
-DRAIN_S = 5.0  # nobody but us is served here
+DRAIN_S = 5.0  # there are no other clients to wait for
 
 
 class LocalDrawer:
-    """This process. Loads on entry, which takes as long as the start of a server."""
+    """Draws with a model that it loads on entry, which takes as long as a server's start."""
 
     def __init__(
         self, model: str | None, console: Console, *, warm: bool, verbose: bool = False
@@ -58,7 +58,7 @@ class LocalDrawer:
         init_image: InitImage | None = None,
         on_progress: OnProgress | None = None,
     ) -> Result:
-        """Run one call. Raises SDXLError, as the engine does."""
+        """Run one call. Raises SDXLError."""
         from sdxl_bento.order import Order
         from sdxl_bento.protocols.http.validation import parse_params
         from sdxl_bento.protocols.native.answers import answer_json
@@ -84,7 +84,7 @@ class LocalDrawer:
 
 
 def local_settings(model: str | None) -> Settings:
-    """The service's settings, for one model alone.
+    """The service's settings, for one model only.
 
     Raises:
         ConfigurationError, ModelNotFound: a setting is wrong, or the store has no such model.
@@ -97,7 +97,7 @@ def local_settings(model: str | None) -> Settings:
 
 
 class _Lines(logging.Handler):
-    """The log as lines of the console, which keeps them apart from its bars."""
+    """Prints the log through the console, which keeps it apart from the progress bars."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -111,10 +111,13 @@ class _Lines(logging.Handler):
 
 
 def show_log(console: Console, verbose: bool) -> None:
-    """Warnings of the package on the console as lines of ours; with `verbose`, all of its log."""
+    """Show the package's warnings on the console, or its whole log if `verbose`.
+
+    Every logger of the package is a child of `bentoml`, whose handlers this replaces.
+    """
     handler = _Lines(console)
     handler.setLevel(logging.INFO if verbose else logging.WARNING)
-    # A failure is told at the end; how it came about interests whoever asks for the log.
+    # The command reports a failure at its end; its traceback is for those who ask for the log.
     handler.addFilter(lambda record: verbose or not record.exc_info)
     logger = logging.getLogger("bentoml")
     logger.handlers[:] = [handler]

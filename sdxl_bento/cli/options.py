@@ -36,7 +36,7 @@ Url = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log of loading.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")]
 
 Prompt = Annotated[str, typer.Argument(help="What to draw; - reads it from stdin.")]
 Size = Annotated[
@@ -59,19 +59,25 @@ Out = Annotated[
     str | None,
     typer.Option(
         "--out", "-o", metavar="FILE|FOLDER/|-",
-        help="Where to write; a folder ends with / or is there already; - is stdout. "
-        "If not given: a name made of prompt and seed.",
+        help="A file; a folder, which exists or ends with /; or - for stdout. "
+        "If not given: a file named for prompt and seed.",
         rich_help_panel="Output",
     ),
 ]  # fmt: skip
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", "-f", help="Overwrite, in place of adding a number.", rich_help_panel="Output"
+        "--force",
+        "-f",
+        help="Overwrite files instead of numbering new ones.",
+        rich_help_panel="Output",
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Errors alone go to stderr.", rich_help_panel="Output")
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print nothing but errors to stderr.", rich_help_panel="Output"
+    ),
 ]
 
 Command = Callable[..., None]

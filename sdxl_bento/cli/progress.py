@@ -1,4 +1,4 @@
-"""Bars for the pictures of one call, on a terminal; nothing elsewhere."""
+"""Progress bars on a terminal, one for each picture of a call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STAGES = {
 
 
 class Bars:
-    """One bar for each picture."""
+    """The bars of one call. They show nothing if the console is no terminal."""
 
     def __init__(self, console: Console, pictures: int) -> None:
         self._bars = RichProgress(
@@ -51,7 +51,7 @@ class Bars:
         self._bars.stop()
 
     def update(self, progress: Progress) -> None:
-        """A picture has moved."""
+        """Show the progress of one picture."""
         if progress.index >= len(self._tasks):
             return
         what = _STAGES.get(progress.stage, progress.stage)

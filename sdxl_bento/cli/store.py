@@ -1,4 +1,4 @@
-"""BentoML's model store, read without BentoML: its import takes longer than all the reading.
+"""BentoML's model store, read without BentoML, whose import takes longer than the reading.
 
 A model is a folder `<home>/models/<name>/<version>` with BentoML's `model.yaml`; `<name>/latest`
 holds the version that the name alone stands for.
@@ -17,7 +17,10 @@ from sdxl_bento.manifest import FILE_NAME, Manifest
 
 @dataclass(frozen=True)
 class Stored:
-    """A model of ours in the store. `manifest` is None where it cannot be read, by `problem`."""
+    """A model in the store that `export` wrote.
+
+    If its manifest cannot be read, `manifest` is None and `problem` says why.
+    """
 
     name: str
     version: str
@@ -28,18 +31,18 @@ class Stored:
 
     @property
     def tag(self) -> str:
-        """As settings name it."""
+        """The tag that settings and BentoML use."""
         return f"{self.name}:{self.version}"
 
 
 def versions() -> Iterator[Path]:
-    """Every version of every model in the store, whole or not."""
+    """The folder of every version of every model in the store, complete or not."""
     for name in sorted(_folders(bentoml_home() / "models")):
         yield from sorted(_folders(name))
 
 
 def folders() -> list[Path]:
-    """The models that `export` wrote."""
+    """The folders of the models that `export` wrote."""
     return [folder for folder in versions() if (folder / FILE_NAME).is_file()]
 
 
@@ -52,7 +55,7 @@ def find(tag: str) -> Stored:
     """The model of a tag, which may leave the version out or say `latest`.
 
     Raises:
-        ModelNotFound: the store has none.
+        ModelNotFound: the store has no such model.
     """
     name, _, version = tag.partition(":")
     for each in stored():
@@ -63,7 +66,7 @@ def find(tag: str) -> Stored:
 
 
 def latest(name: Path) -> str | None:
-    """The version that a name stands for; None if nothing says so."""
+    """The version that a model's name alone stands for, or None if there is none."""
     try:
         return (name / "latest").read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout, everything else to stderr."""
+"""Output: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 def stderr() -> Console:
-    """For progress, remarks and errors."""
+    """The console for progress, notices and errors."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One line on stderr, literally."""
+    """Print one line to stderr, without interpreting markup in it."""
     from rich.markup import escape
 
     stderr().print(escape(text))
 
 
 def emit_json(document: object) -> None:
-    """A result on stdout, as JSON."""
+    """Print a result to stdout as JSON."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def emit_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A result on stdout, as a table; a heading that begins with ">" is that of numbers."""
+    """Print a result to stdout as a table. A heading that begins with ">" aligns to the right."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -51,16 +51,16 @@ def emit_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:  # a file is as wide as it takes
+    if not console.is_terminal:  # lines of a file or a pipe are not wrapped
         console.width = 1000
     console.print(table)
 
 
 @contextmanager
 def reporting(as_json: bool = False) -> Iterator[None]:
-    """Tell what goes wrong inside, and end with the exit code that scripts look at.
+    """Report an error inside, and end the command with its exit code.
 
-    One line on stderr; with `as_json`, `{"error": …}` on stdout, too.
+    The report is one line on stderr and, with `as_json`, `{"error": …}` on stdout.
     """
     try:
         yield
@@ -76,7 +76,7 @@ def reporting(as_json: bool = False) -> Iterator[None]:
 
 
 def size_text(count: float) -> str:
-    """Bytes for people: "6.9 GB"."""
+    """A number of bytes for people to read: "6.9 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,7 +1,9 @@
 """The pages: Gradio's at `/ui` where it is installed, a plain one at `/`, one with the API.
 
-All work offline, from this server alone. Nothing here imports gradio but `layout`, `events` and
-`theme`, and these are imported late: a service without it never asks for it.
+All of them work offline, from this server alone. `blocks` puts Gradio's page together. It, and what
+only it imports (`layout`, `elements`, `updates`, `events`, `theme`), are the only modules that
+import gradio, and `page` imports `blocks` when somebody opens the page. So a service works without
+gradio.
 """
 
 from sdxl_bento.ui.pages import api_page, front_page

@@ -1,4 +1,4 @@
-"""The pictures of one visit: what was drawn, with what, and which one is looked at."""
+"""The pictures of one visit: their parameters, and which of them is on the stage."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from sdxl_bento.drawing import Answer
 from sdxl_bento.pictures.encode import MEDIA_TYPES
 from sdxl_bento.pictures.publish import Picture
 
-MOST = 60  # the oldest leave; the store has its own bounds
+MOST = 60  # pictures; older ones are dropped, and the store has bounds of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A picture to begin with: one of the store, or an uploaded file. `how`: over or refine."""
+    """The picture that a call starts from: one of the store by its id, or an uploaded file.
 
-    shown: str  # what an <img> takes as src
+    `how` is "over" for image-to-image, "refine" for the refiner alone.
+    """
+
+    shown: str  # the src of an <img>
     image_id: str | None = None
     path: str | None = None
     how: str = "over"
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """One finished picture. `call`: its native fields, every default filled in.
+class Entry:
+    """One finished picture.
 
-    `image_id` is None where the store did not take it; `inline` is its address then.
+    `call` has the native fields that it was drawn with, every default filled in. `image_id` is None
+    if the store did not take the picture; then `inline` is a data URL with all of it.
     """
 
     image_id: str | None
@@ -43,36 +47,36 @@ class Drawn:
 
     @property
     def src(self) -> str:
-        """Where the page finds it: relative, so that any prefix of a proxy fits."""
+        """The address of the picture, relative so that it works behind any prefix of a proxy."""
         return self.inline or f"../images/{self.image_id}.{self.extension}"
 
     @property
     def download(self) -> str:
-        """The same as a file to save: the original with its metadata."""
+        """The address of the file to save: the original with its metadata."""
         return self.inline or f"../download/{self.image_id}.{self.extension}"
 
 
 @dataclass
 class Album:
-    """What the server remembers of one open page; it goes with the page."""
+    """What the server remembers of one open page, for as long as the page is open."""
 
-    pictures: list[Drawn] = field(default_factory=list)  # the newest first
+    pictures: list[Entry] = field(default_factory=list)  # the newest first
     chosen: int | None = None
     start: Start | None = None
 
     def add(self, answer: Answer, start: Start | None) -> None:
         """Put the pictures of a call in front, and choose the first of them."""
-        made = answer.generation
-        call = made.params.model_dump(mode="json")
+        generation = answer.generation
+        call = generation.params.model_dump(mode="json")
         self.pictures[:0] = [
-            Drawn(
+            Entry(
                 image_id=picture.image_id,
                 extension=picture.output_format,
                 seed=picture.seed,
                 width=picture.width,
                 height=picture.height,
                 call=call,
-                total_s=made.timings.total_s,
+                total_s=generation.timings.total_s,
                 start=start,
                 inline="" if picture.image_id is not None else _inline(picture),
             )
@@ -81,16 +85,16 @@ class Album:
         del self.pictures[MOST:]
         self.chosen = 0
 
-    def choose(self, index: int) -> Drawn | None:
-        """Look at picture `index`. None, and no change, if there is no such."""
+    def choose(self, index: int) -> Entry | None:
+        """Put picture `index` on the stage. Without such a picture: None, and no change."""
         if not 0 <= index < len(self.pictures):
             return None
         self.chosen = index
         return self.pictures[index]
 
     @property
-    def picture(self) -> Drawn | None:
-        """The picture that is looked at."""
+    def picture(self) -> Entry | None:
+        """The picture on the stage."""
         return None if self.chosen is None else self.pictures[self.chosen]
 
 

@@ -1,4 +1,4 @@
-"""Gradio's app, put together."""
+"""Gradio's app with its elements, handlers and options."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HEAD = '<link rel="icon" href="data:,"><meta name="color-scheme" content="light
 
 
 def mounted(api: API, settings: Settings) -> Starlette:
-    """An app with nothing but the page in it; its lifespan is the page's."""
+    """An app with only the page in it. Its lifespan starts and stops the page."""
     with gr.Blocks(
         title=_TITLE, analytics_enabled=False, delete_cache=(CACHE_S // 12, CACHE_S)
     ) as blocks:
         Events(api, build(settings)).connect(blocks)
     blocks.queue(api_open=False, max_size=None, default_concurrency_limit=None)
     parent = Starlette()
-    gr.mount_gradio_app(  # it says FastAPI, but takes whatever can mount
+    gr.mount_gradio_app(  # its type says FastAPI, but any app with `mount` will do
         parent,
         blocks,
         PATH,

@@ -1,4 +1,4 @@
-"""What the service offers just now, as the page's elements show it."""
+"""What the service offers at the moment, in the form that the page's elements show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdxl_bento.params import GenerateParams
 from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
 from sdxl_bento.ui import presets
-from sdxl_bento.ui.form import show_size
+from sdxl_bento.ui.form import parse_size, show_size
 
 if TYPE_CHECKING:
     from sdxl_bento.serving.generator import Generator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """For one model: sizes to pick, adapters that fit, its own defaults, prompts to try."""
+    """What one model offers: sizes, adapters that fit it, its defaults, prompts to try."""
 
     model: ModelSummary
     models: tuple[str, ...]
@@ -29,7 +29,7 @@ class Choices:
 
 
 def choices(generator: Generator, name: str | None = None) -> Choices | None:
-    """What there is to choose with model `name`, or the default one; None until it is loaded."""
+    """The choices with model `name`, or else the default model; None until one is loaded."""
     models = generator.models.summaries() if generator.state == "ready" else []
     if not models:
         return None
@@ -46,15 +46,15 @@ def choices(generator: Generator, name: str | None = None) -> Choices | None:
 
 
 def nearest_size(sizes: tuple[str, ...], width: int, height: int) -> str:
-    """Of the `sizes` the one whose shape is most like `width` by `height` pixels."""
-    shape = width / height
+    """The one of `sizes` whose aspect ratio is nearest to that of `width` by `height` pixels."""
+    ratio = width / height
 
-    def unlike(size: str) -> float:
-        wide, _, high = size.partition(" × ")
-        other = int(wide) / int(high)
-        return max(shape, other) / min(shape, other)
+    def distance(size: str) -> float:
+        other_width, other_height = parse_size(size)
+        other = other_width / other_height
+        return max(ratio, other) / min(ratio, other)
 
-    return min(sizes, key=unlike)
+    return min(sizes, key=distance)
 
 
 def _fitting(loras: list[LoraSummary], model: ModelSummary) -> tuple[str, ...]:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticUndefined
 
-from sdxl_bento.fields import Control, Group, Kind, bounds, choices, plain_type, wire_of
+from sdxl_bento.fields import (
+    IMAGE_TO_IMAGE,
+    Control,
+    Group,
+    Kind,
+    bounds,
+    choices,
+    plain_type,
+    wire_of,
+)
 from sdxl_bento.params import GenerateParams
 
 if TYPE_CHECKING:
@@ -45,7 +54,7 @@ class FieldControl:
     @property
     def with_picture(self) -> bool:
         """Whether the field means something only to a call that starts from a picture."""
-        return self.group == "Image to image"
+        return self.group == IMAGE_TO_IMAGE
 
     def to_field(self, shown: Any) -> Any:
         """The field's value for what the element shows; None leaves the field out of a call."""

@@ -1,4 +1,4 @@
-"""What the elements of Gradio's page do: translate, call the native API, show what comes back."""
+"""The handlers of Gradio's page: they call the native API and show what it answers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from sdxl_bento.ui.progress import PageCall, Snapshot
 from sdxl_bento.ui.updates import Updates
 from sdxl_bento.ui.uploads import picture_of, thumbnail
 
-# On a narrow page the picture is below the button.
+# Scroll to the picture, which is below the button on a narrow page.
 _LOOK = """() => {
   if (matchMedia('(max-width: 52rem)').matches)
     document.querySelector('#sb-result').scrollIntoView({behavior: 'smooth'});
 }"""
-# Never one after the other: the engine has its own queue. No overlays, no API of Gradio's own.
+# No queue, because the engine has its own; no overlays; no entry in Gradio's own API.
 _PLAIN: Mapping[str, Any] = {
     "concurrency_limit": None,
     "show_progress": "hidden",
@@ -47,16 +47,16 @@ _PLAIN: Mapping[str, Any] = {
 
 
 class Events:
-    """The handlers, one object for all visits. What belongs to a visit is in its `Album`."""
+    """The handlers, one object for all visits. The state of a visit is in its `Album`."""
 
     def __init__(self, api: API, layout: Layout) -> None:
         self._api = api
         self._on = layout
-        # By Gradio's hash of the visit, for those who want to end them.
+        # The calls that are running, by Gradio's hash of the visit; `_end` needs them.
         self._drawings: defaultdict[str, set[PageCall]] = defaultdict(set)
 
     def connect(self, blocks: gr.Blocks) -> None:
-        """Tie the handlers to the elements, inside the open `blocks`."""
+        """Attach the handlers to the elements, inside the open `blocks`."""
         on = self._on
         pictures = [on.stage, on.actions, on.details, on.gallery]
         drawing = [*pictures, on.notice, on.draw, on.stop]
@@ -88,7 +88,7 @@ class Events:
         blocks.unload(self._leave)
 
     def busy(self) -> bool:
-        """Whether any visitor waits for a picture."""
+        """Whether any visitor is waiting for a picture."""
         return bool(self._drawings)
 
     async def _fill(self) -> Updates:
@@ -96,7 +96,7 @@ class Events:
         state = generator.state
         head = render.headline(generator.models.summaries(), state, generator.state_reason)
         offered = choices(generator)
-        if offered is None:  # ask again, until there is something or there will be nothing
+        if offered is None:  # ask again, unless the engine has ended for good
             return {on.head: head, on.timer: gr.Timer(active=state != "dead")}
         return {on.head: head, on.timer: gr.Timer(active=False), **updates.first(on, offered)}
 
@@ -133,11 +133,11 @@ class Events:
                 yield each
 
     async def _refine(self, album: Album, request: gr.Request) -> AsyncGenerator[Updates]:
-        drawn = album.picture
-        if drawn is None:
+        entry = album.picture
+        if entry is None:
             return
-        start = Start(drawn.src, image_id=drawn.image_id, how="refine")
-        fields = {**to_refining(drawn.call, drawn.seed), **await picture_of(start)}
+        start = Start(entry.src, image_id=entry.image_id, how="refine")
+        fields = {**to_refining(entry.call, entry.seed), **await picture_of(start)}
         async with aclosing(self._run(album, fields, start, request)) as shown:
             async for each in shown:
                 yield each
@@ -149,9 +149,9 @@ class Events:
         self._drawings[visit].add(drawing)
         try:
             yield updates.busy(self._on)
-            async with aclosing(drawing.follow(_task(start))) as happened:
-                async for what in happened:
-                    yield self._shown(album, drawing, what, start)
+            async with aclosing(drawing.follow(_task(start))) as events:
+                async for event in events:
+                    yield self._shown(album, drawing, event, start)
         finally:
             self._drawings[visit].discard(drawing)
             if not self._drawings[visit]:
@@ -161,17 +161,17 @@ class Events:
         self,
         album: Album,
         drawing: PageCall,
-        what: Snapshot | Answer | Exception,
+        event: Snapshot | Answer | Exception,
         start: Start | None,
     ) -> Updates:
-        if isinstance(what, Snapshot):
-            return {self._on.stage: render.at_work(what)}
-        if isinstance(what, Answer):
-            album.add(what, start)
+        if isinstance(event, Snapshot):
+            return {self._on.stage: render.at_work(event)}
+        if isinstance(event, Answer):
+            album.add(event, start)
             return updates.idle(self._on, album)
         if drawing.stopped:
             return updates.idle(self._on, album, render.remark("Stopped."))
-        body = error_body(logged(what, drawing.call.request_id), drawing.call.request_id)
+        body = error_body(logged(event, drawing.call.request_id), drawing.call.request_id)
         return updates.idle(self._on, album, body["error"])
 
     async def _stop(self, request: gr.Request) -> Any:
@@ -188,29 +188,29 @@ class Events:
     async def _choose(self, album: Album, event: gr.EventData, request: gr.Request) -> Updates:
         album.choose(event.pick)
         shown = updates.pictures(self._on, album)
-        if str(request.session_hash) in self._drawings:  # the stage shows how far that is
+        if str(request.session_hash) in self._drawings:  # the stage shows a call's progress
             del shown[self._on.stage], shown[self._on.actions]
         return shown
 
     async def _again(self, album: Album) -> Updates:
-        drawn = album.picture
-        if drawn is None:
+        entry = album.picture
+        if entry is None:
             return {}
-        form = from_call(drawn.call, drawn.seed, with_picture=drawn.start is not None)
+        form = from_call(entry.call, entry.seed, with_picture=entry.start is not None)
         offered = choices(self._api.generator, form.model)
         if offered is None:
             return {}
-        album.start = drawn.start
+        album.start = entry.start
         begin = updates.beginning(self._on, album.start, offered.model.has_refiner)
         return {**updates.again(self._on, offered, form), **begin}
 
     async def _begin_with_chosen(self, album: Album) -> Updates:
-        drawn = album.picture
-        if drawn is None:
+        entry = album.picture
+        if entry is None:
             return {}
-        album.start = Start(drawn.src, image_id=drawn.image_id)
-        begin = self._begin(album, drawn.call["model"])
-        return {**begin, self._on.size: show_size(drawn.width, drawn.height)}
+        album.start = Start(entry.src, image_id=entry.image_id)
+        begin = self._begin(album, entry.call["model"])
+        return {**begin, self._on.size: show_size(entry.width, entry.height)}
 
     async def _begin_with_upload(self, path: str, album: Album, model: str | None) -> Updates:
         on = self._on

@@ -16,7 +16,7 @@ MAX_LORAS = 8  # as many as a call may name
 REFINE_STRENGTH = 0.3  # of the button that refines the chosen picture
 _SIZE = re.compile(r"\s*(\d+)\s*(?:[x×*]|\s)\s*(\d+)\s*")
 
-# What the page calls a native field, for errors.
+# The page's name of each native field, for its error messages.
 LABELS: Mapping[str, str] = {
     **{name: wire.label for name, wire in wires(GenerateParams).items()},
     "width": "Size (width)",
@@ -35,9 +35,9 @@ def _initial() -> dict[str, Any]:
 class Form:
     """The values of the form's elements.
 
-    `controls` has those of the fields in `CONTROLS`, by name and in that order. `weights` has
-    `MAX_LORAS` numbers, of which the first belong to `loras`, name by name. The others are those
-    that the page has elements of its own for.
+    `controls` has the values of the fields in `CONTROLS`, by name and in that order. `weights` has
+    `MAX_LORAS` numbers, and the first of them belong to `loras`, name by name. All other values are
+    those of elements that the page builds by hand.
     """
 
     prompt: str = ""
@@ -52,18 +52,15 @@ class Form:
     @classmethod
     def of(cls, values: Sequence[Any]) -> Form:
         """From the values of `Layout.form`, which is in the order of `values`."""
-        own, rest = values[:_OWN], values[_OWN:]
-        count = len(CONTROLS)
-        controls = dict(zip(CONTROLS, rest[:count], strict=True))
-        return cls(*own, controls, rest[count], tuple(rest[count + 1 :]))
+        prompt, model, size, random, seed, *rest = values
+        controls = dict(zip(CONTROLS, rest, strict=False))
+        loras, *weights = rest[len(controls) :]
+        return cls(prompt, model, size, random, seed, controls, loras, tuple(weights))
 
     def values(self) -> list[Any]:
         """The inverse of `of`."""
         own = [self.prompt, self.model, self.size, self.random, self.seed]
         return [*own, *(self.controls[name] for name in CONTROLS), self.loras, *self.weights]
-
-
-_OWN = 5  # elements before the controls
 
 
 def to_call(form: Form, *, with_picture: bool = False) -> dict[str, Any]:

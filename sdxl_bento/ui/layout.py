@@ -1,4 +1,4 @@
-"""The elements of Gradio's page and where they stand. What they do is in `events`."""
+"""The elements of Gradio's page and their arrangement. Their handlers are in `events`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Layout:
 
 
 def build(settings: Settings) -> Layout:
-    """Make the elements, inside an open `gr.Blocks`."""
+    """Build the elements, inside an open `gr.Blocks`."""
     fields: dict[str, Any] = {}
     elements: dict[str, Any] = {
         "fields": fields,
@@ -123,7 +123,7 @@ def _ask(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
         start = _html("")
         how = gr.Radio(HOW, value="over", label="From this picture", elem_id="sb-how")
         _add(fields, settings, *_rest(fields, with_picture=True))
-        clear = gr.Button("Begin without it", size="sm", elem_id="sb-clear")
+        clear = gr.Button("Remove this picture", size="sm", elem_id="sb-clear")
     with gr.Row(elem_id="sb-go"):
         draw = gr.Button("Draw", variant="primary", size="lg", elem_id="sb-draw")
         stop = gr.Button("Stop", variant="stop", size="lg", visible=False, elem_id="sb-stop")
@@ -202,7 +202,7 @@ def _settings(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
         for slot in range(MAX_LORAS)
     ]
     upload = gr.UploadButton(
-        "Begin with a picture of yours …", file_types=["image"], size="sm", elem_id="sb-upload"
+        "Start from a picture of yours …", file_types=["image"], size="sm", elem_id="sb-upload"
     )
     return {
         "model": model,

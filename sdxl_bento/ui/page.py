@@ -1,7 +1,7 @@
-"""Gradio's page as an ASGI app: made when it is asked for, no wider than needed, ended in time.
+"""Gradio's page as an ASGI app: built on the first visit, with as few routes as possible.
 
-Importing Gradio takes seconds and a hundred megabytes, so a server whose page nobody opens does
-without; it happens in a thread, and probes and calls are answered meanwhile.
+Importing Gradio takes seconds and a hundred megabytes, so a server does it only if somebody opens
+the page. It does it in a thread and goes on answering probes and calls.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB, and what is around it in the form
-# How many pages can be open beside all other calls: each holds a connection.
+MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB and the form around it
+# How many pages can be open at once, each of which holds a connection, beside all other calls.
 PAGES = 512
 
-# What the page's script asks for. Gradio has more: files, proxies, the app's own code, monitoring.
+# The routes that the page's script uses. Gradio's others, for files, proxies, the app's source code
+# and monitoring, cannot be reached.
 _WANTED = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/(assets|static|svelte)/.*"
@@ -46,7 +47,7 @@ _WANTED = {
 }
 _WANTED["HEAD"] = _WANTED["GET"]
 _PREFIX = re.compile(r"(/[\w.~-]+)+")
-# A browser asks nobody else for anything. Gradio's templates are functions made of text.
+# Everything comes from this server. Gradio builds functions from text, hence 'unsafe-eval'.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -55,11 +56,11 @@ _POLICY = (
 
 
 def has_page(settings: Settings) -> bool:
-    """Whether this service shows Gradio's page; the log says why, where one would expect it."""
+    """Whether this service shows Gradio's page. If SDXL_WORKERS prevents it, the log says so."""
     if not settings.ui or find_spec("gradio") is None:
         return False
     if settings.workers > 1:
-        # Gradio keeps a visit in its process, and each request may reach another one.
+        # Gradio keeps a visit in one process, and each request may reach another process.
         logger.info("the page at / is the plain one: Gradio's cannot have SDXL_WORKERS above 1")
         return False
     return True
@@ -70,56 +71,56 @@ class Page:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._wanted = asyncio.Event()
-        self._made = asyncio.Event()
+        self._visited = asyncio.Event()
+        self._built = asyncio.Event()
         self._app: Any = None
         self._open = AsyncExitStack()
         self._folder = Path()
 
     async def serve(self, api: API) -> None:
-        """Make the page once it is asked for."""
-        await self._wanted.wait()
+        """Build the page on the first visit."""
+        await self._visited.wait()
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="sdxl-bento-ui-"))
             self._open.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            # For uploads; read when Gradio is imported.
+            # The folder for uploads. Gradio reads the variable when it is imported.
             os.environ["GRADIO_TEMP_DIR"] = str(self._folder)
-            parent = await asyncio.to_thread(_make, api, self._settings)
+            parent = await asyncio.to_thread(_build, api, self._settings)
             await self._open.enter_async_context(parent.router.lifespan_context(parent))
             self._app = parent.routes[-1].app
         except Exception:
             logger.exception("the page could not be made")
         finally:
-            self._made.set()
+            self._built.set()
 
     def close(self) -> None:
-        """End what open pages hold, else the server would wait for them."""
+        """End the streams of open pages, which the server would otherwise wait for."""
         if self._app is not None:
             self._app.stop_event.set()
 
     async def aclose(self) -> None:
-        """End the page; what was uploaded is removed."""
+        """Stop the page and remove all uploads."""
         await self._open.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request below `PATH`, which is the scope's `root_path`.
 
-        Raises BodyTooLarge, and Overloaded for an upload that there is no room for.
+        Raises BodyTooLarge, and Overloaded if there is no room for an upload.
         """
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         wanted = _WANTED.get(scope.get("method", ""))
         if wanted is None or not wanted.fullmatch(path):
             await PlainTextResponse("Not Found", 404)(scope, receive, send)
             return
-        self._wanted.set()
+        self._visited.set()
         if path != "/":
-            await self._made.wait()
+            await self._built.wait()
         if scope["method"] == "POST":
             receive = limited(Request(scope, receive), MAX_BODY).receive
             if path.startswith("/gradio_api/upload"):
                 await asyncio.to_thread(check_room, self._folder)
 
-        async def guarded(message: Message) -> None:
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = _POLICY
@@ -128,15 +129,17 @@ class Page:
             await send(message)
 
         if self._app is not None:
-            await self._app(_behind_proxy(scope), receive, guarded)
-        elif self._made.is_set():
-            await PlainTextResponse("The page could not be made.", 503)(scope, receive, guarded)
+            await self._app(_behind_proxy(scope), receive, send_with_policy)
+        elif self._built.is_set():
+            await PlainTextResponse("The page could not be made.", 503)(
+                scope, receive, send_with_policy
+            )
         else:
-            await waiting_page()(scope, receive, guarded)
+            await waiting_page()(scope, receive, send_with_policy)
 
 
 def _behind_proxy(scope: Scope) -> Scope:
-    """The scope with the prefix that a proxy has taken off: Gradio writes whole addresses."""
+    """The scope with the prefix that a proxy has removed: Gradio writes absolute addresses."""
     prefix = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
     if not _PREFIX.fullmatch(prefix):
         return scope
@@ -144,8 +147,8 @@ def _behind_proxy(scope: Scope) -> Scope:
     return {**scope, "root_path": root, "path": path, "raw_path": path.encode()}
 
 
-def _make(api: API, settings: Settings) -> Any:
-    """Starlette's app with Gradio's mounted in it."""
+def _build(api: API, settings: Settings) -> Any:
+    """Starlette's app with Gradio's mounted in it. It is here that gradio is imported."""
     from sdxl_bento.ui.blocks import mounted
 
     return mounted(api, settings)

@@ -1,4 +1,4 @@
-"""The page that needs nothing beside the server, and the one with the API."""
+"""The pages that need no Gradio: the plain page, the one with the API, the waiting page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import resources
 
 from starlette.responses import HTMLResponse
 
-# The page holds its own style and script; nothing else may run in it, and nothing may frame it.
+# The page has its style and script inline. It may load nothing else, and no page may frame it.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
@@ -16,18 +16,18 @@ _POLICY = (
 
 
 def front_page() -> HTMLResponse:
-    """The page at `/`, unless Gradio's is there."""
+    """The page at `/` of a service without Gradio's page."""
     headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
     return HTMLResponse(_read("index.html"), headers=headers)
 
 
 def waiting_page() -> HTMLResponse:
-    """What is shown while Gradio's page is being made; it looks again by itself."""
+    """The page to show while Gradio's is being built. It reloads itself."""
     return HTMLResponse(_read("waiting.html"), headers={"Cache-Control": "no-store"})
 
 
 def api_page() -> HTMLResponse:
-    """Swagger UI, from the files that BentoML brings along."""
+    """Swagger UI, from the files in BentoML's package."""
     return HTMLResponse(_read("docs.html"))
 
 

@@ -1,4 +1,4 @@
-"""What the page offers to begin with: sizes that suit a model, prompts to try."""
+"""Suggestions of the page: sizes that suit a model, prompts to try."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NATIVE = 1024
 
 
 def sizes(model: ModelSummary) -> list[tuple[int, int]]:
-    """Sizes in pixels, the model's own first; SDXL's, scaled to a model that is smaller."""
+    """Sizes in pixels: the model's own, then SDXL's, scaled to the model's number of pixels."""
     own = (model.default_width, model.default_height)
     edge = (own[0] * own[1]) ** 0.5
     scaled = [
@@ -43,7 +43,7 @@ def sizes(model: ModelSummary) -> list[tuple[int, int]]:
 
 
 def is_embedded(model: ModelSummary) -> bool:
-    """Whether this is the model that ships with us: it knows shapes and colours, nothing else."""
+    """Whether this is the model of this project, which knows only shapes and colours."""
     return model.tag.startswith("sdxl-embedded")
 
 

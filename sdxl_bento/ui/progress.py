@@ -1,4 +1,4 @@
-"""One call of the page: run as every protocol's, and looked at a few times a second."""
+"""A call of the page while it runs: snapshots of its progress, a few times a second."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from sdxl_bento.protocols.http.api import API
 
 PROTOCOL = "ui"
-EVERY_S = 0.25
+EVERY_S = 0.25  # between snapshots
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How far a call is: the picture that is furthest behind, and previews (JPEG) of all."""
+    """How far a call is.
+
+    `stage`, `step`, `steps` and `position` are those of the picture that is furthest behind.
+    `share` of all steps are done. `previews` are JPEGs, one for each picture, None before the
+    first.
+    """
 
     stage: str
     step: int
@@ -40,24 +45,24 @@ class Snapshot:
 
 
 class Visitor:
-    """Somebody at an open page. To the call it is a client that may leave."""
+    """Somebody at an open page. A call sees it as a client that may disconnect."""
 
     def __init__(self) -> None:
         self._left = asyncio.Event()
 
     def leave(self) -> None:
-        """The page was closed: what it waits for is cancelled."""
+        """Disconnect, which cancels the call."""
         self._left.set()
 
     async def receive(self) -> Message:
-        """As an ASGI server's `receive` with the body read: it tells of the end, once."""
+        """An ASGI `receive` after the body: it returns once, when the visitor has left."""
         await self._left.wait()
         return {"type": "http.disconnect"}
 
 
 @dataclass(eq=False)
 class PageCall:
-    """A call under way. `end()` ends it early, for its visitor to be told so."""
+    """A call that runs. After `end()` it is `stopped`, which the page shows."""
 
     api: API
     call: Call
@@ -70,7 +75,7 @@ class PageCall:
 
     @classmethod
     def of(cls, api: API, fields: Mapping[str, Any]) -> PageCall:
-        """A new call with native `fields`; nothing runs until it is followed."""
+        """A new call with native `fields`. It starts when it is followed."""
         visitor = Visitor()
         request_id = f"ui-{secrets.token_hex(8)}"
         call = Call(request_id, False, fields, Caller(visitor.receive), protocol=PROTOCOL)
@@ -82,10 +87,13 @@ class PageCall:
         self.visitor.leave()
 
     async def follow(self, task: Task) -> AsyncGenerator[Snapshot | Answer | Exception]:
-        """Run the call, which its answer or its error ends. To close it early ends the call."""
+        """Run the call: snapshots, then its answer or its error.
+
+        Closing the generator early cancels the call.
+        """
         loop = asyncio.get_running_loop()
 
-        def on_progress(step: Progress) -> None:  # may come from the engine's thread
+        def on_progress(step: Progress) -> None:  # may be called in the engine's thread
             loop.call_soon_threadsafe(self._note, step)
 
         running = asyncio.create_task(self.api.run(self.call, task, on_progress))

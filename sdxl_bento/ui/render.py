@@ -1,14 +1,15 @@
-"""HTML of the page's own parts. Whatever a user or a model has named is escaped."""
+"""The HTML of the page. All text that comes from users, models or files is escaped."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from math import ceil
 from typing import Any
 
 from sdxl_bento.serving.results import ModelSummary
-from sdxl_bento.ui.album import Album, Drawn, Start
+from sdxl_bento.ui.album import Album, Entry, Start
 from sdxl_bento.ui.controls import CONTROLS
 from sdxl_bento.ui.form import LABELS, show_size
 from sdxl_bento.ui.progress import Snapshot
@@ -29,7 +30,7 @@ _TOLD = {
 
 
 def headline(models: Sequence[ModelSummary], state: str, reason: str) -> str:
-    """The title, and what draws; or why nothing can be drawn now."""
+    """The title with the model that draws, or with the reason why none does."""
     if state == "ready" and models:
         first = models[0]
         words = f"{first.name} · {first.backend}, {first.dtype} on {first.device}"
@@ -64,7 +65,7 @@ def invitation(text: str = "Say what you want to see, then draw it.") -> str:
 
 
 def at_work(snapshot: Snapshot) -> str:
-    """The stage while a call is under way: previews, a bar, and words."""
+    """The stage while a call runs: previews, a progress bar, and the progress in words."""
     previews = "".join(
         f'<img class="sb-rough" alt="Preview" src="data:image/jpeg;base64,{_base64(jpeg)}">'
         if jpeg
@@ -83,7 +84,7 @@ def at_work(snapshot: Snapshot) -> str:
 
 
 def doing(snapshot: Snapshot) -> str:
-    """What is happening to a call, in words."""
+    """The progress of a call in words."""
     if snapshot.position:
         others = snapshot.position - 1
         before = f"{others} before yours" if others else "yours is next"
@@ -97,36 +98,36 @@ def doing(snapshot: Snapshot) -> str:
 
 
 def finished(album: Album) -> str:
-    """The stage with the picture that is looked at."""
-    drawn = album.picture
-    if drawn is None:
+    """The stage with the chosen picture."""
+    entry = album.picture
+    if entry is None:
         return invitation()
-    return f'<div class="sb-stage"><div class="sb-grid">{_picture(drawn)}</div></div>'
+    return f'<div class="sb-stage"><div class="sb-grid">{_picture(entry)}</div></div>'
 
 
-def details(drawn: Drawn | None) -> str:
-    """What a picture was drawn with, and the way to save it."""
-    if drawn is None:
+def details(entry: Entry | None) -> str:
+    """The parameters of a picture, and a link to save it."""
+    if entry is None:
         return ""
     rows = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(drawn)
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(entry)
     )
     return (
         f'<dl class="sb-facts">{rows}</dl>'
-        f'<a class="sb-save" href="{escape(drawn.download)}" download>Save the picture</a>'
+        f'<a class="sb-save" href="{escape(entry.download)}" download>Save the picture</a>'
     )
 
 
-def facts(drawn: Drawn) -> list[tuple[str, str]]:
+def facts(entry: Entry) -> list[tuple[str, str]]:
     """Name and value of everything that a picture was drawn with, for people to read."""
-    call = drawn.call
+    call = entry.call
     sampler = call.get("sampler") or "the model's sampler"
     rows = [("Prompt", call["prompt"])]
     if call.get("negative_prompt"):
         rows.append(("Not", call["negative_prompt"]))
     rows += [
-        ("Seed", str(drawn.seed)),
-        ("Size", show_size(drawn.width, drawn.height)),
+        ("Seed", str(entry.seed)),
+        ("Size", show_size(entry.width, entry.height)),
         ("Drawn with", f"{call['num_inference_steps']} steps of {sampler}"),
         ("Guidance", f"{call['guidance_scale']:g}"),
     ]
@@ -135,11 +136,11 @@ def facts(drawn: Drawn) -> list[tuple[str, str]]:
         rows.append(("LoRAs", ", ".join(each)))
     if call.get("refiner"):
         rows.append(("Refiner", f"from {call['high_noise_frac']:.0%} on"))
-    if drawn.start is not None:
-        how = "Refined" if drawn.start.how == "refine" else "Drawn over"
+    if entry.start is not None:
+        how = "Refined" if entry.start.how == "refine" else "Drawn over"
         rows.append((how, f"another picture, strength {call['strength']:g}"))
     rows += _other_facts(call)
-    return [*rows, ("Model", str(call["model"])), ("Time", f"{drawn.total_s:.2f} s")]
+    return [*rows, ("Model", str(call["model"])), ("Time", f"{entry.total_s:.2f} s")]
 
 
 def _other_facts(call: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -158,11 +159,11 @@ def gallery(album: Album) -> str:
     if not album.pictures:
         return ""
     buttons = (
-        f'<button type="button" data-pick="{index}" title="{escape(drawn.call["prompt"])}" '
-        f'aria-label="Picture {index + 1}: {escape(drawn.call["prompt"])}" '
+        f'<button type="button" data-pick="{index}" title="{escape(entry.call["prompt"])}" '
+        f'aria-label="Picture {index + 1}: {escape(entry.call["prompt"])}" '
         f'aria-pressed="{str(index == album.chosen).lower()}">'
-        f'<img src="{escape(drawn.src)}" alt="" loading="lazy"></button>'
-        for index, drawn in enumerate(album.pictures)
+        f'<img src="{escape(entry.src)}" alt="" loading="lazy"></button>'
+        for index, entry in enumerate(album.pictures)
     )
     return (
         f'<div class="sb-gallery" role="group" aria-label="Drawn so far">{"".join(buttons)}</div>'
@@ -170,14 +171,14 @@ def gallery(album: Album) -> str:
 
 
 def beginning(start: Start | None) -> str:
-    """The picture that the next one is drawn from."""
+    """The picture that the next call starts from."""
     if start is None:
         return ""
     return f'<img class="sb-start" src="{escape(start.shown)}" alt="The picture to begin with">'
 
 
 def failure(body: Mapping[str, Any]) -> str:
-    """An error's body in words: what is wrong, what was given, what is allowed."""
+    """The body of an error in words: what is wrong, the value, and what is allowed."""
     field = body.get("field")
     if field is None:
         title, lines = _titles(body), [str(body["message"])]
@@ -187,13 +188,13 @@ def failure(body: Mapping[str, Any]) -> str:
         lines += [f"Allowed: {body['allowed']}"] if body.get("allowed") else [str(body["message"])]
     retry = body.get("retry_after_s")
     if retry:
-        lines.append(f"Try again in {max(1, round(retry + 0.499))} s.")
+        lines.append(f"Try again in {max(1, ceil(retry))} s.")
     shown = "".join(f"<span>{escape(line)}</span>" for line in lines)
     return f'<div class="sb-error" role="alert"><b>{escape(title)}</b>{shown}</div>'
 
 
 def remark(text: str) -> str:
-    """Something worth knowing that is no error."""
+    """A notice that is not an error."""
     return f'<div class="sb-remark" role="status">{escape(text)}</div>' if text else ""
 
 
@@ -209,11 +210,11 @@ def _titles(body: Mapping[str, Any]) -> str:
     }.get(body["type"], "That did not work")
 
 
-def _picture(drawn: Drawn) -> str:
-    prompt = escape(str(drawn.call["prompt"]))
+def _picture(entry: Entry) -> str:
+    prompt = escape(str(entry.call["prompt"]))
     return (
-        f'<img src="{escape(drawn.src)}" alt="{prompt}" '
-        f'width="{drawn.width}" height="{drawn.height}" style="--width:{drawn.width}px">'
+        f'<img src="{escape(entry.src)}" alt="{prompt}" '
+        f'width="{entry.width}" height="{entry.height}" style="--width:{entry.width}px">'
     )
 
 

@@ -1,4 +1,4 @@
-"""How Gradio's page looks: fonts that every system has, light or dark as the system is."""
+"""The look of Gradio's page: fonts of the system, light or dark as the system is set."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _RUST = colors.Color(
 
 
 def theme() -> gr.themes.Base:
-    """No font is fetched: names alone are Gradio's way to say that of a font."""
-    made = gr.themes.Default(
+    """The theme. Its fonts are plain names, so Gradio fetches none of them."""
+    base = gr.themes.Default(
         primary_hue=_RUST,
         secondary_hue=_RUST,
         neutral_hue="stone",
@@ -31,8 +31,8 @@ def theme() -> gr.themes.Base:
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Consolas", "monospace"],
     )
-    return made.set(
-        body_text_color_subdued="*neutral_500",  # its own is too pale to read well
+    return base.set(
+        body_text_color_subdued="*neutral_500",  # the default is too pale to read well
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_500",

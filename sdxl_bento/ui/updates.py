@@ -25,7 +25,10 @@ def of_model(on: Layout) -> list[Any]:
 
 
 def offer(on: Layout, offered: Choices, form: Form) -> Updates:
-    """Show the choices of a model, and in them what `form` has; its own size if that has none."""
+    """Show the choices of a model, with the values of `form` chosen.
+
+    If the form has no size, that of the model is chosen.
+    """
     refines, size = offered.model.has_refiner, form.size or offered.sizes[0]
     return {
         on.model: gr.Dropdown(
@@ -54,7 +57,7 @@ def weigh(on: Layout, names: Iterable[str], weights: Sequence[float]) -> Updates
 
 
 def first(on: Layout, offered: Choices) -> Updates:
-    """The form when a model has just been loaded or chosen."""
+    """The form after a model has been loaded or chosen."""
     return {
         **offer(on, offered, Form()),
         on.fields["sampler"]: gr.Dropdown(choices=[UNSET, *offered.samplers], value=""),
@@ -63,14 +66,14 @@ def first(on: Layout, offered: Choices) -> Updates:
 
 
 def again(on: Layout, offered: Choices, form: Form) -> Updates:
-    """The form with all that `form` has."""
+    """The form with all values of `form`."""
     values = dict(zip(on.form, form.values(), strict=True))
     seed = gr.Textbox(value=form.seed, visible=not form.random)
     return {**values, on.seed: seed, **offer(on, offered, form)}
 
 
 def beginning(on: Layout, start: Start | None, refines: bool) -> Updates:
-    """The picture that the next one begins with, or none."""
+    """The picture that the next call starts from, or none."""
     shown = {on.start_box: gr.Group(visible=start is not None), on.start: render.beginning(start)}
     if start is None:
         return shown
@@ -78,7 +81,7 @@ def beginning(on: Layout, start: Start | None, refines: bool) -> Updates:
 
 
 def pictures(on: Layout, album: Album) -> Updates:
-    """What was drawn, and the picture that is looked at."""
+    """The gallery and the chosen picture."""
     return {
         on.stage: render.finished(album),
         on.actions: gr.Row(visible=album.picture is not None),
@@ -88,7 +91,7 @@ def pictures(on: Layout, album: Album) -> Updates:
 
 
 def busy(on: Layout) -> Updates:
-    """A call has begun."""
+    """The page when a call has started."""
     return {
         on.notice: "",
         on.draw: gr.Button(visible=False),
@@ -98,11 +101,11 @@ def busy(on: Layout) -> Updates:
 
 
 def idle(on: Layout, album: Album, notice: Mapping[str, Any] | str = "") -> Updates:
-    """A call has ended. `notice`: why it has brought nothing, an error's body or words."""
-    said = notice if isinstance(notice, str) else render.failure(notice)
+    """The page when a call has ended. `notice` is HTML, or the body of the call's error."""
+    html = notice if isinstance(notice, str) else render.failure(notice)
     return {
         **pictures(on, album),
-        on.notice: said,
+        on.notice: html,
         on.draw: gr.Button(visible=True),
         on.stop: gr.Button(visible=False),
     }

@@ -1,4 +1,4 @@
-"""Pictures to begin with: one of the store by its id, one of the visitor's own as a file."""
+"""The pictures that calls of the page start from: by id in the store, or uploaded files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EDGE = 320  # pixels of a thumbnail
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A small copy as an address, and the size in pixels of what it is a copy of."""
+    """A small copy as a data URL, and the size of the original in pixels."""
 
     src: str
     width: int
@@ -27,17 +27,20 @@ class Thumbnail:
 
 
 def check_room(folder: Path) -> None:
-    """Raise Overloaded if the uploads in `folder` are too many; they leave it by their age."""
-    kept = 0
+    """Raise Overloaded if the uploads in `folder` are too large in all.
+
+    Gradio deletes each of them after `constants.CACHE_S`.
+    """
+    total = 0
     for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # it leaves just now
-            kept += file.stat().st_size if file.is_file() else 0
-    if kept > MAX_FOLDER_BYTES:
+        with suppress(FileNotFoundError):  # it is being deleted
+            total += file.stat().st_size if file.is_file() else 0
+    if total > MAX_FOLDER_BYTES:
         raise Overloaded("too many uploaded pictures are kept just now", retry_after_s=600)
 
 
 def thumbnail(path: str, max_pixels: int) -> Thumbnail:
-    """Look at an uploaded file. Raises InvalidInput if it is no picture that is taken here."""
+    """Read an uploaded file. Raises InvalidInput if it is not a picture that calls may use."""
     image = decode(Path(path).read_bytes(), max_pixels)
     width, height = image.size
     image.thumbnail((_EDGE, _EDGE))

@@ -232,10 +232,19 @@ def test_something_else_answers(status: int, body: bytes) -> None:
 STEP = b'event: step\ndata: {"request_id": "a", "index": 0, "stage": "base", "step": 1}\n\n'
 
 
-@pytest.mark.parametrize("body", [STEP, b"", STEP + b"event: done\ndata: {\n\n", b"<html>"])
-def test_a_stream_that_ends_too_soon(body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        (STEP, 6, "ended the stream before the picture was done"),
+        (b"", 6, "ended the stream before the picture was done"),
+        (STEP + b"event: done\ndata: {\n\n", 1, "sends events of another kind"),
+        (b"<html>", 6, "ended the stream before the picture was done"),
+    ],
+)
+def test_a_stream_that_ends_too_soon(body: bytes, code: int, words: str) -> None:
     with answering(200, body, "text/event-stream") as url:
         done = run("generate", "x", "--url", url)
-    assert done.exit_code in (1, 6)
+    assert done.exit_code == code
     assert done.stderr.startswith("Error: ")
+    assert words in done.stderr
     assert not list(Path().iterdir())

@@ -1,4 +1,4 @@
-"""`sdxl-bento doctor`: what is wrong, and how to mend it."""
+"""`sdxl-bento doctor`: what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ def doctor(url: Url = None, as_json: Json = False) -> None:
     Each line that is not ✔ says how to mend it. Ends with 1 if something (✘) stops serving.
     """
     with reporting(as_json), stderr().status("Looking"):
-        found = list(examine(url))
-    wrong = any(finding.status == "problem" for finding in found)
+        findings = list(examine(url))
+    wrong = any(finding.status == "problem" for finding in findings)
     if as_json:
-        emit_json({"ok": not wrong, "findings": [asdict(finding) for finding in found]})
+        emit_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
     else:
-        _print(found)
+        _print(findings)
     if wrong:
         raise typer.Exit(ExitCode.FAILED)
 
 
 def examine(url_option: str | None) -> Iterator[Finding]:
-    """All checks, one after the other.
+    """Run all checks, one after the other.
 
-    Each is imported when it is its turn: a package that is missing must not take the others along.
+    Each check is imported just before it runs, so that a missing package fails only the checks that
+    need it.
 
     Raises:
-        Failure: the server's address is none.
+        Failure: the address of the server is not valid.
     """
     for name in ("python", "packages", "onnx_builds", "optional"):
         yield from _check("packages", name)
@@ -50,8 +51,8 @@ def examine(url_option: str | None) -> Iterator[Finding]:
         yield problem("settings", f"they cannot be read: {error}", "install what is missing")
         return
     url = server_url(url_option)
-    settings, found = settings_or_defaults()
-    yield from found
+    settings, findings = settings_or_defaults()
+    yield from findings
     yield from _check("configuration", "misspelt")
     for module, name in (
         ("machine", "device"),
@@ -70,7 +71,7 @@ def examine(url_option: str | None) -> Iterator[Finding]:
 
 
 def _check(module: str, name: str, *arguments: object) -> Iterator[Finding]:
-    """The findings of one check, or that it could not be made."""
+    """The findings of one check, or a warning that it could not be run."""
     try:
         check = getattr(import_module(f"sdxl_bento.cli.doctor.{module}"), name)
         yield from check(*arguments)
@@ -81,16 +82,16 @@ def _check(module: str, name: str, *arguments: object) -> Iterator[Finding]:
         yield warning(name.replace("_", " "), text)
 
 
-def _print(found: list[Finding]) -> None:
+def _print(findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(highlight=False, emoji=False, soft_wrap=True)
-    for finding in found:
+    for finding in findings:
         console.print(f"{_MARKS[finding.status]} {escape(f'{finding.about}: {finding.message}')}")
         if finding.mend:
             console.print(f"    [dim]→ {escape(finding.mend)}[/]")
-    count = {kind: sum(each.status == kind for each in found) for kind in ("problem", "warning")}
+    count = {kind: sum(each.status == kind for each in findings) for kind in ("problem", "warning")}
     if count["problem"]:
         console.print(f"\n[red]Serving will fail[/]: {_counted(count)}.")
     elif count["warning"]:

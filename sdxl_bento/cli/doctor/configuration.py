@@ -1,4 +1,4 @@
-"""The settings, and the folders that they name."""
+"""Checks of the settings and of the folders that they name."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ _FILE_SYSTEMS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
 def settings_or_defaults() -> tuple[Settings, list[Finding]]:
-    """The settings; where one is wrong, the defaults, so that the other checks can go on."""
+    """The settings and what there is to say of them.
+
+    If one is wrong, these are the defaults, so that the other checks can go on.
+    """
     try:
         settings = load_settings()
     except ConfigurationError as error:
         message = str(error).removeprefix("a setting is wrong: ")
         mend = "docs/reference/settings.md has what each may hold"
         return Settings.model_construct(), [problem("settings", message, mend)]
-    given = sorted(settings.model_fields_set)
-    text = ", ".join(f"SDXL_{name.upper()}" for name in given)
-    return settings, [good("settings", f"{text} given" if given else "all have their defaults")]
+    names = sorted(settings.model_fields_set)
+    text = ", ".join(f"SDXL_{name.upper()}" for name in names)
+    return settings, [good("settings", f"{text} given" if names else "all have their defaults")]
 
 
 def misspelt() -> Iterator[Finding]:
-    """Variables that look like settings and are none."""
+    """Environment variables that look like settings but are not."""
     for name, meant in unknown_variables().items():
         hint = f"did you mean {meant}?" if meant else "docs/reference/settings.md lists them"
         yield warning("settings", f"{name} is no setting, so it does nothing", hint)
 
 
 def loras(settings: Settings) -> Iterator[Finding]:
-    """The folder of adapters: there, readable, and its files whole."""
+    """The folder of adapters: whether it can be read, and whether its files are complete."""
     folder = settings.lora_dir
     if folder is None:
         return
@@ -65,7 +68,7 @@ def loras(settings: Settings) -> Iterator[Finding]:
 
 
 def not_safetensors(path: Path) -> str:
-    """Why the file is no whole safetensors file; empty if it is one. Reads its header only."""
+    """Why the file is not a complete safetensors file; empty if it is. Reads only its header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -85,7 +88,7 @@ def not_safetensors(path: Path) -> str:
 
 
 def image_store(settings: Settings) -> Iterator[Finding]:
-    """Where pictures are kept: a folder with room, or an object store with its package."""
+    """The image store: a folder with enough room, or an object store whose package is there."""
     where = str(settings.store or tempfile.gettempdir())
     scheme = where.partition(":/")[0] if ":/" in where else ""
     if scheme and scheme != "file":

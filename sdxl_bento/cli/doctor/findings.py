@@ -1,17 +1,17 @@
-"""What a check finds."""
+"""The results of checks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-# `problem`: it keeps the service from starting, or from answering. `warning`: it costs something.
+# A problem keeps the service from starting or from answering; a warning costs something.
 Status = Literal["good", "note", "warning", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `about` is what was looked at, `mend` what to do about it."""
+    """One line of the report. `about` names what was checked, `mend` says how to fix it."""
 
     status: Status
     about: str
@@ -20,20 +20,20 @@ class Finding:
 
 
 def good(about: str, message: str) -> Finding:
-    """Nothing to do."""
+    """All is well."""
     return Finding("good", about, message)
 
 
 def note(about: str, message: str, mend: str = "") -> Finding:
-    """Worth knowing."""
+    """Information that needs no action."""
     return Finding("note", about, message, mend)
 
 
 def warning(about: str, message: str, mend: str = "") -> Finding:
-    """It costs something."""
+    """The service works, but something is lost."""
     return Finding("warning", about, message, mend)
 
 
 def problem(about: str, message: str, mend: str = "") -> Finding:
-    """It stops serving."""
+    """The service cannot start, or cannot answer."""
     return Finding("problem", about, message, mend)

@@ -1,4 +1,4 @@
-"""The machine: device, instruction sets, threads, memory, the port."""
+"""Checks of the machine: device, instruction sets, threads, memory, the port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def device(settings: Settings) -> Iterator[Finding]:
-    """torch, its build, and the GPUs that it sees."""
+    """Torch, its build, and the GPUs that it finds."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -74,9 +74,10 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _runs_on(capability: int, built: Sequence[str]) -> bool:
-    """Whether kernels built for `["sm_80", "sm_90a", "compute_90"]` run on a GPU, 90 for 9.0.
+    """Whether kernels built for `["sm_80", "sm_90a", "compute_90"]` run on a GPU.
 
-    Machine code runs on what has the same major version, PTX (`compute_`) on all that came later.
+    `capability` is 90 for 9.0. Machine code (`sm_`) runs on GPUs of the same major version that are
+    not older; PTX (`compute_`) runs on all GPUs that are not older.
     """
     for name in built:
         kind, _, number = name.partition("_")
@@ -87,18 +88,18 @@ def _runs_on(capability: int, built: Sequence[str]) -> bool:
 
 
 def _driver() -> str:
-    """The driver's version, if it tells."""
+    """The driver's version with a comma before it, or nothing if it is not known."""
     try:
         import pynvml  # type: ignore[import-untyped]
 
         pynvml.nvmlInit()
         return f", driver {pynvml.nvmlSystemGetDriverVersion()}"
-    except Exception:  # the package or the driver is missing; it is only told for information
+    except Exception:  # the package or the driver is missing; the version is only information
         return ""
 
 
 def cpu(settings: Settings) -> Iterator[Finding]:
-    """What matters of the CPU: instruction sets and threads."""
+    """The CPU: instruction sets and threads."""
     from sdxl_bento.backends.inductor import cpu_isa
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -117,7 +118,7 @@ def cpu(settings: Settings) -> Iterator[Finding]:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process can still have; None where the system does not tell."""
+    """Bytes that a process can still allocate; None if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -133,7 +134,7 @@ def available_memory() -> int | None:
 
 
 def gpu_memory() -> int | None:
-    """Free bytes of the first GPU; None where there is none."""
+    """Free bytes of the first GPU; None if there is none."""
     try:
         import torch
 

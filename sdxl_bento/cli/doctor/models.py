@@ -1,4 +1,4 @@
-"""The models in BentoML's store: whole, those that are to be served there, and what fits."""
+"""Checks of the models in BentoML's store, and of their compiled parts on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMBEDDED = "python -m export embedded"
 
 
 def store(_: Settings) -> Iterator[Finding]:
-    """What is in the store, and what in it is broken."""
+    """The store: its models, versions that are broken, room on the disk."""
     home = bentoml_home()
     for folder in versions():
         if not (folder / "model.yaml").is_file():
@@ -51,7 +51,7 @@ def store(_: Settings) -> Iterator[Finding]:
 
 
 def served(settings: Settings) -> Iterator[Finding]:
-    """The models that the settings name: there, whole, and small enough."""
+    """The models of the settings: whether they exist, are complete, and fit into memory."""
     for tag in settings.model_tags:
         try:
             model = find(tag)
@@ -68,12 +68,12 @@ def served(settings: Settings) -> Iterator[Finding]:
                 f"export it again (python -m export … --name {model.name} --force)",
             )  # fmt: skip
             continue
-        yield good(model.tag, _about(model.manifest))
+        yield good(model.tag, _summary(model.manifest))
         yield from _room(model.tag, model.manifest, settings)
 
 
 def others(settings: Settings) -> Iterator[Finding]:
-    """Broken models that nobody asks for now."""
+    """Broken models that the settings do not name."""
     asked = set()
     for tag in settings.model_tags:
         try:
@@ -88,7 +88,7 @@ def others(settings: Settings) -> Iterator[Finding]:
 
 
 def backends(settings: Settings) -> Iterator[Finding]:
-    """Which compiled parts of the served models fit this machine, and why the others do not."""
+    """Which compiled parts of the served models fit this machine, and why others do not."""
     for tag in settings.model_tags:
         try:
             model = find(tag)
@@ -133,7 +133,7 @@ def _fits(tag: str, manifest: Manifest, settings: Settings) -> Iterator[Finding]
 
 
 def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """What the manifest tells of and the folder has not, as far as sizes and names can tell."""
+    """What is missing of a model, judged by the names and sizes in its manifest."""
     pipelines = [("base", manifest.base), ("refiner", manifest.refiner)]
     for role, pipeline in pipelines:
         if pipeline is not None:
@@ -151,12 +151,12 @@ def _components(folder: Path, role: str, pipeline: PipelineInfo) -> Iterator[str
         if not place.is_dir():
             yield f"{role}/{name} is missing"
             continue
-        found = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-        if found != component.bytes:
-            yield f"{role}/{name} has {found} bytes, not {component.bytes}"
+        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        if size != component.bytes:
+            yield f"{role}/{name} has {size} bytes, not {component.bytes}"
 
 
-def _about(manifest: Manifest) -> str:
+def _summary(manifest: Manifest) -> str:
     refiner = "with" if manifest.refiner is not None else "without"
     size = f"{manifest.base.width}x{manifest.base.height}"
     loras = f"{len(manifest.loras)} LoRA{'s' if len(manifest.loras) != 1 else ''}"
@@ -164,7 +164,7 @@ def _about(manifest: Manifest) -> str:
 
 
 def _room(tag: str, manifest: Manifest, settings: Settings) -> Iterator[Finding]:
-    """Weights are in memory once, or on the GPU; what drawing takes comes on top."""
+    """Warn if the weights alone are larger than the free memory; drawing needs more on top."""
     parts = [p for p in (manifest.base, manifest.refiner) if p is not None]
     weights = sum(component.bytes for p in parts for component in p.components.values())
     for where, free, mend in (

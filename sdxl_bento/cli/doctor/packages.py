@@ -1,4 +1,4 @@
-"""Python and the packages: are they what this project needs?"""
+"""Checks of Python and of the packages that this project needs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sdxl_bento.cli.doctor.findings import Finding, good, note, problem, warning
 
 PROJECT = "sdxl-bento"
 ONNX_BUILDS = ("onnxruntime", "onnxruntime-gpu")
-# What the extras of this project bring, and what each is for.
+# The packages of this project's extras, and the use of each.
 OPTIONAL = {
     "onnxruntime": "compiled models of target onnx",
     "openvino": "compiled models of target openvino",
     "s3fs": "s3:// as image store and as a source of exports",
-    "gcsfs": "gs:// likewise",
+    "gcsfs": "gs:// as image store and as a source of exports",
 }
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter."""
+    """The version of the interpreter."""
     here = ".".join(map(str, sys.version_info[:3]))
     try:
         wanted = str(metadata(PROJECT).json.get("requires_python", ""))
@@ -40,7 +40,7 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """What the project requires, in the versions that it takes."""
+    """The packages that the project requires, and their versions."""
     try:
         wanted = [Requirement(text) for text in requires(PROJECT) or ()]
         installed = version(PROJECT)
@@ -52,10 +52,10 @@ def packages() -> Iterator[Finding]:
     wrong = 0
     needed = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     for requirement in needed:
-        found = _version(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
+        there = _version(requirement.name)
+        if there is None or not requirement.specifier.contains(there, prereleases=True):
             wrong += 1
-            state = f"{found}, needed: {requirement.specifier}" if found else "not installed"
+            state = f"{there}, needed: {requirement.specifier}" if there else "not installed"
             mend = f"pip install '{requirement.name}{requirement.specifier}'"
             yield problem("packages", f"{requirement.name}: {state}", mend)
     if installed != __version__:
@@ -68,7 +68,7 @@ def packages() -> Iterator[Finding]:
 
 
 def onnx_builds() -> Iterator[Finding]:
-    """The two builds of ONNX Runtime are one Python package."""
+    """Whether both builds of ONNX Runtime are installed, which share one Python package."""
     both = [name for name in ONNX_BUILDS if _version(name) is not None]
     if len(both) > 1:
         yield warning(
@@ -79,7 +79,7 @@ def onnx_builds() -> Iterator[Finding]:
 
 
 def optional() -> Iterator[Finding]:
-    """Packages that only some uses need."""
+    """The packages of extras: which are installed, and what the others would be for."""
     there, missing = [], []
     for module, use in OPTIONAL.items():
         if find_spec(module) is not None:

@@ -1,4 +1,4 @@
-"""A running server: does it live, is it ready, what does it serve?"""
+"""Checks of a running server: whether it is alive and ready, its version, its models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def server(url: str) -> Iterator[Finding]:
     """The server at `url`."""
     try:
         alive, ready = (_status(url, path) for path in ("/livez", "/readyz"))
-        about = get(url, "/v2")
+        metadata = get(url, "/v2")
         stats, models = get(url, "/stats"), get(url, "/models")["models"]
     except Failure as failure:
         yield problem("server", str(failure), "start it: SDXL_MODEL=… bentoml serve")
@@ -31,7 +31,7 @@ def server(url: str) -> Iterator[Finding]:
     else:
         load = f"{stats['running']} pictures running, {stats['waiting']} waiting"
         yield good("server", f"{url} is {state}, {load}")
-    theirs = about.get("version")
+    theirs = metadata.get("version")
     if theirs == __version__:
         yield good("server", f"version {theirs}, as this one")
     else:

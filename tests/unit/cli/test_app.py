@@ -80,7 +80,7 @@ def test_usage_errors_end_with_2(run: Any) -> None:
         ["generate", "x", "--size", "wide"],
         ["generate", "x", "--size", "64x64", "--width", "64"],
         ["generate", "x", "--lora", "striped=much"],
-        ["generate", "x", "--strength", "0.5"],
+        ["generate", "x", "--strength", "0"],
         ["generate", "x", "--refine-only"],
         ["generate", "x", "--image", "not-there.png"],
         ["generate", "x", "--out", "picture.gif"],

@@ -31,6 +31,13 @@ def test_a_small_model_is_offered_the_same_shapes() -> None:
     assert all(edge % 32 == 0 and edge >= 64 for size in found for edge in size)
 
 
+def test_no_size_is_under_the_least_that_a_call_may_have() -> None:
+    tiny = replace(SMALL, default_width=64, default_height=64)
+    assert min(edge for size in sizes(tiny) for edge in size) == 64
+    odd = replace(tiny, size_multiple=48)
+    assert min(edge for size in sizes(odd)[1:] for edge in size) == 96
+
+
 def test_a_models_own_size_comes_first() -> None:
     tall = replace(SDXL, default_width=832, default_height=1216)
     assert sizes(tall)[0] == (832, 1216)

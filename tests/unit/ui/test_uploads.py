@@ -36,7 +36,10 @@ async def test_a_picture_is_named_or_brought(tmp_path: Path) -> None:
 def test_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hash").mkdir()
     (tmp_path / "hash" / "one.png").write_bytes(b"x" * 100)
+    (tmp_path / "two.png").write_bytes(b"x")
+    monkeypatch.setattr(uploads, "MAX_FOLDER_BYTES", 101)
     uploads.check_room(tmp_path)
-    monkeypatch.setattr(uploads, "MAX_FOLDER_BYTES", 99)
-    with pytest.raises(Overloaded, match="uploaded"):
+    monkeypatch.setattr(uploads, "MAX_FOLDER_BYTES", 100)
+    with pytest.raises(Overloaded, match="uploaded") as refused:
         uploads.check_room(tmp_path)
+    assert refused.value.retry_after_s == 600

@@ -1,0 +1,98 @@
+"""The metadata of a request's fields: what is derived, and that it fits what it is about."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from sdxl_bento.config import Settings
+from sdxl_bento.fields import GROUPS, Control, Wire, bounds, choices, plain_type, range_text, wires
+from sdxl_bento.params import GenerateParams
+from sdxl_bento.pictures.infotext import infotext
+from sdxl_bento.protocols.a1111 import fields as a1111
+from sdxl_bento.protocols.openai import fields as openai
+
+WIRES = wires(GenerateParams)
+
+
+class Model(BaseModel):
+    """Fields of all kinds."""
+
+    plain_field: int = 3
+    named: Annotated[float | None, Wire("A name", control=None)] = Field(None, gt=0, le=1)
+    share: Annotated[float, Control(), Wire(group="Refiner")] = Field(0.5, gt=0, lt=1)
+    count: Annotated[int, Field(ge=-10, le=10)] = 0
+    vast: int = Field(0, ge=0, le=2**63 - 1)
+    open_ended: int = Field(0, ge=2)
+    word: Literal["a", "b"] | None = None
+    pair: Annotated[tuple[int, int], "x"] | None = None
+    either: int | str = 0
+
+
+def test_what_is_left_out_comes_from_the_field() -> None:
+    assert wires(Model)["plain_field"] == Wire("Plain field")
+    assert wires(Model)["named"] == Wire("A name", control=None)
+    assert wires(Model)["share"] == Wire("Share", group="Refiner")
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "text"),
+    [
+        ("plain_field", (None, None), ""),
+        ("named", (0, 1), "over 0 to 1"),
+        ("share", (0, 1), "over 0, under 1"),
+        ("count", (-10, 10), "from -10 to 10"),
+        ("vast", (0, 2**63 - 1), ""),
+        ("open_ended", (2, None), ""),
+    ],
+)
+def test_bounds(name: str, limits: tuple[float | None, float | None], text: str) -> None:
+    field = Model.model_fields[name]
+    assert bounds(field) == limits
+    assert range_text(field) == text
+
+
+def test_types() -> None:
+    types = {name: plain_type(field.annotation) for name, field in Model.model_fields.items()}
+    assert types["named"] is float
+    assert types["pair"] == tuple[int, int]
+    assert types["either"] == int | str
+    assert choices(Model.model_fields["word"].annotation) == ("a", "b")
+    assert choices(Model.model_fields["named"].annotation) == ()
+
+
+@pytest.mark.parametrize("name", GenerateParams.model_fields)
+def test_every_field_says_what_it_is(name: str) -> None:
+    wire = WIRES[name]
+    assert wire.group in GROUPS
+    assert wire.help or wire.cli is None or GenerateParams.model_fields[name].description
+    assert wire.setting is None or wire.setting in Settings.model_fields
+
+
+def test_names_are_those_of_one_field() -> None:
+    options = [word for wire in WIRES.values() for word in (wire.cli or "").split()]
+    labels = [wire.label for wire in WIRES.values()]
+    for names in (options, labels):
+        assert len(names) == len(set(names))
+
+
+def test_names_in_other_protocols() -> None:
+    theirs = {wire.openai: name for name, wire in WIRES.items() if wire.openai}
+    assert theirs == openai.RENAMED
+    theirs = {wire.a1111: name for name, wire in WIRES.items() if wire.a1111}
+    assert theirs == a1111.RENAMED | {name: name for name in a1111.KEPT}
+
+
+def test_names_in_a_pictures_file() -> None:
+    params = GenerateParams(
+        prompt="x", seed=11, num_inference_steps=12, guidance_scale=13.5, model="m14",
+        width=64, height=64, sampler="ddim", refiner=True, high_noise_frac=0.15, strength=0.16,
+    )  # fmt: skip
+    line = infotext(params, redrawn=True).splitlines()[-1]
+    shown = dict(each.split(": ", 1) for each in line.split(", "))
+    for name, wire in WIRES.items():
+        if wire.infotext and name != "sampler":  # its name there is another one
+            assert shown[wire.infotext] == str(getattr(params, name))
+    assert {"Steps", "CFG scale", "Seed", "Sampler"} <= {wire.infotext for wire in WIRES.values()}
