@@ -21,6 +21,11 @@ DEFAULT_MODEL = "sdxl-embedded:latest"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
 
 
+# Marks a setting that changes pictures, if only in the last bits of their pixels. Its value becomes
+# part of every picture's provenance and of the result cache's keys.
+CHANGES_PIXELS = "changes pixels"
+
+
 class Settings(BaseSettings):
     """Every setting of the service; each is an environment variable `SDXL_<NAME>`."""
 
@@ -86,16 +91,16 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(8, ge=1, le=16, description="Maximum number of pictures in one call.")
     prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts in MiB.")
-    vae_tile_pixels: int = Field(
+    vae_tile_pixels: Annotated[int, CHANGES_PIXELS] = Field(
         1536 * 1536,
         ge=4096,
         description="Pictures with more pixels than this are decoded in tiles.",
     )
-    attention_slicing: bool = Field(
+    attention_slicing: Annotated[bool, CHANGES_PIXELS] = Field(
         False,
         description="Compute the eager UNet's attention in slices: less memory, but slower.",
     )
-    vae_slicing: bool = Field(
+    vae_slicing: Annotated[bool, CHANGES_PIXELS] = Field(
         False, description="Decode the pictures of a batch one by one, which saves memory."
     )
     ageing_s: float = Field(
@@ -166,6 +171,15 @@ class Settings(BaseSettings):
     @classmethod
     def _unset_if_empty(cls, value: object) -> object:
         return value or None
+
+    @property
+    def pixel_options(self) -> dict[str, int]:
+        """The values of the settings that change pixels, and that nothing else of a model tells."""
+        return {
+            name: int(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if CHANGES_PIXELS in field.metadata
+        }
 
     @property
     def model_tags(self) -> tuple[str, ...]:

@@ -9,9 +9,16 @@ from __future__ import annotations
 import json
 
 from sdxl_bento import __version__
+from sdxl_bento.fields import wires
 from sdxl_bento.order import Resolved
+from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.describe import describe
 from sdxl_bento.sampler_names import a1111_name
+
+# Names that `infotext` writes itself: in a fixed order, or where they mean something.
+_PLACED = frozenset(
+    ("Steps", "Sampler", "CFG scale", "Seed", "Model", "Denoising strength", "Refiner switch at")
+)
 
 
 def infotext(order: Resolved) -> str:
@@ -35,6 +42,7 @@ def infotext(order: Resolved) -> str:
         facts["Denoising strength"] = f"{params.strength:g}"
     if params.refiner:
         facts |= {"Refiner": params.model, "Refiner switch at": f"{params.high_noise_frac:g}"}
+    facts |= _further_facts(params)
     facts["Version"] = f"sdxl-bento {__version__}"
     tags = [f"<lora:{lora.name}:{lora.scale:g}>" for lora in params.loras]
     lines = [" ".join([params.prompt, *tags])]
@@ -54,6 +62,18 @@ def embedded(order: Resolved) -> dict[str, str]:
         "parameters": infotext(order),
         "sdxl-bento": json.dumps(describe(order), ensure_ascii=False),
     }
+
+
+def _further_facts(params: GenerateParams) -> dict[str, object]:
+    """Fields with a name in this text but no place of their own, unless they hold the default."""
+    facts: dict[str, object] = {}
+    for name, wire in wires(GenerateParams).items():
+        value = getattr(params, name)
+        if wire.infotext is None or wire.infotext in _PLACED:
+            continue
+        if value != GenerateParams.model_fields[name].default:
+            facts[wire.infotext] = f"{value:g}" if isinstance(value, float) else value
+    return facts
 
 
 def _quoted(value: object) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sdxl_bento.diffusion.plan import ModelFacts
-from sdxl_bento.diffusion.runner import Served
-from sdxl_bento.manifest import BackendInfo
 from sdxl_bento.serving.results import ModelSummary
+
+if TYPE_CHECKING:
+    from sdxl_bento.diffusion.plan import ModelFacts
+    from sdxl_bento.diffusion.runner import Served
+    from sdxl_bento.manifest import BackendInfo
 
 
 @dataclass(frozen=True)

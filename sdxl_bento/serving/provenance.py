@@ -23,11 +23,6 @@ def provenance_of(loaded: Loaded, params: ResolvedParams, settings: Settings) ->
 
     model = loaded.served.model
     summary = loaded.summary(default=False)
-    options = {
-        "vae_tile_pixels": settings.vae_tile_pixels,
-        "vae_slicing": int(settings.vae_slicing),
-        "attention_slicing": int(settings.attention_slicing),
-    }
     loras = loaded.served.adapters.fingerprints(lora.name for lora in params.loras)
     return Provenance(
         model=model.tag,
@@ -36,6 +31,6 @@ def provenance_of(loaded: Loaded, params: ResolvedParams, settings: Settings) ->
         dtype=summary.dtype,
         device=device_name(model.placement.device),
         torch=torch.__version__,
-        options=tuple(options.items()),
+        options=tuple(settings.pixel_options.items()),
         loras=tuple(loras.items()),
     )

@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 from PIL import Image
 
@@ -27,7 +28,6 @@ from sdxl_bento.errors import (
     DeadlineInfeasible,
     EngineDead,
     InvalidInput,
-    ModelNotFound,
     NotReady,
     Overloaded,
     RequestCancelled,
@@ -36,6 +36,7 @@ from sdxl_bento.errors import (
 from sdxl_bento.order import Order, Resolved
 from sdxl_bento.params import ResolvedParams
 from sdxl_bento.serving.calls import is_meant
+from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.registry import ModelRegistry
 from sdxl_bento.serving.results import (
     GeneratedImage,
@@ -49,25 +50,22 @@ from sdxl_bento.serving.results import (
 )
 
 
+class FakeLoaded(Loaded):
+    """A loaded model of which there is only the summary."""
+
+    @property
+    def tag(self) -> str:
+        return "fake:1"
+
+    def summary(self, *, default: bool) -> ModelSummary:
+        size = (64, 64, 8)
+        return ModelSummary(
+            "fake", self.tag, default, *size, True, "fp32", "fake", "cpu", self.load_seconds, 0.1
+        )
+
+
 class FakeModels(ModelRegistry):
-    """One model, whose summary is all that there is of it."""
-
-    def summaries(self) -> list[ModelSummary]:
-        if self._state() in ("new", "loading"):
-            return []
-        return [
-            ModelSummary("fake", "fake:1", True, 64, 64, 8, True, "fp32", "fake", "cpu", 0.5, 0.1)
-        ]
-
-    def name_of(self, name: object) -> str | None:
-        return "fake" if name in (None, "fake", "fake:1") else None
-
-    def ready(self, name: str) -> ModelSummary:
-        if (state := self._state()) != "ready":
-            raise NotReady(state)
-        if self.name_of(name) is None:
-            raise ModelNotFound(name, ["fake"])
-        return self.summaries()[0]
+    """The real look-up, over a faked model with one adapter."""
 
     def adapters(self) -> list[LoraSummary]:
         return [LoraSummary("striped", ("fake",), 1000, False, False)]
@@ -95,6 +93,8 @@ class FakeGenerator:
         if reason := os.environ.get("FAKE_LOAD_ERROR"):
             self.state_reason, self.state = reason, "dead"
         else:
+            nothing: Any = None
+            self.models.publish({"fake": FakeLoaded("fake", "fake", nothing, nothing, None, 0.5)})
             self.state = "ready"
 
     async def stop(self) -> None:
@@ -165,8 +165,7 @@ class FakeGenerator:
             raise Overloaded("the queue is full: 64 requests wait", 3.2)
         if params.prompt == "late":
             raise DeadlineInfeasible(1.0, 2.5, 1.5)
-        if params.model not in (None, "fake"):
-            raise ModelNotFound(params.model, ["fake"])
+        model = self.models.get(params.model)
         for lora in params.loras:
             raise AdapterNotFound(lora.name, ["striped"])
         if params.width is not None and params.width % 8:
@@ -176,7 +175,7 @@ class FakeGenerator:
             "seed": params.seed if params.seed is not None else 7,
             "width": size[0],
             "height": size[1],
-            "model": "fake",
+            "model": model.name,
             "sampler": params.sampler or "euler",
         }
         resolved = ResolvedParams.model_construct(**{**dict(params), **filled})

@@ -55,3 +55,33 @@ def test_every_setting_is_documented_with_its_default() -> None:
         shown = "" if default in (None, ()) else f"`{str(default).lower()}`"
         assert rows[name.upper()] == shown, name
         assert field.description, name
+
+
+# Settings about where, when and how much: whatever they are, the same request is the same picture.
+# `model`, `device`, `dtype` and `backend` change pixels and are in the provenance as what became
+# of them.
+NO_PIXELS = {
+    "model", "models", "device", "dtype", "threads", "backend", "allow_fallback", "lora_dir",
+    "lora_cache_mb", "lora_pinned", "max_batch_rows", "max_batch_pixels", "max_running",
+    "max_queue", "max_queue_megapixels", "max_pixels", "max_steps", "max_images",
+    "prompt_cache_mb", "ageing_s", "timeout_s", "drain_s", "store", "store_ttl_s", "store_max_mb",
+    "embed_metadata", "result_cache", "png_level", "batch_max_size", "batch_max_latency_ms",
+    "workers", "ui", "cors_origins",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_says_whether_it_changes_pixels(name: str) -> None:
+    marked = name in Settings().pixel_options
+    assert marked != (name in NO_PIXELS), (
+        f"{name}: either annotate it with CHANGES_PIXELS, or list it here as one that does not"
+    )
+
+
+def test_the_settings_that_change_pixels_are_in_the_provenance() -> None:
+    settings = Settings(vae_tile_pixels=5000, vae_slicing=True, attention_slicing=True)
+    assert settings.pixel_options == {
+        "vae_tile_pixels": 5000,
+        "attention_slicing": 1,
+        "vae_slicing": 1,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -9,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from sdxl_bento.config import Settings
 from sdxl_bento.fields import GROUPS, Control, Wire, bounds, choices, plain_type, range_text, wires
-from sdxl_bento.params import GenerateParams
+from sdxl_bento.order import Resolved
+from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.infotext import infotext
 from sdxl_bento.protocols.a1111 import fields as a1111
 from sdxl_bento.protocols.openai import fields as openai
@@ -79,20 +81,50 @@ def test_names_are_those_of_one_field() -> None:
 
 
 def test_names_in_other_protocols() -> None:
-    theirs = {wire.openai: name for name, wire in WIRES.items() if wire.openai}
-    assert theirs == openai.RENAMED
-    theirs = {wire.a1111: name for name, wire in WIRES.items() if wire.a1111}
-    assert theirs == a1111.RENAMED | {name: name for name in a1111.KEPT}
+    assert openai.RENAMED == {"n": "num_images", "output_compression": "output_quality"}
+    renamed = {name: field for name, field in a1111.SAME.items() if name != field}
+    assert renamed == {"steps": "num_inference_steps", "cfg_scale": "guidance_scale"}
+    fields = openai.translated({"n": 3, "prompt": "x"}, "generate")[0]
+    assert fields == {"num_images": 3, "prompt": "x"}
+    fields = a1111.translated({"prompt": "x", "steps": 7, "width": 64}, None, "generate")
+    assert isinstance(fields, dict)
+    assert (fields["num_inference_steps"], fields["width"]) == (7, 64)
 
 
 def test_names_in_a_pictures_file() -> None:
-    params = GenerateParams(
+    params = ResolvedParams(
         prompt="x", seed=11, num_inference_steps=12, guidance_scale=13.5, model="m14",
         width=64, height=64, sampler="ddim", refiner=True, high_noise_frac=0.15, strength=0.16,
     )  # fmt: skip
-    line = infotext(params, redrawn=True).splitlines()[-1]
+    line = infotext(Resolved("img2img", params)).splitlines()[-1]
     shown = dict(each.split(": ", 1) for each in line.split(", "))
     for name, wire in WIRES.items():
         if wire.infotext and name != "sampler":  # its name there is another one
             assert shown[wire.infotext] == str(getattr(params, name))
     assert {"Steps", "CFG scale", "Seed", "Sampler"} <= {wire.infotext for wire in WIRES.values()}
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", GenerateParams.model_fields)
+def test_every_field_is_in_the_native_guide(name: str) -> None:
+    text = (ROOT / "docs" / "guides" / "native.md").read_text()
+    table = text.partition("## Fields")[2].partition("\n## ")[0]
+    negatives = {"original_size", "target_size", "crops_coords_top_left"}  # "the same with ..."
+    known = name.removeprefix("negative_") if name.removeprefix("negative_") in negatives else name
+    assert f"`{known}`" in table, f"{name} is missing from the fields in docs/guides/native.md"
+
+
+def test_a_field_with_a_name_in_the_text_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that is new to the text needs nothing but its name."""
+    params = ResolvedParams(
+        prompt="x", model="m", width=64, height=64, seed=1, sampler="ddim", guidance_rescale=0.25
+    )
+    order = Resolved("generate", params)
+    named = WIRES | {"guidance_rescale": Wire("Guidance rescale", infotext="CFG Rescale")}
+    assert "CFG Rescale" not in infotext(order)
+    monkeypatch.setattr("sdxl_bento.pictures.infotext.wires", lambda _: named)
+    assert ", CFG Rescale: 0.25, Version: " in infotext(order)
+    plain = order.with_params(guidance_rescale=0.0)
+    assert "CFG Rescale" not in infotext(plain)

@@ -8,9 +8,16 @@ from typing import Any
 
 from sdxl_bento import __version__
 from sdxl_bento.drawing import Answer
+from sdxl_bento.fields import wires
+from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.infotext import infotext
 from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.sampler_names import a1111_name
+
+# What is written into a picture's text is in the answer, too, under the names of the request.
+_ECHOED = {
+    wire.a1111: name for name, wire in wires(GenerateParams).items() if wire.a1111 and wire.infotext
+}
 
 
 def response_body(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,8 +50,7 @@ def _info(answer: Answer, asked: Mapping[str, Any]) -> dict[str, Any]:
         "width": first.width,
         "height": first.height,
         "sampler_name": a1111_name(params.sampler)[0],
-        "cfg_scale": params.guidance_scale,
-        "steps": params.num_inference_steps,
+        **{name: getattr(params, field) for name, field in _ECHOED.items()},
         "batch_size": asked.get("batch_size") or 1,
         "restore_faces": False,
         "sd_model_name": params.model,

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.fields import wires
 from sdxl_bento.order import Task
+from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.a1111.prompt_syntax import without_loras
 from sdxl_bento.protocols.a1111.samplers import sampler_of
 from sdxl_bento.sampler_names import AUTOMATIC
 
+# AUTOMATIC1111's name of a field → the native field with the same value, the same name or not.
+SAME = {wire.a1111: name for name, wire in wires(GenerateParams).items() if wire.a1111}
 # Native field → its name here, for errors.
-NAMES = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "cfg_scale",
+NAMES = {native: name for name, native in SAME.items() if name != native} | {
     "num_images": "batch_size x n_iter",
     "strength": "denoising_strength",
     "image": "init_images",
@@ -23,8 +25,6 @@ NAMES = {
     "output_format": "override_settings.samples_format",
     "high_noise_frac": "refiner_switch_at",
 }
-RENAMED = {"steps": "num_inference_steps", "cfg_scale": "guidance_scale"}
-KEPT = ("width", "height", "slo_ms", "priority", "degrade_min_steps", "lora_late_ok")
 # Taken with these values alone, which ask for nothing.
 NOTHING: Mapping[str, tuple[object, ...]] = {
     "enable_hr": (False,),
@@ -75,8 +75,7 @@ def translated(body: object, model: str | None, task: Task) -> object:
     fields["negative_prompt"] = _text(given, "negative_prompt") or None
     fields["seed"] = None if given.get("seed", -1) == -1 else given["seed"]
     fields["num_images"] = _count(given, "batch_size") * _count(given, "n_iter")
-    fields |= {native: given[name] for name, native in RENAMED.items() if name in given}
-    fields |= {name: given[name] for name in KEPT if name in given}
+    fields |= {native: given[name] for name, native in SAME.items() if name in given}
     fields |= _sampler(given)
     fields |= _overridden(given.get("override_settings", {}))
     fields |= _refiner(given)
@@ -92,8 +91,8 @@ def _check_known(given: Mapping[str, Any]) -> None:
             if not any(_same(value, nothing) for nothing in NOTHING[name]):
                 only = " or ".join(map(repr, NOTHING[name])) or "nothing"
                 raise InvalidInput(name, value, f"{only}; it is not supported")
-        elif name not in (*_OWN, *RENAMED, *KEPT) and not IGNORED.fullmatch(name):
-            known = ", ".join(sorted((*_OWN, *RENAMED, *KEPT)))
+        elif name not in (*_OWN, *SAME) and not IGNORED.fullmatch(name):
+            known = ", ".join(sorted((*_OWN, *SAME)))
             raise InvalidInput(name, value, f"one of the fields {known}")
 
 

@@ -114,8 +114,7 @@ def _fields(native: Schema) -> dict[str, Schema]:
         "refiner_switch_at": NUMBER,
         "send_images": FLAG,
     }
-    own |= {name: native[given] for name, given in a1111_fields.RENAMED.items()}
-    own |= {name: native[name] for name in a1111_fields.KEPT}
+    own |= {name: native[field] for name, field in a1111_fields.SAME.items()}
     nothing = {name: {"enum": [*values]} for name, values in a1111_fields.NOTHING.items() if values}
     return {name: nullable(each) for name, each in (nothing | own).items()}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.fields import wires
 from sdxl_bento.order import Task
 from sdxl_bento.params import GenerateParams
 
@@ -15,7 +16,8 @@ from sdxl_bento.params import GenerateParams
 IGNORED = frozenset(
     ("user", "safety_identifier", "quality", "style", "background", "moderation", "input_fidelity")
 )
-RENAMED = {"n": "num_images", "output_compression": "output_quality"}
+# OpenAI's name of a parameter → the native field with the same value.
+RENAMED = {wire.openai: name for name, wire in wires(GenerateParams).items() if wire.openai}
 OWN = frozenset((*RENAMED, "size", "stream", "partial_images", "response_format"))
 PICTURE = frozenset(("image", "image_id"))
 MAX_PARTIAL_IMAGES = 3

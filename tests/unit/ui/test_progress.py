@@ -9,15 +9,15 @@ from typing import Any
 from PIL import Image
 
 from sdxl_bento.serving.results import Progress
-from sdxl_bento.ui.progress import Drawing, Snapshot, Visitor
+from sdxl_bento.ui.progress import PageCall, Snapshot, Visitor
 
 
-def drawing(pictures: int, positions: dict[tuple[str, int], int] | None = None) -> Drawing:
+def drawing(pictures: int, positions: dict[tuple[str, int], int] | None = None) -> PageCall:
     places = positions or {}
-    generator = SimpleNamespace(position=lambda request, index: places[request, index])
-    api: Any = SimpleNamespace(generator=generator)
+    calls = SimpleNamespace(position=lambda request, index: places[request, index])
+    api: Any = SimpleNamespace(generator=SimpleNamespace(calls=calls))
     call: Any = SimpleNamespace(request_id="ui-1")
-    return Drawing(api, call, Visitor(), pictures)
+    return PageCall(api, call, Visitor(), pictures)
 
 
 async def test_nothing_has_happened_yet() -> None:
