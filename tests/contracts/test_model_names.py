@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 
@@ -12,8 +14,9 @@ CALL = {"prompt": "quick"}
 
 
 @pytest.fixture(scope="module")
-def http(faked: Server) -> httpx.Client:
-    return httpx.Client(base_url=faked.url, timeout=30)
+def http(faked: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=faked.url, timeout=30) as client:
+        yield client
 
 
 def answers(http: httpx.Client, name: str) -> dict[str, int]:
