@@ -128,7 +128,8 @@ def _ordered(
     own: list[inspect.Parameter], options: list[inspect.Parameter]
 ) -> list[inspect.Parameter]:
     """Options without a panel first, then panel by panel, each in the order of the fields."""
-    ordered = [each for each in own if each.name not in _AFTER]
+    names = {each.name for each in options}
+    ordered = [each for each in own if _AFTER.get(each.name) not in names]
     for parameter in options:
         ordered.append(parameter)
         ordered += [each for each in own if _AFTER.get(each.name) == parameter.name]

@@ -137,14 +137,15 @@ def test_a_type_that_no_option_holds_is_named() -> None:
 
 
 def test_size_is_there_only_with_a_width() -> None:
-    def draw(fields: Fields) -> None:
+    def draw(fields: Fields, *, quiet: Quiet = False) -> None:
         """Draw."""
 
     def names(*fields: str) -> list[str]:
         return list(inspect.signature(sets_fields(fields)(draw)).parameters)
 
-    assert names("seed") == ["seed"]
-    assert names("width", "height") == ["width", "height", "size"]
+    assert names("seed") == ["seed", "quiet"]
+    assert names("width", "height") == ["width", "height", "size", "quiet"]
+    assert names("output_quality", "output_format")[1:] == ["output_quality", "quiet"]
 
 
 @pytest.mark.parametrize(
