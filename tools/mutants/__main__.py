@@ -14,6 +14,7 @@ only for files of tests whose imports have changed. Python 3.11 and a system tha
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="of the draw (default 1)")
     add("--workers", type=int, default=2, help="faults tried at once (default 2)")
     add("--only", nargs="+", default=AREAS, metavar="PATH", help="folders or files to draw from")
+    add("--tests", nargs="+", default=reach.POOL, metavar="PATH", help="folders or files of tests")
     add("--timeout-s", type=float, default=60, help="most seconds of one run of tests (default 60)")
     add("--json", type=Path, metavar="FILE", help="append a line of JSON for each fault")
     add("--resume", action="store_true", help="skip the faults that FILE of --json holds")
@@ -57,6 +59,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the forks too
     root = forks.ROOT
     drawn = faults.draw(root, sources(root, options.only), options.count, options.seed)
     if options.show is not None:
@@ -92,7 +95,7 @@ def try_all(
     say(f"{len(verdicts)} of them are known; importing the heavy packages")
     forks.warm()
     with session.slots(options.workers) as slots:
-        atlas = survey(slots)
+        atlas = survey(slots, options.tests)
         began = time.monotonic()
         trials = (session.Trial.plan(n, f, atlas, options.timeout_s).steps for n, f in todo)
         for count, verdict in enumerate(session.perform(trials, slots), 1):
@@ -107,10 +110,10 @@ def try_all(
     return verdicts
 
 
-def survey(slots: Sequence[session.Slot]) -> reach.Atlas:
+def survey(slots: Sequence[session.Slot], tests: Iterable[str]) -> reach.Atlas:
     """What each file of tests runs; what cannot be used is named."""
     atlas = reach.Atlas(session.CACHE / "reach", forks.ROOT)
-    missing = atlas.load(reach.test_files(forks.ROOT))
+    missing = atlas.load(reach.test_files(forks.ROOT, tests))
     if missing:
         say(f"tracing {len(missing)} files of tests, once")
     for file in session.perform(map(session.tracing, missing), slots):

@@ -32,8 +32,8 @@ import parso
 from cosmic_ray.mutating import MutationVisitor
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.operators.provider import OperatorProvider
-from parso.python.tree import Leaf, Name, PythonLeaf, String
-from parso.tree import BaseNode, NodeOrLeaf
+from parso.python.tree import Name, PythonLeaf, String
+from parso.tree import BaseNode, Leaf, NodeOrLeaf
 
 BINARY, COMPARISON, UNARY = (
     f"Replace{kind}Operator_" for kind in ("Binary", "Comparison", "Unary")
@@ -136,7 +136,7 @@ def places_of(file: str, source: str) -> dict[tuple[int, int], list[Mutation]]:
     """All mutations of a file, by line (from one) and column (from zero) of their place."""
     counts: dict[str, int] = {}
     places: dict[tuple[int, int], list[Mutation]] = {}
-    for node in _walk(parso.parse(source)):
+    for node in _walk(_tree(source)):
         for name, operator in _candidates(node):
             for (line, column), _ in operator.mutation_positions(node):
                 occurrence = counts.get(name, 0)
@@ -161,6 +161,11 @@ def make(mutation: Mutation, source: str) -> Fault | None:
     except (SyntaxError, ValueError):
         return None
     return None if same else Fault(mutation, source, after)
+
+
+def _tree(source: str) -> NodeOrLeaf:
+    tree: NodeOrLeaf = parso.parse(source)  # type: ignore[no-untyped-call]
+    return tree
 
 
 def _walk(node: NodeOrLeaf) -> Iterator[NodeOrLeaf]:
@@ -232,5 +237,5 @@ def _ancestors(node: NodeOrLeaf) -> Iterator[NodeOrLeaf]:
 
 
 def _code(node: NodeOrLeaf) -> str:
-    code: str = node.get_code(include_prefix=False)
+    code: str = node.get_code(include_prefix=False)  # type: ignore[no-untyped-call]
     return code

@@ -25,18 +25,21 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import Any
 
-from tools.mutants import tracing
+from tools.mutants import launcher, tracing
 from tools.mutants.plugin import RESULT
 
 ROOT = Path(__file__).resolve().parents[2]
 # Not onnxruntime and openvino: importing them starts threads.
 HEAVY = """
-    pytest pytest_asyncio.plugin xdist.plugin hypothesis anyio.pytest_plugin
+    pytest pytest_asyncio.plugin xdist.plugin hypothesis _hypothesis_pytestplugin
+    anyio.pytest_plugin schemathesis.pytest.plugin schemathesis.pytest.xdist
+    schemathesis.graphql.loaders schemathesis.reporting.html
+    schemathesis.reporting.junitxml execnet xdist.looponfail platformdirs.pytest_plugin pdb
     numpy PIL.Image torch torch.export safetensors.torch onnx peft diffusers diffusers.loaders.peft
     diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img
     transformers.models.clip.modeling_clip transformers.models.clip.tokenization_clip
     bentoml bentoml._internal.models _bentoml_sdk _bentoml_impl.server _bentoml_impl.client
-    pydantic pydantic_settings starlette.testclient fastapi prometheus_client httpx openai
+    pydantic pydantic_settings starlette.testclient fastapi httpx openai
     fsspec s3fs gcsfs typer rich.progress
 """
 CRASHED = 99
@@ -47,6 +50,7 @@ class Tree:
     """A copy of the project's files, in which one file at a time may be changed."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder.resolve()
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -157,12 +161,15 @@ class Run:
         site = [f"{here}/tools/mutants/site"] if self.trace else []
         sys.path[:] = [here, *(p for p in sys.path if p not in ("", str(ROOT)))]
         importlib.invalidate_caches()
+        sys.dont_write_bytecode = False  # rewriting the tests' asserts each time takes a second
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ |= {
             "PYTHONPATH": os.pathsep.join([*site, here]),
             RESULT: str(self.result),
             # Lets the fixtures keep their exports beside the folder that pytest clears.
             "PYTEST_XDIST_WORKER": "gw0",
         }
+        launcher.start(self.work / "bin")
         if self.trace:
             os.environ[tracing.VARIABLE] = str(self.trace)
             traced = importlib.import_module("tools.mutants.tracing")

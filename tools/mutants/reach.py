@@ -16,7 +16,9 @@ from typing import Any
 
 FORMAT = 1  # of the kept files; another one is traced again
 POOL = ("tests/unit", "tests/simulation", "tests/parity", "tests/contracts")
+OUTSIDE = ("tests/unit/benchmarks", "tests/unit/tools")  # they test none of what is drawn from
 SHARED = ("tests/support", "tests/conftest.py", "pyproject.toml")
+OWN = "tools/mutants/"  # imported by every run
 
 
 @dataclass
@@ -54,7 +56,13 @@ def digest(path: Path) -> str:
 
 
 def test_files(root: Path, pool: Iterable[str] = POOL) -> list[str]:
-    return sorted(str(p.relative_to(root)) for top in pool for p in (root / top).rglob("test_*.py"))
+    """Paths relative to `root`; a member of the pool is a folder or a file."""
+    files: list[Path] = []
+    for top in pool:
+        path = root / top
+        files += sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
+    names = (str(file.relative_to(root)) for file in files)
+    return [name for name in names if not name.startswith(OUTSIDE)]
 
 
 def collect(path: str, result: Mapping[str, Any], trace: Path, root: Path) -> TestFile:
@@ -67,6 +75,7 @@ def collect(path: str, result: Mapping[str, Any], trace: Path, root: Path) -> Te
             tests.setdefault(names.get(number, ""), set()).add(line)
     seconds: Mapping[str, Mapping[str, float]] = result["seconds"]
     read = {*result["loaded"], *lines, *_shared(root), *_conftests(path)}
+    read = {file for file in read if not file.startswith(OWN)}
     return TestFile(
         path,
         {file: digest(root / file) for file in sorted(read)},
@@ -116,7 +125,10 @@ class Atlas:
         return missing
 
     def add(self, file: TestFile) -> None:
+        """Keep it; a file that could not be used is tried again next time."""
         self.files[file.path] = file
+        if file.note:
+            return
         text = json.dumps({"format": FORMAT, "file": vars(file)})
         self._place(file.path).write_text(text)
 

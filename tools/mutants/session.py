@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -51,12 +51,15 @@ def slots(count: int) -> Iterator[list[Slot]]:
         if old != models:
             shutil.rmtree(old, ignore_errors=True)
     models.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        made = []
-        for number in range(count):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-")))
-            made.append(Slot(Tree(folder / "tree"), folder / f"run-{number}", models))
-        yield made
+    # Not a TemporaryDirectory: a fork that ends like any process would delete it.
+    folder = Path(tempfile.mkdtemp(prefix="mutants-"))
+    try:
+        yield [
+            Slot(Tree(folder / f"tree-{number}"), folder / f"run-{number}", models)
+            for number in range(count)
+        ]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _code_digest() -> str:
@@ -116,7 +119,7 @@ def tracing(path: str) -> Callable[[Slot], Steps[TestFile]]:
         if not outcome.result:
             why = "takes too long" if outcome.status is None else _last_words(slot.work)
             return TestFile(path, {}, 0.0, {}, {}, note=why)
-        file = collect(path, outcome.result, trace, ROOT)
+        file = collect(path, outcome.result, trace, slot.tree.folder)
         if outcome.failed:
             # Tracing makes it slow; a test that waits may fail for that.
             outcome = yield slot.run([path], TRACED_TIMEOUT_S)

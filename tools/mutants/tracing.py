@@ -69,7 +69,7 @@ def start(tree: Path, folder: Path) -> Callable[[], None]:
 def stop(before: Any = None) -> None:
     """Trace nothing more in this thread and in those to come."""
     sys.settrace(before)
-    threading.settrace(None)  # type: ignore[arg-type]
+    threading.settrace(None)
 
 
 class _Writer:
