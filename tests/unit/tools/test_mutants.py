@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +191,46 @@ def test_a_traced_process_notes_lines_under_the_running_test(tmp_path: Path) -> 
         kept.read_text()
         == '[[0, "export/a.py", 1], [300, "export/a.py", 2], [300, "export/a.py", 3]]'
     )
+
+
+PROGRAM = """
+import os, sys, time
+print(sys.argv[1:], os.environ["WORD"], os.getcwd(), sys.stdin.read(), flush=True)
+if "wait" in sys.argv:
+    time.sleep(60)
+sys.exit(7)
+"""
+STARTER = """
+import subprocess, sys
+from pathlib import Path
+from tools.mutants import launcher
+launcher.start(Path("bin"))
+command = [sys.executable, "-m", "export"]
+done = subprocess.run([*command, "a b"], input="in", stdout=subprocess.PIPE, text=True)
+print(done.stdout, done.returncode, flush=True)
+with subprocess.Popen([*command, "wait"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as run:
+    run.stdout.readline()
+    run.terminate()
+    print(run.wait(30), flush=True)
+"""
+
+
+def test_a_launched_module_is_like_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").touch()
+    (tmp_path / "export" / "__main__.py").write_text(PROGRAM)
+    env = os.environ | {"WORD": "word", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    command = [sys.executable, "-c", STARTER]
+    with (tmp_path / "output").open("w") as output:
+        starter = subprocess.Popen(
+            command, cwd=tmp_path, env=env, start_new_session=True, stdout=output
+        )
+    try:
+        assert starter.wait(60) == 0
+    finally:
+        os.killpg(starter.pid, signal.SIGKILL)  # the launcher stays otherwise
+    ended = f"['a b'] word {tmp_path} in\n 7\n{-signal.SIGTERM}\n"
+    assert (tmp_path / "output").read_text() == ended
 
 
 VERDICT = report.Verdict(1, "k", "a/b/c.py", 3, "Op", "x", "y", "caught", 1.0, 4, "t", "hash")
