@@ -31,8 +31,6 @@ _TABLES = ("down", "up")  # the inputs that have no row for each row of the batc
 class CompiledBackend:
     """Compiled parts of one model; adapters differ from row to row."""
 
-    mixes_adapters = True
-
     def __init__(
         self,
         model: Model,

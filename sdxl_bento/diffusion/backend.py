@@ -40,7 +40,6 @@ class Backend(Protocol):
     """Runs the parts of one model that are worth compiling."""
 
     name: str
-    mixes_adapters: bool  # whether rows of one forward may have different adapters
 
     def denoise(self, stage: Stage, inputs: UNetInputs) -> torch.Tensor:
         """The UNet of `stage` (BASE or REFINE): [R, 4, h, w], its raw prediction."""

@@ -44,7 +44,6 @@ class _Launched:
     """A unit that the device may still be busy with."""
 
     unit: Unit
-    rows: int
     begin: float
     end: float = 0.0
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
@@ -89,7 +88,7 @@ class Runner:
 
     def launch(self, unit: Unit) -> None:
         served = self._models[unit.key.model]
-        launched = _Launched(unit, unit.rows, time.perf_counter())
+        launched = _Launched(unit, time.perf_counter())
         cuda = served.model.placement.device.type == "cuda"
         try:
             with torch.inference_mode():
@@ -205,7 +204,7 @@ class Runner:
                     "a lower guidance_scale, or other LoRA scales"
                 )
         previews = {name: preview.to_image(rgb) for name, rgb in launched.previews.items()}
-        return Completion(launched.unit, launched.rows, seconds, failures, results, previews)
+        return Completion(launched.unit, seconds, failures, results, previews)
 
 
 def _timing_events() -> tuple[torch.cuda.Event, torch.cuda.Event]:

@@ -19,7 +19,6 @@ class Completion:
     """A unit has ended. `seconds`: the device's time for it. Keys are request ids."""
 
     unit: Unit
-    rows: int
     seconds: float
     failures: Mapping[str, SDXLError] = field(default_factory=dict)
     results: Mapping[str, object] = field(default_factory=dict)

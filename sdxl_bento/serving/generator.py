@@ -384,7 +384,7 @@ class Generator:
         """Remember what was run, and nothing of whom it was run for. Not the warm-up."""
         if self._models:
             stage = completion.unit.key.stage
-            self._units.append(UnitDone(stage, completion.rows, completion.seconds))
+            self._units.append(UnitDone(stage, completion.unit.rows, completion.seconds))
 
 
 def is_meant(request_id: str, name: str) -> bool:
