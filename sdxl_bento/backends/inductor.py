@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sdxl_bento.backends.parts import Part, PartOptions, register
 from sdxl_bento.backends.shared_weights import Recipe, shared
+from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
 
 if TYPE_CHECKING:
     import torch
-
-    from sdxl_bento.backends.parts import Part, PartOptions
 
 # Keys of a package's metadata, each a JSON document.
 INPUTS: Final = "sdxl_bento_signature"  # an array of `Input`'s fields, in the order of the call
@@ -54,6 +54,7 @@ def cpu_isa() -> str:
     return " ".join([platform.machine(), *(name for name, has in known.items() if has())])
 
 
+@register("inductor", versions)
 def load(path: Path, options: PartOptions) -> Part:
     """Load the package at `path`; on CUDA, with a CUDA graph for each of its shapes.
 
@@ -141,7 +142,7 @@ class InductorPart:
                 output: torch.Tensor = self._loader.boxed_run(ready)[0]
             except RuntimeError as error:
                 if self._ran_out_of_memory():
-                    raise torch.OutOfMemoryError(f"{self._path.name}: {error}") from error
+                    raise DeviceOutOfMemory(f"{self._path.name}: {error}") from error
                 raise
         return output
 

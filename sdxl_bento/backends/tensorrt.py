@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sdxl_bento.backends.onnx import CudaPart, Provider, check_providers, cuda_provider
+from sdxl_bento.backends.parts import Part, PartOptions, register
 from sdxl_bento.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import torch
-
-    from sdxl_bento.backends.parts import Part, PartOptions
 
 log = logging.getLogger(f"bentoml.{__name__}")
 ENGINES: Final = "engines"  # folder beside the graphs
@@ -43,6 +42,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@register("tensorrt", versions)
 def load(path: Path, options: PartOptions) -> Part:
     """A session for the graph and the profile that the file at `path` has.
 

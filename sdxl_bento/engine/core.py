@@ -196,7 +196,7 @@ class Engine:
         unit = completion.unit
         with self.lock:
             self._in_flight.popleft()
-            self.cost.observe(unit.key, completion.rows, completion.seconds)
+            self.cost.observe(unit.key, unit.rows, completion.seconds)
         with _logged("on_unit"):
             if self._on_unit is not None:
                 self._on_unit(completion)

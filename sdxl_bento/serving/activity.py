@@ -49,4 +49,4 @@ class Activity:
         """Remember what was run, and nothing of whom it was run for. Warm-up does not count."""
         if self._models:
             stage = completion.unit.key.stage
-            self._units.append(UnitDone(stage, completion.rows, completion.seconds))
+            self._units.append(UnitDone(stage, completion.unit.rows, completion.seconds))

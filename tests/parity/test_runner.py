@@ -46,8 +46,6 @@ def loaded_model(generator: Generator) -> Loaded:
 class Faulty:
     """A backend that goes wrong where it is told to; the rest is the real one."""
 
-    mixes_adapters = True
-
     def __init__(self, real: Any) -> None:
         self.real = real
         self.name = real.name

@@ -18,7 +18,8 @@ class Batches:
 
     def __init__(self, targets: Mapping[str, Modules], budget_bytes: int) -> None:
         self._targets, self._budget = targets, budget_bytes
-        # The last used come last.
+        # The last used come last. No ready-made cache: both share one budget, and what the batch
+        # to come needs is kept even where it alone exceeds that.
         self._mixes: OrderedDict[tuple[str, Mix], Mixed] = OrderedDict()
         self._compositions: OrderedDict[tuple[str, tuple[Mix, ...]], Composition] = OrderedDict()
 

@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 
-import torch
 from torch import nn
 
 from sdxl_bento.diffusion.lora.batches import Batches
@@ -31,6 +30,8 @@ from sdxl_bento.diffusion.lora.files import (
     stamp_of,
 )
 from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.memory import out_of_memory_typed
+from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import (
     AdapterMismatch,
     AdapterNotFound,
@@ -79,7 +80,8 @@ class LoraPool:
         self._on_loaded = on_loaded
         self._lock = RLock()
         self._sources: dict[str, _Source] = {}
-        self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # least recently asked for first
+        # Least recently asked for first. No ready-made cache: pinned ones and those in use stay.
+        self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._loading: set[str] = set()
         self._failures: dict[str, _Failure] = {}
         self._users: Counter[str] = Counter()
@@ -235,12 +237,13 @@ class LoraPool:
         stamp = _stamp(path)
         failure = None
         try:
-            adapter = read_adapter(name, path, self._targets)
+            with out_of_memory_typed():
+                adapter = read_adapter(name, path, self._targets)
         except AdapterMismatch as error:
             failure = _Failure(error, stamp)
         except AdapterNotFound as error:
             failure = _Failure(error, None)
-        except torch.OutOfMemoryError:
+        except DeviceOutOfMemory:
             failure = _Failure(OutOfMemory(f"no memory to load the LoRA {name}"), None)
         except Exception:
             logger.exception("Loading the LoRA %s failed", name)
