@@ -136,7 +136,9 @@ RUN_TIME = (
         620,
         steps="4",
     ),
-    Room("the ground", "order, params, fields, config, manifest, sampler_names, errors", 56, 562, 620),
+    Room(
+        "the ground", "order, params, fields, config, manifest, sampler_names, errors", 56, 562, 620
+    ),
 )
 BUILD_TIME = (
     Room("source", "folders, files, object stores, the hub", 744, 66, 292, steps="A"),
