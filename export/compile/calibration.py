@@ -15,7 +15,7 @@ from torch import nn
 
 from export.check.pictures import PROMPTS, draw
 from export.compile.onnx_graph.static import LayerRanges, Ranges
-from export.model.layout import Role
+from sdxl_bento.manifest import Role
 
 if TYPE_CHECKING:
     from sdxl_bento.serving.loading import Loaded

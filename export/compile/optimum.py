@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 
-from export.compile.onnx import check
 from export.compile.options import CompileOptions
+from export.compile.targets.onnx import check
 from export.errors import ExportError
 from export.model.geometry import TIME_IDS
-from export.model.layout import Role
 from sdxl_bento.config import ExportSettings
+from sdxl_bento.manifest import Role
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints-optimum.txt"
 WORKER = Path(__file__).with_name("optimum_worker.py")

@@ -14,6 +14,7 @@ from export.embedded.networks import Vae
 from export.embedded.pool import encode
 from export.embedded.training import Plan, Trainer, batch_indices
 from export.embedded.vae import SCALING, STYLE_WEIGHTS, edge_weight, sharp_loss
+from export.likeness import psnr_of_error
 
 _COUNTS: dict[Size, int] = {SQUARE: 1600, WIDE: 120, TALL: 120, BIG: 160}
 _MIX: tuple[tuple[float, Size, int], ...] = (
@@ -56,8 +57,8 @@ def train(plan: Plan, work: Path, vae: Vae) -> Vae:
         codes = (codes / SCALING).contiguous(memory_format=torch.channels_last)
         difference = vae.decode(codes).sample - pictures
         loss = sharp_loss(difference, edge_weight(pictures))
-        psnr = 10 * torch.log10(4 / difference.detach().square().mean())
-        return loss, {"psnr": psnr.item()}
+        psnr = psnr_of_error(float(difference.detach().square().mean()), peak=2.0)
+        return loss, {"psnr": psnr}
 
     Trainer(plan, parameters, work / f"{plan.stage}.ckpt").run(loss_of)
     return vae.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()

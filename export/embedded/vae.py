@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from export.embedded.images import BIG, SQUARE, TALL, WIDE, Size, mixed_pool, normalise
 from export.embedded.networks import AutoencoderKL, Vae
 from export.embedded.training import Plan, Trainer, batch_indices
+from export.likeness import psnr_of_error
 
 SCALING = 0.13025  # SDXL's own factor; the latents' true spread is folded into the weights
 STYLE_WEIGHTS = (70, 15, 15)  # the LoRA styles must decode well too
@@ -119,8 +120,8 @@ def train(plan: Plan, work: Path) -> Vae:
             small = F.avg_pool2d(pictures, 8)
             pull = 4 * (1 - progress / _ANCHOR_UNTIL)
             loss = loss + pull * (posterior.mode()[:, :3] - small).square().mean()
-        psnr = 10 * torch.log10(4 / difference.detach().square().mean())
-        return loss, {"psnr": psnr.item(), "kl": divergence.item()}
+        psnr = psnr_of_error(float(difference.detach().square().mean()), peak=2.0)
+        return loss, {"psnr": psnr, "kl": divergence.item()}
 
     Trainer(plan, dict(vae.named_parameters()), work / "vae.ckpt").run(loss_of)
     return vae.eval()

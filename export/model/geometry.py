@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import NotSDXLError, SourceError
-from export.model.layout import Role
-from sdxl_bento.manifest import PredictionType
+from sdxl_bento.manifest import PredictionType, Role
 
 TIME_IDS: Mapping[Role, int] = {"base": 6, "refiner": 5}
 

@@ -13,8 +13,8 @@ from typing import Any
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.model import variants, weights
 from export.model.geometry import Geometry, check_geometry
-from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library, Role
-from sdxl_bento.manifest import Variant, WeightDtype
+from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library
+from sdxl_bento.manifest import Role, Variant, WeightDtype
 
 Json = dict[str, Any]
 FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels

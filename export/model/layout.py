@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["base", "refiner"]
+from sdxl_bento.manifest import Role
+
 Library = Literal["diffusers", "transformers"]
 
 TOKENIZER_FILES = (

@@ -10,7 +10,7 @@ ancestral Euler sampler in SDXL Turbo (arXiv 2311.17042) and a plain one in SDXL
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from sdxl_bento.manifest import Variant
 
@@ -42,8 +42,3 @@ def recognise(scheduler: Mapping[str, Any]) -> Variant:
         }
         return found.get(name, "base")
     return "base"
-
-
-def as_variant(name: str) -> Variant:
-    """`name` as a variant, for callers that have checked it."""
-    return cast(Variant, name)

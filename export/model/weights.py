@@ -13,16 +13,15 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal, cast
 
 from safetensors import SafetensorError, safe_open
 
 from export.errors import SourceError, UnsafeSourceError
+from sdxl_bento.dtypes import FROM_SAFETENSORS, torch_dtype
 from sdxl_bento.manifest import WeightDtype
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 VARIANTS: Mapping[WeightDtype, str] = {"fp16": "fp16", "bf16": "bf16"}
-_DTYPES: Mapping[str, WeightDtype] = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
 MAGIC_BYTES = 9
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library allows
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -111,13 +110,13 @@ def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:
         raise SourceError(
             path, f"a broken safetensors file ({error})", "the whole file; copy or fetch it again"
         ) from None
-    unknown = sorted(set(numbers) - set(_DTYPES) - _INTEGERS)
-    floats = [(count, name) for name, count in numbers.items() if name in _DTYPES]
+    unknown = sorted(set(numbers) - set(FROM_SAFETENSORS) - _INTEGERS)
+    floats = [(count, name) for name, count in numbers.items() if name in FROM_SAFETENSORS]
     if unknown or not floats:
         raise SourceError(
             path, f"tensors of {', '.join(unknown) or 'no float dtype'}", "F16, BF16 or F32"
         )
-    return _DTYPES[max(floats)[1]], names
+    return FROM_SAFETENSORS[max(floats)[1]], names
 
 
 def copy(source: Path, target: Path) -> None:
@@ -134,18 +133,18 @@ def convert(source: Path, target: Path, dtype: WeightDtype) -> None:
     import torch
     from safetensors.torch import save_file
 
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    converted_dtype = torch_dtype(dtype)
     tensors: dict[str, torch.Tensor] = {}
     with safe_open(source, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (no mapping)
             tensor = file.get_tensor(name)
             if tensor.is_floating_point():
-                cast_tensor = tensor.to(kind)
-                if not torch.isfinite(cast_tensor).all() and torch.isfinite(tensor).all():
+                converted = tensor.to(converted_dtype)
+                if not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
                     raise SourceError(
                         source, f"{name} leaves the range of {dtype}", "--dtype bf16 or fp32"
                     )
-                tensor = cast_tensor
+                tensor = converted
             tensors[name] = tensor.contiguous()
     save_file(tensors, target, metadata={"format": "pt"})
 
@@ -160,11 +159,6 @@ def combined_digest(files: Mapping[str, str]) -> str:
     """One SHA-256 for a set of files, given their digests by relative path."""
     lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def as_dtype(name: str) -> WeightDtype:
-    """`name` as a dtype, for callers that have checked it."""
-    return cast(Literal["fp32", "fp16", "bf16"], name)
 
 
 def share_equal(folder: Path) -> None:

@@ -13,6 +13,7 @@ from export.errors import ExportError, SourceError
 from export.model import weights
 from export.model.inspection import Component, Json, Pipeline, slug
 from export.model.layout import WRITTEN_CLASS
+from sdxl_bento.dtypes import DTYPES
 from sdxl_bento.manifest import ComponentInfo, LoraInfo, PipelineInfo, WeightDtype
 
 
@@ -84,10 +85,9 @@ def _write_component(component: Component, target: Path, dtype: WeightDtype | No
 
 def _correct_json(component: Component, target: Path, dtype: WeightDtype | None) -> None:
     """After a conversion, the dtype in a text encoder's config and the size in an index."""
-    names = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
     if component.library == "transformers" and dtype:
         config = {key: value for key, value in component.config.items() if key != "torch_dtype"}
-        config["dtype"] = names[dtype]
+        config["dtype"] = DTYPES[dtype].torch
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if component.index is not None:
         size = sum(path.stat().st_size for path in target.glob("*.safetensors"))

@@ -19,7 +19,7 @@ from export.embedded import WEIGHTS
 from export.errors import NotSDXLError, SourceError
 from export.model import weights
 from export.model.inspection import Folder
-from export.model.layout import Role
+from sdxl_bento.manifest import Role
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 FIRST_ENCODER = "conditioner.embedders.0.transformer."

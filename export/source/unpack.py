@@ -17,9 +17,10 @@ from safetensors import safe_open
 
 from export.errors import NotSDXLError, SourceError
 from export.model.inspection import Folder
-from export.model.layout import COMPONENTS, KINDS, Role
+from export.model.layout import COMPONENTS, KINDS
 from export.source.selection import INDEX
 from export.source.single_file import FIRST_ENCODER, SECOND_ENCODER, UNET, VAE, Checkpoint
+from sdxl_bento.manifest import Role
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from export.compile import targets
-from export.compile.targets import TARGETS, TargetRequest, parse_targets
+from export.compile import requests
+from export.compile.registry import Target
+from export.compile.requests import TargetRequest, parse_targets
+from export.compile.targets import all_targets
 from export.errors import ExportError
 from sdxl_bento.backends.parts import MOST_ROWS
 
@@ -28,7 +30,7 @@ def test_auto_is_what_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_auto_without_any_runtime_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(targets, "_installed", lambda _: False)
+    monkeypatch.setattr(Target, "installed", False)
     assert names("auto") == []
 
 
@@ -69,12 +71,12 @@ def test_what_there_is_not_is_refused_by_its_name(given: dict[str, str], said: s
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_a_target_for_a_gpu_is_refused_where_there_is_none() -> None:
     with pytest.raises(ExportError, match="--target tensorrt"):
-        TargetRequest(TARGETS["tensorrt"]).info()
+        TargetRequest(all_targets()["tensorrt"]).info()
 
 
 def test_what_is_known_of_a_backend_before_it_is_compiled() -> None:
     pytest.importorskip("onnxruntime")
-    info = TargetRequest(TARGETS["onnx"], rows=(1, 2), sizes=((128, 96),)).info()
+    info = TargetRequest(all_targets()["onnx"], rows=(1, 2), sizes=((128, 96),)).info()
     assert (info.backend, info.adapters, info.rows) == ("onnx", "slots", (1, 2))
     assert (info.sizes[0].width, info.sizes[0].height) == (128, 96)
     assert info.versions
@@ -87,6 +89,6 @@ def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch: pytest.Monke
         def versions(self) -> dict[str, str]:
             raise ImportError("No module named 'openvino'", name="openvino")
 
-    monkeypatch.setattr(targets, "runtime", lambda _: Absent())
+    monkeypatch.setattr(requests, "runtime", lambda _: Absent())
     with pytest.raises(ExportError, match="--target openvino: the package openvino is not install"):
-        TargetRequest(TARGETS["openvino"]).info()
+        TargetRequest(all_targets()["openvino"]).info()
