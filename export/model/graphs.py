@@ -11,6 +11,7 @@ All inputs but `timestep` and `slot` have the dtype of the module. `<role>` is b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from sdxl_bento.manifest import Role
 MOST_SLOTS = 257
 MOST_RANK = 4096
 MOST_CELLS = 512  # of a latent's side
+ADAPTER_STRENGTH = 1.0  # of the example's adapters
 
 
 @dataclass(frozen=True)
@@ -232,18 +234,24 @@ def draw_example(
     }
 
 
-def slot_example(layout: Any, rows: int, like: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Random adapters of a small rank for a `SlotLayout`, in the dtype and on the device of `like`.
+def slot_example(layout: SlotLayout, rows: int, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Random adapters for the rows of a UNet, in the dtype and on the device of `like`.
 
-    The first slot holds zeros, as that of rows without adapters.
+    The first slot holds zeros, as that of rows without adapters; it is the third row's. What an
+    adapter adds to a layer is about `ADAPTER_STRENGTH` times the layer's input. That is much more
+    than a trained adapter adds, so that a graph which ignores its adapters is told from one that
+    rounds.
     """
     slots, rank = 3, RANK_STEP
     random = torch.Generator().manual_seed(0)
-    down = torch.randn(slots, rank, layout.width_down, generator=random) * 0.02
-    up = torch.randn(slots, rank, layout.width_up, generator=random) * 0.02
+    down = torch.randn(slots, rank, layout.width_down, generator=random)
+    up = torch.randn(slots, rank, layout.width_up, generator=random)
+    for columns in layout.columns.values():
+        down[:, :, columns.down] /= math.sqrt(columns.down.stop - columns.down.start)
+    up *= ADAPTER_STRENGTH / math.sqrt(rank)
     down[0], up[0] = 0, 0
     return {
-        "slot": (torch.arange(rows) % slots).to(like.device),
+        "slot": ((torch.arange(rows) + 1) % slots).to(like.device),
         "down": down.to(like),
         "up": up.to(like),
     }

@@ -176,6 +176,13 @@ def test_base_and_refiner_must_share_a_latent_space(home: Path, base: Any, refin
         run(home, base.path, refiner=str(refiner.path))
 
 
+def test_sizes_are_limited_to_a_quarter_and_twice_of_the_native_one(home: Path, base: Any) -> None:
+    limits = run(home, base.path)[1].size_limits
+    assert (limits.min, limits.max) == (64, 256)  # the API's least side; the native one is 128
+    assert limits.allows(256, 64)
+    assert not limits.allows(256 + limits.multiple, 128)
+
+
 def test_full_disk(home: Path, base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from shutil import _ntuple_diskusage  # type: ignore[attr-defined]
 
