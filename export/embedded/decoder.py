@@ -1,7 +1,7 @@
 """Fine-tunes the decoder alone, for sharp edges.
 
-The encoder stays as it is, so every latent keeps its meaning: UNet, refiner and LoRAs may be
-trained before, after or at the same time.
+The encoder is not changed, so latents keep their meaning. UNet, refiner and LoRAs may therefore be
+trained before, after, or at the same time.
 """
 
 from pathlib import Path
@@ -50,8 +50,8 @@ def train(plan: Plan, work: Path, vae: Vae) -> Vae:
         _, size, count = _MIX[int(torch.multinomial(shares, 1, generator=generator))]
         chosen = batch_indices(len(pools[size]), count, generator)
         pictures, codes = normalise(pools[size][chosen]), latents[size][chosen]
-        # With noise on the latents the decoder learns to settle on a clean outline, which also
-        # forgives small errors of the UNet.
+        # Noise on the latents teaches the decoder to draw a clean outline in spite of small errors
+        # of the UNet.
         spread = _NOISE * torch.rand(count, 1, 1, 1, generator=generator)
         codes = codes + spread * torch.randn(codes.shape, generator=generator)
         codes = (codes / SCALING).contiguous(memory_format=torch.channels_last)

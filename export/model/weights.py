@@ -1,7 +1,7 @@
-"""Weight files: which of a folder's files hold a component, what is in them, copying them.
+"""Weight files: choosing those of a component, inspecting them, copying and converting them.
 
-Only safetensors is read. Variants (`model.fp16.safetensors`) and shards are recognised as
-diffusers and transformers write them, and get their plain names in the copy.
+Only safetensors is read. Variants (`model.fp16.safetensors`) and shards are recognised by the names
+that diffusers and transformers give them, and are copied under their plain names.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: object) -> str:
     """The name of the weight file, or of the index of shards, to take from `names`.
 
-    With `dtype`, the variant of that dtype comes first, then the plain file. Without, the fp16
-    variant wins where there are both: it is half the download, and what SDXL is served in.
+    With `dtype`, the variant of that dtype is preferred to the plain file. Without, the fp16
+    variant is preferred, which is half the download and the dtype in which SDXL is served.
     Raises `SourceError` if there is none, `UnsafeSourceError` if there are only pickles.
     """
     variant = VARIANTS.get(dtype) if dtype else "fp16"
@@ -59,7 +59,7 @@ def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: 
 
 
 def shards(index: Path) -> tuple[dict[str, object], list[str]]:
-    """The content of an index file and the names of its shards, which lie beside it."""
+    """The content of an index file, and the names of its shards, which are in the same folder."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         names = sorted(set(content["weight_map"].values()))
@@ -78,8 +78,8 @@ def shards(index: Path) -> tuple[dict[str, object], list[str]]:
 def check_start(first: bytes, where: object, note: str = "") -> None:
     """Raise unless `first` (`MAGIC_BYTES` or more) can begin a safetensors file.
 
-    Such a file begins with the length of its header, eight bytes, and the header's brace.
-    `note` is added to what was found.
+    Such a file begins with the length of its header, in eight bytes, and the header's brace. `note`
+    is appended to the description of what was found.
     """
     length = int.from_bytes(first[:8], "little")
     if len(first) >= MAGIC_BYTES and length <= MOST_HEADER_BYTES and first[8:9] == b"{":
@@ -92,9 +92,10 @@ def check_start(first: bytes, where: object, note: str = "") -> None:
 
 
 def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:
-    """Dtype of most numbers in a safetensors file, and the names of its tensors.
+    """The dtype of most numbers in a safetensors file, and the names of its tensors.
 
-    Raises `SourceError` if the file is cut short, is none, or holds a dtype that SDXL never has.
+    Raises `SourceError` if the file is truncated, is not a safetensors file, or has a dtype that
+    SDXL does not use.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -120,15 +121,15 @@ def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file's content, through any symlink, never its permissions."""
+    """Copy a file's content without its permissions; links are followed."""
     with source.open("rb") as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
 def convert(source: Path, target: Path, dtype: WeightDtype) -> None:
-    """Write `source` with its floating tensors in `dtype`; integers stay as they are.
+    """Write `source` with its floating-point tensors in `dtype`; integers are not changed.
 
-    Raises `SourceError` where a finite number becomes infinite.
+    Raises `SourceError` if a finite number becomes infinite.
     """
     import torch
     from safetensors.torch import save_file
@@ -162,7 +163,7 @@ def combined_digest(files: Mapping[str, str]) -> str:
 
 
 def share_equal(folder: Path) -> None:
-    """Let equal weight files below `folder` be one file with two names.
+    """Replace equal weight files below `folder` by hard links to one file.
 
     SDXL's refiner comes with the base model's VAE and second text encoder, 1.6 GB in fp16. Where
     the file system has no hard links, the copies stay.
