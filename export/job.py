@@ -198,14 +198,14 @@ def _sources(
     if options.source == resolution.EMBEDDED:
         base, refiner, loras = resolution.embedded()
         return base, refiner, [*loras, *options.loras]
-    wanted = resolution.SourceRequest(
+    request = resolution.SourceRequest(
         "base", options.revision, options.dtype, options.config, options.variant
     )
-    base = resolution.resolve(options.source, workspace, wanted)
+    base = resolution.resolve(options.source, workspace, request)
     refiner_source = None
     if options.refiner:
-        wanted = resolution.SourceRequest("refiner", dtype=options.dtype)
-        refiner_source = resolution.resolve(options.refiner, workspace, wanted)
+        request = resolution.SourceRequest("refiner", dtype=options.dtype)
+        refiner_source = resolution.resolve(options.refiner, workspace, request)
     return base, refiner_source, list(options.loras)
 
 

@@ -86,18 +86,20 @@ def fetch(address: Address, dtype: WeightDtype | None, token: str | None) -> Fet
             commit = info.sha
             if selection.INDEX not in names and len(selection.single_files(names)) == 1:
                 return _fetch_file(address, selection.single_files(names)[0], token)
-            wanted = _wanted(names, dtype, name)
+            selected = _select(names, dtype, name)
         except OfflineModeIsEnabled:
-            wanted = selection.patterns()  # the files that the cache has
+            selected = selection.patterns()  # the files that the cache has
         folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=wanted, token=token or False)
+            snapshot_download(
+                name, revision=revision, allow_patterns=selected, token=token or False
+            )
         )
     if commit not in (None, folder.name):
         raise SourceError(
             name, f"commit {folder.name} instead of {commit}, so it has just changed",
             "the same command again, or --revision with a commit",
         )  # fmt: skip
-    taken = folder.rglob("*") if commit is None else (folder / name for name in wanted)
+    taken = folder.rglob("*") if commit is None else (folder / name for name in selected)
     _check_hashes(path for path in taken if path.is_file())
     return Fetched(folder, folder.name)
 
@@ -128,14 +130,14 @@ def fetch_vocabulary(repository: str, token: str | None) -> dict[str, Path]:
     return files
 
 
-def _wanted(names: list[str], dtype: WeightDtype | None, where: str) -> list[str]:
+def _select(names: list[str], dtype: WeightDtype | None, where: str) -> list[str]:
     single = selection.single_files(names)
     if selection.INDEX not in names and single:
         raise SourceError(
             where, f"{len(single)} checkpoints ({', '.join(single[:3])})",
             f"one of them, as hf://{where}/{single[0]}",
         )  # fmt: skip
-    return selection.wanted(names, dtype, where)
+    return selection.select(names, dtype, where)
 
 
 def _fetch_file(address: Address, file: str, token: str | None) -> Fetched:

@@ -57,7 +57,7 @@ class LocalSource:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """Which files of a source are wanted.
+    """Which files of a source are request.
 
     `dtype` selects a variant of the weights. `config` (a folder or hub id) and `variant` complete a
     checkpoint in one file, which holds no configs.
@@ -116,7 +116,7 @@ def printable(text: str) -> str:
     return public(text) if "://" in text else text
 
 
-def resolve(text: str, workspace: Workspace, wanted: SourceRequest | None = None) -> LocalSource:
+def resolve(text: str, workspace: Workspace, request: SourceRequest | None = None) -> LocalSource:
     """The source named `text`, fetched if it is remote.
 
     An existing path takes precedence over a hub id of the same spelling.
@@ -126,8 +126,8 @@ def resolve(text: str, workspace: Workspace, wanted: SourceRequest | None = None
         UnsafeSourceError: it would run code, or leads out of its folder.
         NotSDXLError: it is another kind of model.
     """
-    wanted = wanted or SourceRequest()
-    located = _locate(text, workspace, wanted)
+    request = request or SourceRequest()
+    located = _locate(text, workspace, request)
     name = located.name or PurePosixPath(located.location.rstrip("/")).name
     path = located.path
     if path.is_dir() and not (path / selection.INDEX).is_file():
@@ -138,25 +138,25 @@ def resolve(text: str, workspace: Workspace, wanted: SourceRequest | None = None
         folder = _folder(path, located.guard)
     else:
         _refuse_file_kind(path.name, located.location)
-        folder = _unpack(path, workspace, wanted)
+        folder = _unpack(path, workspace, request)
     return LocalSource(
         located.kind, located.location, folder, located.revision, name.removesuffix(".safetensors")
     )
 
 
-def _locate(text: str, workspace: Workspace, wanted: SourceRequest) -> _Located:
+def _locate(text: str, workspace: Workspace, request: SourceRequest) -> _Located:
     scheme, separator, rest = text.partition("://")
     token = workspace.settings.hf_token
     if not separator:
-        return _local(text, workspace, wanted)
+        return _local(text, workspace, request)
     if scheme == "file":
-        return _local(unquote(urlsplit(text).path), workspace, wanted, only_path=True)
+        return _local(unquote(urlsplit(text).path), workspace, request, only_path=True)
     if scheme == "hf":
-        return _hub(hub.Address.parse(rest, wanted.revision), wanted, token)
+        return _hub(hub.Address.parse(rest, request.revision), request, token)
     if scheme == "pvc":
         return _claim(text, rest, workspace.settings)
     if scheme in SCHEMES:
-        return _objects(text, workspace, wanted)
+        return _objects(text, workspace, request)
     if scheme in ("https", "http"):
         return _web(text, workspace)
     raise SourceError(
@@ -167,17 +167,17 @@ def _locate(text: str, workspace: Workspace, wanted: SourceRequest) -> _Located:
 
 
 def _local(
-    text: str, workspace: Workspace, wanted: SourceRequest, *, only_path: bool = False
+    text: str, workspace: Workspace, request: SourceRequest, *, only_path: bool = False
 ) -> _Located:  # fmt: skip
     path = Path(text).expanduser()
     if path.is_dir() and path.resolve() == workspace.settings.model_mount.resolve():
         return _Located("mounted", str(workspace.settings.model_mount), path)
     if path.is_dir():
-        return _Located("folder", path.resolve().name, path, wanted.revision)
+        return _Located("folder", path.resolve().name, path, request.revision)
     if path.is_file():
         return _Located("file", path.name, path)
     try:
-        address = None if only_path else hub.Address.parse(text, wanted.revision)
+        address = None if only_path else hub.Address.parse(text, request.revision)
     except UnsafeSourceError:
         raise
     except SourceError:
@@ -187,11 +187,11 @@ def _local(
             text, "neither a folder, a file nor a hub id",
             f"a path, 'organisation/model', a URL, or '{EMBEDDED}'",
         )  # fmt: skip
-    return _hub(address, wanted, workspace.settings.hf_token)
+    return _hub(address, request, workspace.settings.hf_token)
 
 
-def _hub(address: hub.Address, wanted: SourceRequest, token: str | None) -> _Located:
-    fetched = hub.fetch(address, wanted.dtype, token)
+def _hub(address: hub.Address, request: SourceRequest, token: str | None) -> _Located:
+    fetched = hub.fetch(address, request.dtype, token)
     location = address.repository + (f"/{address.file}" if address.file else "")
     return _Located("hub", location, fetched.path, fetched.commit)
 
@@ -222,7 +222,7 @@ def _web(text: str, workspace: Workspace) -> _Located:
         return _Located("url", web.name, folder / file, revision, name)
 
 
-def _objects(text: str, workspace: Workspace, wanted: SourceRequest) -> _Located:
+def _objects(text: str, workspace: Workspace, request: SourceRequest) -> _Located:
     _refuse_file_kind(text, text, unknown_ok=True)
     objects = Objects(text, workspace.settings)
     if objects.is_file():
@@ -235,9 +235,9 @@ def _objects(text: str, workspace: Workspace, wanted: SourceRequest) -> _Located
     selection.refuse_unsafe(names, objects.name)
     chosen = selection.single_files(names)
     if selection.INDEX in names or len(chosen) != 1:
-        chosen = selection.wanted(names, wanted.dtype, objects.name)
+        chosen = selection.select(names, request.dtype, objects.name)
     folder = workspace.download(objects, chosen)
-    view = workspace.scratch / f"view-{wanted.role}"  # without older files that the cache may hold
+    view = workspace.scratch / f"view-{request.role}"  # without older files that the cache may hold
     for name in chosen:
         (view / name).parent.mkdir(parents=True, exist_ok=True)
         (view / name).symlink_to((folder / name).resolve())
@@ -266,17 +266,17 @@ def _refuse_file_kind(name: str, where: str, *, unknown_ok: bool = False) -> Non
         )
 
 
-def _unpack(path: Path, workspace: Workspace, wanted: SourceRequest) -> Folder:
+def _unpack(path: Path, workspace: Workspace, request: SourceRequest) -> Folder:
     """The pipeline in a checkpoint file, as a folder in diffusers' layout."""
     checkpoint = Checkpoint.read(path)
-    single_file.check_role(checkpoint, wanted.role)
-    config = _config(wanted.config, workspace) if wanted.config else None
-    template = single_file.find_template(checkpoint, wanted.role, config)
-    target = workspace.scratch / f"unpacked-{wanted.role}"
+    single_file.check_role(checkpoint, request.role)
+    config = _config(request.config, workspace) if request.config else None
+    template = single_file.find_template(checkpoint, request.role, config)
+    target = workspace.scratch / f"unpacked-{request.role}"
     check_space(workspace.scratch, [path])
-    unpack.unpack(checkpoint, wanted.role, template, target)
+    unpack.unpack(checkpoint, request.role, template, target)
     vocabulary.complete(target, workspace.settings.hf_token)
-    _adapt_scheduler(target, checkpoint, wanted.variant)
+    _adapt_scheduler(target, checkpoint, request.variant)
     return Folder(target)
 
 

@@ -15,7 +15,7 @@ from sdxl_bento.manifest import WeightDtype
 INDEX = "model_index.json"
 
 
-def wanted(names: Iterable[str], dtype: WeightDtype | None, where: str) -> list[str]:
+def select(names: Iterable[str], dtype: WeightDtype | None, where: str) -> list[str]:
     """The files that an export takes of a repository, by their paths below its root.
 
     Raises `SourceError` if it is no pipeline in diffusers' layout, `UnsafeSourceError` if it has

@@ -144,7 +144,7 @@ def _fragment(text: str, where: str) -> Hash | None:
 
 
 def _version(headers: httpx.Headers) -> str | None:
-    """The value for `If-Range` (RFC 9110, 13.1.5): a strong ETag, or the date of the last change."""
+    """What `If-Range` takes (RFC 9110, 13.1.5): a strong ETag, or the date of the last change."""
     tag: str | None = headers.get("ETag")
     if tag and not tag.startswith("W/"):
         return tag

@@ -55,7 +55,7 @@ def _write(folder: Path, role: Role, seed: int) -> PipelineInfo:
         parameter.add_(torch.randn_like(parameter), alpha=0.02 * seed)
     unet.save_pretrained(folder / role / "unet")
     small_vae(seed).save_pretrained(folder / role / "vae")
-    side = 3 * CELLS * SCALE  # graphs of a refiner take nine cells or more
+    side = 4 * CELLS * SCALE  # five quarters of it are whole on every level too
     return PipelineInfo(
         path=role,
         components={},

@@ -98,7 +98,8 @@ def _sibling(info: BackendInfo, **changes: Any) -> BackendInfo:
 
 def _write_onnx(compiled: Compiled, kind: Quantization | None, **options: Any) -> BackendInfo:
     plain = compiled.info("onnx", None)
-    info = _sibling(plain, quantization=kind)
+    # Graphs for OpenVINO are not those of target onnx, and need a folder of their own.
+    info = _sibling(plain, quantization=kind, device="cpu:0" if options else "cpu")
     shutil.copytree(compiled.folder(plain), compiled.folder(info))
     for role in ("base", "refiner"):
         path = compiled.model.folder / info.artifacts[f"{role}/unet"]
@@ -123,7 +124,7 @@ def _write_openvino(compiled: Compiled, kind: Quantization | None) -> BackendInf
         graphs = _write_onnx(compiled, kind, outputs=False)
     else:
         graphs = compiled.info("onnx", openvino.GRAPH_QUANTIZATIONS[kind])
-    info = _sibling(graphs, backend="openvino", quantization=kind)
+    info = _sibling(graphs, backend="openvino", quantization=kind, device="cpu")
     _convert(compiled, graphs, info)
     return info
 

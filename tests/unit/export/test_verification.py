@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from export.check import parity
+from export.check import parity, pictures
 from export.check.parity import (
     LEAST_PSNR_DB,
     LEAST_PSNR_QUANTIZED_DB,
@@ -282,3 +282,21 @@ def test_adapters_that_are_ignored_are_below_every_threshold(
     fields = {"artifacts": {part: part}, "rows": (rows,), "quantization": "int8"}
     with pytest.raises(VerificationError, match="dB from the original, at least 25"):
         verify(model, INFO.model_copy(update=fields))
+
+
+def test_the_guide_states_the_thresholds() -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "guides" / "export.md").read_text()
+    rows = dict[str, tuple[str, str]]()
+    for line in guide.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 3 and cells[1].endswith(" dB"):
+            rows |= dict.fromkeys(cells[0].split(", "), (cells[1], cells[2]))
+    expected: dict[str, tuple[str, str]] = {
+        dtype: (f"{least:g} dB", f"{pictures.LEAST_PSNR_DB[dtype]:g} dB")
+        for dtype, least in LEAST_PSNR_DB.items()
+    }
+    expected |= {
+        kind: (f"{least:g} dB", f"{pictures.LEAST_PSNR_QUANTIZED_DB:g} dB")
+        for kind, least in LEAST_PSNR_QUANTIZED_DB.items()
+    }
+    assert rows == expected
