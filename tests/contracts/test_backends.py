@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from export.check.likeness import psnr_db
 from export.check.parity import LEAST_PSNR_DB
+from export.likeness import psnr_db
 from sdxl_bento.backends.compiled import CompiledBackend
 from sdxl_bento.backends.parts import Part
 from sdxl_bento.config import Settings

@@ -156,3 +156,23 @@ def test_loras_have_distinct_names() -> None:
 )
 def test_size_limits(width: int, height: int, allowed: bool) -> None:
     assert SizeLimits(multiple=32, min=32, max=256).allows(width, height) is allowed
+
+
+@pytest.mark.parametrize("side", [16, 48, 288])
+def test_each_side_is_within_the_limits(side: int) -> None:
+    limits = SizeLimits(multiple=32, min=32, max=256)
+    assert not limits.allows(side, 128)
+    assert not limits.allows(128, side)
+
+
+@pytest.mark.parametrize(("least", "most"), [(128, 64), (48, 128), (64, 100)])
+def test_limits_that_no_size_could_meet_are_refused(least: int, most: int) -> None:
+    with pytest.raises(ValidationError, match="both multiples of `multiple`"):
+        SizeLimits(multiple=32, min=least, max=most)
+
+
+def test_pipelines_by_role() -> None:
+    both = manifest()
+    assert both.pipelines == {"base": both.base, "refiner": both.refiner}
+    assert list(both.pipelines) == ["base", "refiner"]
+    assert list(manifest(refiner=None).pipelines) == ["base"]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
 
-from export.compile.inductor import compile_part
 from export.compile.options import CompileOptions
+from export.compile.targets.inductor import compile_part
 from export.errors import ExportError
 from export.model.graphs import Graph
 from sdxl_bento.backends.inductor import load, versions

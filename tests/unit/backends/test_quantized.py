@@ -12,8 +12,8 @@ from torch import nn
 from torch.export import Dim
 
 from benchmarks.full_size import TINY
-from export.check.likeness import psnr_db
 from export.embedded import WEIGHTS
+from export.likeness import psnr_db
 from export.model.graphs import unet_example, unet_graph
 from sdxl_bento.backends.quantized import (
     LAYERS,
