@@ -280,7 +280,7 @@ def test_adapters_that_are_ignored_are_refused_whatever_the_threshold(
     monkeypatch.setattr(_Part, "__call__", ignoring)
     part = "base/unet_slots"
     fields = {"artifacts": {part: part}, "rows": (rows,), "quantization": "int8"}
-    with pytest.raises(VerificationError, match="depend on the input slot|dB from the original"):
+    with pytest.raises(VerificationError, match=r"depend on the input slot|dB from the original"):
         verify(model, INFO.model_copy(update=fields))
 
 
