@@ -28,7 +28,7 @@ from sdxl_bento.manifest import Role
 MOST_SLOTS = 257
 MOST_RANK = 4096
 MOST_CELLS = 512  # of a latent's side
-ADAPTER_STRENGTH = 1.0  # of the example's adapters
+ADAPTER_STRENGTH = 0.1  # of the example's adapters
 
 
 @dataclass(frozen=True)
@@ -238,9 +238,8 @@ def slot_example(layout: SlotLayout, rows: int, like: torch.Tensor) -> dict[str,
     """Random adapters for the rows of a UNet, in the dtype and on the device of `like`.
 
     The first slot holds zeros, as that of rows without adapters; it is the third row's. What an
-    adapter adds to a layer is about `ADAPTER_STRENGTH` times the layer's input. That is much more
-    than a trained adapter adds, so that a graph which ignores its adapters is told from one that
-    rounds.
+    adapter adds to a layer is about `ADAPTER_STRENGTH` times the layer's input: much more, and
+    numbers would leave the ranges for which static quantization was calibrated.
     """
     slots, rank = 3, RANK_STEP
     random = torch.Generator().manual_seed(0)

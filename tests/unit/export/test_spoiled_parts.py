@@ -30,7 +30,7 @@ from export.model.parts import component_of, is_decoder, parts_of, role_of
 from export.progress import Progress
 from sdxl_bento.backends.shared_weights import SharedWeights
 from sdxl_bento.backends.slots import SlotLayout
-from sdxl_bento.manifest import BackendInfo, BackendName, ParityFigure, Quantization, Role
+from sdxl_bento.manifest import BackendInfo, BackendName, ParityFigure, Quantization, Role, Size
 from tests.support.small_model import SmallModel, write_small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx's own, of its parts
@@ -64,7 +64,12 @@ class Compiled:
         return self.model.folder / "compiled" / info.label
 
     def verify(self, info: BackendInfo, part: str) -> ParityFigure:
-        only = info.model_copy(update={"artifacts": {part: info.artifacts[part]}})
+        """In one shape, for each new one costs a runtime some seconds."""
+        pipeline = self.model.pipelines[role_of(part)]
+        one = Size(width=pipeline.width, height=pipeline.height)
+        only = info.model_copy(
+            update={"artifacts": {part: info.artifacts[part]}, "sizes": (one,), "rows": (2,)}
+        )
         (figure,) = verify_parts(only, self.model.folder, self.model.pipelines, CPU)
         return figure
 
@@ -193,12 +198,14 @@ def test_a_spoilt_weight_is_refused(compiled: Compiled, spoilt: tuple[BackendInf
 
 def swap_two_layers(layout: SlotLayout) -> None:
     """Give two layers of equal widths each other's adapters."""
-    for first, a in layout.columns.items():
-        for second, b in layout.columns.items():
-            sizes = [(c.down.stop - c.down.start, c.up.stop - c.up.start) for c in (a, b)]
-            if first != second and sizes[0] == sizes[1]:
-                layout.columns[first], layout.columns[second] = b, a
-                return
+    widths: dict[tuple[int, int], str] = {}
+    for layer, columns in layout.columns.items():
+        width = columns.down.stop - columns.down.start, columns.up.stop - columns.up.start
+        other = widths.setdefault(width, layer)
+        if other != layer:
+            swapped = {layer: other, other: layer}
+            layout.columns = {swapped.get(name, name): c for name, c in layout.columns.items()}
+            return
     raise AssertionError("no two layers of equal widths")
 
 
