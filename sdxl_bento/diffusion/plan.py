@@ -69,9 +69,9 @@ class Job:
 
     def phases(self) -> tuple[Phase, ...]:
         """The job as units of work for the engine."""
-        given = [Phase(Stage.IMAGE, 1, 1)] if self.image is not None else []
+        image = [Phase(Stage.IMAGE, 1, 1)] if self.image is not None else []
         steps = [Phase(stage, len(table), self.rows) for stage, table in self.tables.items()]
-        return (Phase(Stage.ENCODE, 1, self.rows), *given, *steps, Phase(Stage.DECODE, 1, 1))
+        return (Phase(Stage.ENCODE, 1, self.rows), *image, *steps, Phase(Stage.DECODE, 1, 1))
 
     def for_image(self, index: int) -> Job:
         """The job of image `index` of the call: the next seed."""

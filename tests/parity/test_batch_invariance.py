@@ -16,8 +16,6 @@ from sdxl_bento.params import GenerateParams
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import largest_difference, psnr, started
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 SHAPES = ("circle", "square", "heart")
 COLOURS = ("red", "green", "white", "yellow")
 

@@ -14,8 +14,6 @@ from sdxl_bento.params import GenerateParams, LoraRef
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import largest_difference
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 PROMPT = "a large red circle on a blue background"
 SEED = 5
 STEPS = 10

@@ -29,8 +29,6 @@ from sdxl_bento.serving.generator import Generation, Generator, Progress
 from sdxl_bento.serving.loading import Loaded
 from tests.parity.conftest import largest_difference, psnr, started
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def request(**changes: Any) -> GenerateParams:
     given = {"prompt": "a red circle on a blue background", "num_inference_steps": 6, **changes}

@@ -25,7 +25,6 @@ from sdxl_bento.backends.quantized import (
 from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.manifest import Quantization
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS: tuple[Quantization, ...] = tuple(LAYERS)
 # Figures of the embedded UNet are in docs/lab-log.md; here some dB are left for other machines.
 LEAST_DB = {"int8-weights": 42.0, "int8": 38.0, "fp8": 28.0}
