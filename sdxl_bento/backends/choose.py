@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdxl_bento.backends.parts import runtime as runtime  # from here for those who also choose
+from sdxl_bento.backends.parts import runtime as runtime  # re-exported
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import BackendInfo, Manifest
 

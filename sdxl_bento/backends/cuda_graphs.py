@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 MOST_GRAPHS: Final = 32  # of one part; each keeps its inputs, its output and its launches
-WARM_UPS: Final = 3  # runs before a capture, in which kernels are chosen and workspaces made
+WARM_UPS: Final = 3  # runs before a capture, which choose kernels and allocate workspaces
 CELL: Final = 8  # pixels of a latent cell's side, in the whole SDXL family
 # Large tables that stay where they are from step to step: a graph reads them in place, so their
 # address is part of its key and nothing is copied. The rest is copied into the graph's buffers.
@@ -187,7 +187,7 @@ _POOLS: WeakValueDictionary[str, _Pool] = WeakValueDictionary()
 
 def _pool(device: torch.device) -> _Pool:
     """That of the device's graphs, or a new one if there are none."""
-    found = _POOLS.get(str(device))
-    if found is None:
-        found = _POOLS[str(device)] = _Pool(device)
-    return found
+    pool = _POOLS.get(str(device))
+    if pool is None:
+        pool = _POOLS[str(device)] = _Pool(device)
+    return pool

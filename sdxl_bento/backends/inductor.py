@@ -60,7 +60,7 @@ def load(path: Path, options: PartOptions) -> Part:
 
     Raises:
         ConfigurationError: the package or a weight is missing, or the package cannot be loaded.
-        ArtifactMismatch: it was not made by our export, or for other weights.
+        ArtifactMismatch: it was not written by this project's export, or is for other weights.
     """
     part = InductorPart(path, options)
     shapes = options.info.rows and options.info.sizes
@@ -79,18 +79,20 @@ class Input(NamedTuple):
     shape: list[int | str]
 
 
-def check_shapes(wanted: Sequence[Input], given: Mapping[str, torch.Tensor]) -> None:
+def check_shapes(wanted: Sequence[Input], inputs: Mapping[str, torch.Tensor]) -> None:
     """Raise ValueError for what the compiled code, which checks nothing, would read beyond."""
     sizes: dict[str, int] = {}
     for name, _, shape in wanted:
-        found = tuple(given[name].shape)
+        actual = tuple(inputs[name].shape)
         known = [
             sizes.setdefault(s, n) if isinstance(s, str) else s
-            for s, n in zip(shape, found, strict=False)
+            for s, n in zip(shape, actual, strict=False)
         ]
-        if len(found) != len(shape) or list(found) != known:
+        if len(actual) != len(shape) or list(actual) != known:
             where = f" where {', '.join(f'{k}={v}' for k, v in sizes.items())}" if sizes else ""
-            raise ValueError(f"{name} has shape {found}, not ({', '.join(map(str, shape))}){where}")
+            raise ValueError(
+                f"{name} has shape {actual}, not ({', '.join(map(str, shape))}){where}"
+            )
 
 
 class InductorPart:

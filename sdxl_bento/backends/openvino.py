@@ -136,8 +136,8 @@ def import_openvino() -> Any:
 def _torch_dtype(port: Any) -> torch.dtype:
     import torch
 
-    found: torch.dtype = getattr(
+    dtype: torch.dtype = getattr(
         torch,
         {"f32": "float32", "i64": "int64", "f16": "float16"}[port.element_type.get_type_name()],
     )
-    return found
+    return dtype

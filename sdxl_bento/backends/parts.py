@@ -1,4 +1,4 @@
-"""One compiled network at run time: named tensors in, one tensor out. And who can load one.
+"""One compiled network at run time (named tensors in, one tensor out), and the runtimes.
 
 There is one module for each runtime beside this one, named as manifests name the runtime
 (`onnx.py`, `openvino.py`, ...). When it is imported it registers the function that loads its

@@ -33,13 +33,13 @@ def versions() -> dict[str, str]:
     """What an engine is bound to."""
     import onnxruntime
 
-    found = {"onnxruntime": onnxruntime.__version__}
+    bound_to = {"onnxruntime": onnxruntime.__version__}
     for package in _PACKAGES:
         try:
-            return found | {"tensorrt": version(package)}
+            return bound_to | {"tensorrt": version(package)}
         except PackageNotFoundError:
             continue
-    return found
+    return bound_to
 
 
 @register("tensorrt", versions)

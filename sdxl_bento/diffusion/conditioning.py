@@ -137,7 +137,7 @@ class Conditioner:
         )
 
     def _zero_negative(self, params: ResolvedParams, stage: Stage) -> bool:
-        """SDXL base stands in zeros for a negative prompt that was not given."""
+        """Whether zeros stand for the negative prompt, as in SDXL base where it is unset."""
         info = self._model.pipeline(stage).info
         return params.negative_prompt is None and info.force_zeros_for_empty_prompt
 
@@ -209,7 +209,7 @@ def time_ids(params: ResolvedParams, pipeline: Pipeline) -> list[list[float]]:
             [*original, *crop, params.aesthetic_score],
         ]
     if params.negative_original_size is None or params.negative_target_size is None:
-        # As diffusers: the negative branch differs only where both its sizes are given.
+        # As in diffusers, the negative branch differs only where both of its sizes are set.
         negative_original, negative_crop, negative_target = original, crop, target
     return [[*negative_original, *negative_crop, *negative_target], [*original, *crop, *target]]
 

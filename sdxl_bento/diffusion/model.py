@@ -120,7 +120,7 @@ class Model:
         return self.refiner
 
     def unscale(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the VAE made them, from those that the UNet works on."""
+        """The VAE's latents, from those that the UNet works on."""
         config = self.pipeline(stage).vae.config
         latents = latents / float(config.scaling_factor)
         mean, std = _statistics(config, latents)

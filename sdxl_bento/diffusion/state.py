@@ -74,7 +74,7 @@ class LatentState:
         return self._fresh
 
     def step_done(self, latents: torch.Tensor, denoised: torch.Tensor) -> None:
-        """Take over what a forward made of it; only now is the noise used up."""
+        """Take over the results of a step. Only now is its noise used up."""
         self.latents, self.previous, self._fresh = latents, denoised, None
 
     def _draw(self) -> torch.Tensor:

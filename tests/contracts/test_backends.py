@@ -32,7 +32,6 @@ from sdxl_bento.manifest import BackendInfo, Manifest
 from sdxl_bento.serving.loading import Loaded, folder_of, load_folder
 from tests.support.loras import mix, wait_ready
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPILED = ("openvino", "onnx", "inductor")  # those that a CPU can run

@@ -31,8 +31,6 @@ from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.results import Generation, Progress, Provenance
 from tests.parity.conftest import draw, largest_difference, psnr, started
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def request(**changes: Any) -> GenerateParams:
     given = {"prompt": "a red circle on a blue background", "num_inference_steps": 6, **changes}

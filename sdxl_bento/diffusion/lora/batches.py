@@ -1,4 +1,4 @@
-"""What was made of loaded adapters for the batches of late: mixes and compositions, by bytes."""
+"""What recent batches computed from loaded adapters, kept for the next ones, bounded by bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batches:
         return composition
 
     def forget(self, name: str) -> None:
-        """Drop all that was made of an adapter."""
+        """Drop everything that was computed from an adapter."""
         for target, rows in list(self._compositions):
             if any(_names(mix, name) for mix in rows):
                 del self._compositions[target, rows]

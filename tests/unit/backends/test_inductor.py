@@ -22,10 +22,7 @@ from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
 from sdxl_bento.manifest import BackendInfo
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # torch's own, of its compiler
-    pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
-]
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 CPU = torch.device("cpu")
 INFO = BackendInfo(backend="inductor", device="cpu", versions={})
 

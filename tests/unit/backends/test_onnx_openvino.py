@@ -30,7 +30,6 @@ from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import BackendInfo, Quantization
 from tests.support.small_unet import CPU, compile_options, small_graph, small_unet
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx's own, of its parts
 TARGETS: Mapping[str, tuple[Any, Any]] = {
     "onnx": (to_onnx, by_onnx),
     "openvino": (to_openvino, by_openvino),

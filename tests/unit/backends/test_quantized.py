@@ -25,7 +25,6 @@ from sdxl_bento.backends.quantized import (
 from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.manifest import Quantization
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS: tuple[Quantization, ...] = tuple(LAYERS)
 # Measured figures are in docs/adr/0017-low-bit-layers-of-our-own.md; the thresholds leave some dB
 # for other machines.
