@@ -59,11 +59,11 @@ A1111 = [
 
 
 def openai(body: object) -> object:
-    return openai_fields.translated(body, task="img2img")[0]
+    return openai_fields.to_native(body, task="img2img")[0]
 
 
 def a1111(body: object) -> object:
-    return a1111_fields.translated(body, None, task="img2img")
+    return a1111_fields.to_native(body, None, task="img2img")
 
 
 @pytest.mark.parametrize(("translated", "names"), [(openai, OPENAI), (a1111, A1111)])

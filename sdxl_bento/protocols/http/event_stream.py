@@ -7,7 +7,7 @@ server lets running calls end first.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -15,13 +15,13 @@ from starlette.responses import StreamingResponse
 KEEP_ALIVE = b": still here\n\n"  # proxies close silent connections
 
 
-def event(name: str, data: dict[str, Any]) -> bytes:
+def event(name: str, data: Mapping[str, Any]) -> bytes:
     """One server-sent event."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 def event_stream(events: AsyncIterator[bytes], request_id: str) -> StreamingResponse:
-    """The response. It asks proxies not to keep events back."""
+    """The response that sends the events. It asks proxies not to buffer them."""
     headers = {
         "Cache-Control": "no-store",
         "X-Accel-Buffering": "no",
