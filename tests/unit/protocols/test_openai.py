@@ -66,7 +66,7 @@ def test_fields() -> None:
 
 
 def test_a_body_that_is_no_object_is_left_to_validation() -> None:
-    assert to_native([1], "generate") == ([1], AnswerOptions())
+    assert to_native([1], "generate") == ([1], AnswerOptions(False, 0, False, {}))
 
 
 def test_names_for_errors() -> None:
