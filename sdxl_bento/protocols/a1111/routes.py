@@ -33,7 +33,7 @@ from sdxl_bento.protocols.http.bodies import (
     read_call,
 )
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
-from sdxl_bento.protocols.http.validation import renamed
+from sdxl_bento.protocols.http.validation import rename_field
 
 PROTOCOL = "automatic1111"
 _CHECKPOINT = "sd_model_checkpoint"
@@ -84,7 +84,9 @@ class Automatic1111:
             with self._calls.running(call.request_id) as running:
                 answer = await api_of(request).run(call, task, running.update)
         except Exception as error:  # every error is answered in the protocol's format
-            return error_response(renamed(logged(error, call.request_id), NAMES), call.request_id)
+            return error_response(
+                rename_field(logged(error, call.request_id), NAMES), call.request_id
+            )
         body = http_call.fields if isinstance(http_call.fields, Mapping) else {}
         return JSONResponse(response_body(answer, body), headers=answer_headers(answer))
 
@@ -127,7 +129,7 @@ class Automatic1111:
                 raise call.error
             self._model = _model_in(api_of(request), call.fields)
         except SDXLError as error:
-            return error_response(renamed(error, NAMES), call.request_id)
+            return error_response(rename_field(error, NAMES), call.request_id)
         return JSONResponse(None)
 
 

@@ -67,6 +67,10 @@ class API:
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
         image, image_id = fields.pop("image", None), _pop_image_id(fields)
         params = parse_params(fields)
+        return Order(task, params, await self._input_image(image, image_id))
+
+    async def _input_image(self, image: object, image_id: str | None) -> InputImage:
+        """The picture in a field, or the one with an id in the store, whichever there is."""
         if (image is None) == (image_id is None):
             raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
         if image_id is None:
@@ -77,7 +81,7 @@ class API:
         def read() -> InputImage:
             return InputImage.of(decode(data, self.settings.max_pixels), data, image_id)
 
-        return Order(task, params, await asyncio.to_thread(read))
+        return await asyncio.to_thread(read)
 
 
 def api_of(request: Request) -> API:

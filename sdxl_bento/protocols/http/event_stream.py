@@ -1,7 +1,7 @@
-"""Server-sent events: how one is written, and the response that they are sent in.
+"""Server-sent events, and the response that sends them.
 
-`sse-starlette` was looked at. It ends all streams as soon as the server is told to stop, where this
-server lets running calls end first.
+`sse-starlette` is not used because it ends all streams as soon as the server is told to stop. This
+server lets running calls finish first.
 """
 
 from __future__ import annotations

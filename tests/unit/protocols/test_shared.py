@@ -38,7 +38,7 @@ from sdxl_bento.protocols.http.errors import (
 from sdxl_bento.protocols.http.event_stream import event
 from sdxl_bento.protocols.http.middleware import ErrorBodies
 from sdxl_bento.protocols.http.progress import events_of, outcome
-from sdxl_bento.protocols.http.validation import parse_params, renamed
+from sdxl_bento.protocols.http.validation import parse_params, rename_field
 from sdxl_bento.serving.results import Generation, Progress, Timings
 
 # Answers
@@ -416,7 +416,7 @@ def test_what_is_logged(
 
 def test_fields_under_the_names_of_the_caller() -> None:
     names = {"width": "size", "loras": "adapters"}
-    error = renamed(MalformedBody("width", 3, "more"), names)
+    error = rename_field(MalformedBody("width", 3, "more"), names)
     assert isinstance(error, MalformedBody)
     assert (error.field, error.value, error.allowed) == ("size", 3, "more")
     for same in (
@@ -424,7 +424,7 @@ def test_fields_under_the_names_of_the_caller() -> None:
         errors.Overloaded("full", 1),
         errors.AdapterMismatch("x", ["k"], "rank"),
     ):
-        assert renamed(same, names) is same
+        assert rename_field(same, names) is same
 
 
 ENVELOPES = {
