@@ -1,4 +1,4 @@
-"""What the routes of all protocols draw with: from a call to its answer, while its client waits."""
+"""What the routes of all protocols draw with: it turns a call into its answer."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class API:
     async def run(
         self, call: Call, task: Task = "generate", on_progress: OnProgress | None = None
     ) -> Answer:
-        """Draw a call while its client is there and its time is not over; count it.
+        """Draw a call, as long as its client is connected and its time is not over, and count it.
 
         Raises:
             SDXLError: see `errors`.
             TimeoutError: it took longer than `timeout_s`.
         """
 
-        async def drawn() -> Answer:
+        async def draw() -> Answer:
             return await self._drawing.draw(
                 await self._order(call, task),
                 request_id=call.request_id,
@@ -54,20 +54,23 @@ class API:
 
         model = self.generator.models.name_of(call.model)
         with self._metrics.request(call.protocol, model):
-            answer = await call.caller.wait_for(drawn(), self.settings.timeout_s)
+            answer = await call.caller.wait_for(draw(), self.settings.timeout_s)
         self._metrics.generated(call.protocol, answer.generation)
         return answer
 
     async def _order(self, call: Call, task: Task) -> Order:
-        """What the call wants. Its picture is fetched and decoded. Raises InvalidInput."""
+        """The call's order, with its picture decoded. Raises InvalidInput, ImageNotFound."""
         if task == "generate":
             return Order(task, call.params())
         if call.error is not None:
             raise call.error
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
-        image, named = fields.pop("image", None), _image_id(fields)
-        image_id = None if named is None else str(named)
+        image, image_id = fields.pop("image", None), _pop_image_id(fields)
         params = parse_params(fields)
+        return Order(task, params, await self._input_image(image, image_id))
+
+    async def _input_image(self, image: object, image_id: str | None) -> InputImage:
+        """The picture in a field, or the one with an id in the store, whichever there is."""
         if (image is None) == (image_id is None):
             raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
         if image_id is None:
@@ -78,7 +81,7 @@ class API:
         def read() -> InputImage:
             return InputImage.of(decode(data, self.settings.max_pixels), data, image_id)
 
-        return Order(task, params, await asyncio.to_thread(read))
+        return await asyncio.to_thread(read)
 
 
 def api_of(request: Request) -> API:
@@ -87,9 +90,10 @@ def api_of(request: Request) -> API:
     return api
 
 
-def _image_id(fields: dict[str, object]) -> object:
-    """Taken out of the fields: `image_id`, or `id`, as dstack's tutorial calls it."""
-    image_id, other = fields.pop("image_id", None), fields.pop("id", None)
-    if image_id is not None and other is not None:
-        raise InvalidInput("id", other, "one of id and image_id, not both")
-    return other if image_id is None else image_id
+def _pop_image_id(fields: dict[str, object]) -> str | None:
+    """Remove `image_id` from the fields, or `id`, which is what dstack's tutorial calls it."""
+    image_id, alias = fields.pop("image_id", None), fields.pop("id", None)
+    if image_id is not None and alias is not None:
+        raise InvalidInput("id", alias, "one of id and image_id, not both")
+    named = alias if image_id is None else image_id
+    return None if named is None else str(named)
