@@ -72,7 +72,7 @@ class World:
     async def until(self, **counts: int) -> None:
         """Requests that lack an adapter count as running, as they hold a place."""
         async with asyncio.timeout(20):
-            while counts.items() - self.engine.counts().items():
+            while counts.items() - self.engine.counts().items():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     def load_adapters(self) -> None:

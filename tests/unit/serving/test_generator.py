@@ -61,7 +61,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Loading:
 
 async def until(generator: Generator, state: str) -> None:
     async with asyncio.timeout(20):
-        while generator.state != state:
+        while generator.state != state:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

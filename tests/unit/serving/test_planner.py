@@ -69,7 +69,7 @@ def test_a_server_may_allow_less_than_the_api(
 ) -> None:
     plans = planner(loaded(), **limit)
     plans.resolve(order(**fits))
-    with pytest.raises(InvalidInput, match="at most .* on this server") as caught:
+    with pytest.raises(InvalidInput, match=r"at most .* on this server") as caught:
         plans.resolve(order(**exceeds))
     assert caught.value.field == field
     assert caught.value.allowed == f"at most {next(iter(limit.values()))} on this server"
