@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import bentoml
 import pytest
 import torch
+from bentoml.exceptions import NotFound
 
 from sdxl_bento.config import Settings
 from sdxl_bento.diffusion.model import Placement
@@ -427,10 +428,10 @@ def test_the_engine_has_the_limits_of_the_settings(start: Start) -> None:
 def test_a_model_is_found_by_its_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def get(tag: str) -> Any:
         if tag != "tiny:latest":
-            raise bentoml.exceptions.NotFound(f"no {tag}")
+            raise NotFound(f"no {tag}")
         return SimpleNamespace(tag="tiny:v1", path=str(tmp_path))
 
-    monkeypatch.setattr(bentoml.models, "get", get)
+    monkeypatch.setattr(importlib.import_module("bentoml.models"), "get", get)
     assert loading.find("tiny:latest") == ("tiny:v1", tmp_path)
     assert loading.folder_of("tiny:latest") == tmp_path
     with pytest.raises(ConfigurationError, match=r"other is not in the store \(.*no other\)"):
