@@ -1,1 +1,1 @@
-"""Pictures as files: encoded, described, stored, found again."""
+"""Pictures as files: encoding, describing, storing and finding them again."""

@@ -1,8 +1,8 @@
-"""Pictures that were drawn before: the same parameters and seed, by the same artifact.
+"""The result cache: pictures that were drawn before, with the same parameters by the same model.
 
-The index lies in the image store, so that all processes share it, and its entries go with their
-pictures. A key covers all that a file's bytes depend on. What a call says of its deadline or
-priority is not part of it.
+The index is part of the image store, so all processes share it, and an entry disappears with its
+picture. A key covers everything that the bytes of a picture's file depend on; a call's deadline and
+priority are not part of it.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ _LOOK_UP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """What a caller allows: to be answered from the cache, and to leave something in it."""
+    """Whether a call may be answered from the cache, and whether its pictures may be added."""
 
     read: bool = True
     write: bool = True
 
 
 class ResultCache:
-    """Looks orders up, and says what their pictures are to be kept as."""
+    """Looks orders up, and decides under which keys their pictures are stored."""
 
     def __init__(self, settings: Settings, pictures: Pictures) -> None:
         self._pictures = pictures
         self._file = {"embed_metadata": settings.embed_metadata, "png_level": settings.png_level}
 
     async def look_up(self, order: Resolved, provenance: Provenance) -> dict[int, Picture]:
-        """The pictures that were drawn before for such an order, by their index.
+        """The pictures of an order that were drawn before, by their index.
 
-        `provenance` is what would draw it now.
+        Args:
+            order: the call.
+            provenance: what would draw it now.
         """
         keys = self._keys(order, provenance)
         stored = await asyncio.gather(*(self._find(key, order.params) for key in keys))
@@ -66,10 +68,17 @@ class ResultCache:
         before: Provenance,
         after: Provenance | None,
     ) -> dict[int, str]:
-        """What drawn pictures may be found by, by their index.
+        """The keys under which drawn pictures may be found again, by their index.
 
-        Those are left out which the same order might draw otherwise again: steps were taken off,
-        an adapter may have come late, or what draws has changed while it drew.
+        A picture has no key if the same order might be drawn differently the next time: because
+        steps were taken off, because an adapter may have been mixed in late, or because the
+        provenance has changed while it was drawn.
+
+        Args:
+            order: the call as it was asked for.
+            generation: what was drawn for it.
+            before: the provenance before drawing.
+            after: the provenance after drawing; None if it cannot be told any more.
         """
         params = order.params
         if after != before or (params.lora_late_ok and params.loras):
@@ -82,28 +91,32 @@ class ResultCache:
         }
 
     def _keys(self, order: Resolved, provenance: Provenance) -> list[str]:
-        """One for each picture of an order."""
-        pictures = range(order.params.num_images)
-        return [key_of(order.single(index), provenance, self._file) for index in pictures]
+        """One key for each picture of an order."""
+        indices = range(order.params.num_images)
+        return [key_of(order.single(index), provenance, self._file) for index in indices]
 
     async def _find(self, key: str, params: ResolvedParams) -> StoredImage | None:
         def find(store: ImageStore) -> StoredImage | None:
-            found = store.get_result(key, params.output_format)
-            return found and _lasting(store, key, found)
+            stored = store.get_result(key, params.output_format)
+            return stored and _renewed(store, key, stored)
 
         try:
             return await self._pictures.in_store(find, _LOOK_UP_S)
-        except (StoreUnavailable, TimeoutError) as error:
-            logger.warning("the result cache is passed over: %s", error.__cause__ or "no answer")
+        except StoreUnavailable as error:
+            reason = error.__cause__ or error
+            logger.warning("the result cache is not used for this call: %s", reason)
             return None
 
 
 def key_of(order: Resolved, provenance: Provenance, file: Mapping[str, object]) -> str:
-    """64 hexadecimal digits for all that the bytes of one picture's file depend on.
+    """A key for everything that the bytes of one picture's file depend on: 64 hexadecimal digits.
 
-    `order` is for one picture; `file` are the settings of its encoding.
+    Args:
+        order: a call for one picture.
+        provenance: what draws it.
+        file: the settings of its encoding.
     """
-    what = {
+    content = {
         "version": __version__,
         "task": order.task,
         "params": describe(order),
@@ -111,21 +124,24 @@ def key_of(order: Resolved, provenance: Provenance, file: Mapping[str, object]) 
         "provenance": asdict(provenance),
         "file": dict(file),
     }
-    text = json.dumps(what, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return sha256(text.encode()).hexdigest()
 
 
-def _lasting(store: ImageStore, key: str, found: StoredImage) -> StoredImage:
-    """The same picture, under an id that is good for half of the store's time at least."""
-    if not store.is_ageing(found.image_id):
-        return found
+def _renewed(store: ImageStore, key: str, stored: StoredImage) -> StoredImage:
+    """The same picture under an id that is valid for at least half of the store's `ttl_s`.
+
+    An old picture is stored again under a new id; if that fails, the old id has to do.
+    """
+    if not store.is_ageing(stored.image_id):
+        return stored
     try:
-        whole = store.get(found.image_id)
-        image_id = store.put(whole.data, whole.output_format, whole.metadata)
+        old = store.get(stored.image_id)
+        image_id = store.put(old.data, old.output_format, old.metadata)
         store.put_result(key, image_id)
     except (ImageNotFound, StoreUnavailable):
-        return found
-    return replace(found, image_id=image_id)
+        return stored
+    return replace(stored, image_id=image_id)
 
 
 def _picture(stored: StoredImage, params: ResolvedParams, index: int) -> Picture:

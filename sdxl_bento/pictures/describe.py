@@ -6,14 +6,15 @@ from typing import Any
 
 from sdxl_bento.order import Resolved
 
-# Fields about when and how a call is run, which change nothing in its pictures.
+# Fields that say when and how a call is run. They change nothing in its pictures.
 _SCHEDULING = {"slo_ms", "priority", "degrade_min_steps"}
 
 
 def describe(order: Resolved) -> dict[str, Any]:
-    """All parameters that a picture depends on, as a body for the route of its task.
+    """All parameters that a picture depends on, as the body of a call to the route of its task.
 
-    The same picture has the same description, however its call was made.
+    Two calls that draw the same picture have the same description: parameters without effect are
+    left out, and adapters are sorted by name.
     """
     params = order.params
     unused = set(_SCHEDULING)

@@ -1,4 +1,4 @@
-"""Pictures as bytes, encoded off the event loop."""
+"""Between pictures and the bytes of their files; encoding is done off the event loop."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ _MOST_EXIF = 65_000  # bytes; a JPEG has one segment of 64 KiB for it
 
 
 class ImageTooLarge(InvalidInput):
-    """An uploaded picture has more pixels than this server takes."""
+    """An uploaded picture has more pixels than this server accepts."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image:
-    """An uploaded PNG, JPEG or WebP as an upright RGB picture.
+    """An uploaded PNG, JPEG or WebP file as an upright RGB picture.
 
-    Raises InvalidInput, or ImageTooLarge before the pixels are unpacked.
+    Raises:
+        ImageTooLarge: it has more than `max_pixels`. This is checked before they are decoded.
+        InvalidInput: it is no such file, or a broken one.
     """
     allowed = "a PNG, JPEG or WebP picture"
     try:
@@ -44,7 +46,7 @@ def decode(data: bytes, max_pixels: int) -> Image:
         return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
         raise InvalidInput("image", f"{len(data)} bytes of something else", allowed) from None
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say "broken file"
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a broken file
         raise InvalidInput("image", f"a broken file ({error})", allowed) from None
 
 
@@ -56,10 +58,15 @@ def encode(
     quality: int = 90,
     text: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The picture as a file; the same input, the same bytes.
+    """The picture as a file. The same input always gives the same bytes.
 
-    `text` goes into a PNG's text chunks; JPEG and WebP take its `parameters`, as EXIF. PNG's level
-    is 1 by default: at 1024x1024 it takes a sixth of the time of Pillow's default level.
+    Args:
+        image: the picture.
+        output_format: of the file.
+        png_level: zlib's level for PNG. At 1024x1024, level 1 takes a sixth of the time of Pillow's
+            default level.
+        quality: of JPEG and WebP, from 1 to 100.
+        text: written into a PNG's text chunks. JPEG and WebP take only its `parameters`, as EXIF.
     """
     out = io.BytesIO()
     rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -75,13 +82,13 @@ def encode(
 
 
 def _exif(text: str) -> bytes:
-    """The text as EXIF data; none where there is no text, or too much for a JPEG."""
+    """The text as EXIF data; empty if there is no text, or more than fits into a JPEG."""
     data = user_comment(text) if text else b""
     return data if len(data) <= _MOST_EXIF else b""
 
 
 class Encoder:
-    """Encodes in a few threads, so that a large PNG never holds up the event loop."""
+    """Encodes in a few threads, so that a large PNG never blocks the event loop."""
 
     def __init__(self, png_level: int, threads: int = 2) -> None:
         self._png_level = png_level
@@ -100,5 +107,5 @@ class Encoder:
         return await loop.run_in_executor(self._pool, work)
 
     def close(self) -> None:
-        """End the threads; what is under way is finished first."""
+        """End the threads, after the work that has begun."""
         self._pool.shutdown(wait=True)

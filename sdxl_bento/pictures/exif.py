@@ -9,9 +9,10 @@ _LONG, _UNDEFINED = 4, 7  # types; 4.6.2
 
 
 def user_comment(text: str) -> bytes:
-    """EXIF data with this one field, in the byte order that its readers take for granted.
+    """EXIF data with the one field UserComment, in big-endian order, which all readers understand.
 
-    Written by hand, since Pillow gives bytes the type BYTE, where EXIF wants UNDEFINED.
+    It is assembled here because Pillow writes bytes with the type BYTE, where EXIF 2.32 asks for
+    UNDEFINED.
     """
     data = b"UNICODE\0" + text.encode("utf-16-be")
     header = struct.pack(">2sHI", b"MM", 42, 8)

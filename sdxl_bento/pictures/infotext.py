@@ -15,17 +15,17 @@ from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.describe import describe
 from sdxl_bento.sampler_names import a1111_name
 
-# Names that `infotext` writes itself: in a fixed order, or where they mean something.
+# Names that `infotext` writes itself, because their order is fixed or they depend on the task.
 _PLACED = frozenset(
     ("Steps", "Sampler", "CFG scale", "Seed", "Model", "Denoising strength", "Refiner switch at")
 )
 
 
 def infotext(order: Resolved) -> str:
-    """The text of one picture: prompt, negative prompt, and one line of facts.
+    """The text of one picture: its prompt, its negative prompt, and one line of other parameters.
 
-    Adapters are in the prompt, as that interface writes them. It also writes hashes, which are of
-    single checkpoint files; they are left out.
+    Adapters are part of the prompt, as that interface writes them. The hashes that it also writes
+    are those of single checkpoint files, which a model here does not have; they are left out.
     """
     params = order.params
     sampler, scheduler = a1111_name(params.sampler)
@@ -49,14 +49,14 @@ def infotext(order: Resolved) -> str:
     if params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items()))
-    return "\n".join(lines).replace("\0", " ")  # which would end a PNG's text
+    return "\n".join(lines).replace("\0", " ")  # a null character would end the text of a PNG
 
 
 def embedded(order: Resolved) -> dict[str, str]:
-    """What goes into a picture's file, by the names that a PNG's text chunks have.
+    """The texts that are written into a picture's file, by the names of a PNG's text chunks.
 
-    `order` is for this picture alone. Nothing in it differs from call to call: the same seed gives
-    the same bytes.
+    `order` has to be for this picture alone. The texts do not depend on when the call was made, so
+    the same seed gives the same bytes.
     """
     return {
         "parameters": infotext(order),
@@ -65,7 +65,7 @@ def embedded(order: Resolved) -> dict[str, str]:
 
 
 def _further_facts(params: GenerateParams) -> dict[str, object]:
-    """Fields with a name in this text but no place of their own, unless they hold the default."""
+    """Fields that have a name in this text but no fixed place, unless they hold the default."""
     facts: dict[str, object] = {}
     for name, wire in wires(GenerateParams).items():
         value = getattr(params, name)

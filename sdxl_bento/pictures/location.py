@@ -1,4 +1,4 @@
-"""Where the image store is: from the setting to a file system that works, or what is wrong."""
+"""Opens the image store that the settings name, and explains what is wrong if that fails."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sdxl_bento.pictures.store import ImageStore
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
 
-# Every process lists and reads for itself, because others write, too.
+# Nothing is cached, because other processes write to the store, too.
 _OPTIONS: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
 _FOR_SCHEME: dict[str, dict[str, Any]] = {
-    "s3": {**_OPTIONS, "max_concurrency": 1},  # or it asks for the size before each read
+    "s3": {**_OPTIONS, "max_concurrency": 1},  # with more, it asks for the size before each read
     "gs": _OPTIONS,
 }
 _EXTRAS = {"s3": "s3", "gs": "gcs"}
@@ -30,12 +30,12 @@ _KEYS = {
 
 
 def open_store(settings: Settings) -> ImageStore:
-    """The store that the settings name, or a folder of its own among the temporary files.
+    """The store that the settings name, or else a temporary folder.
 
-    Light: nothing is asked of an object store.
+    This sends no request to an object store.
 
     Raises:
-        ConfigurationError: no file system of that kind, or a package is missing.
+        ConfigurationError: there is no file system of that kind, or a package is missing.
     """
     bounds: dict[str, Any] = {
         "ttl_s": settings.store_ttl_s,
@@ -43,16 +43,16 @@ def open_store(settings: Settings) -> ImageStore:
         "writers": settings.workers,
     }
     if settings.store is None:
-        files, root = _file_system(str(_own_folder()))
+        files, root = _file_system(str(_temporary_folder()))
         return ImageStore(files, root, temporary=True, **bounds)
     files, root = _file_system(settings.store)
     return ImageStore(files, root, **bounds)
 
 
 def check_store(settings: Settings) -> None:
-    """Try the store. Raises ConfigurationError that says what to do about it."""
+    """Try to use the store. Raises ConfigurationError, which says what to do, if that fails."""
     if settings.store is None:
-        _own_folder()
+        _temporary_folder()
         return
     try:
         open_store(settings).check()
@@ -66,7 +66,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     scheme = _scheme(url)
-    # Without credentials it warns at every call that it cannot ask for the kind of bucket.
+    # Without credentials, gcsfs warns at every call that it cannot tell the kind of the bucket.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         files, root = fsspec.core.url_to_fs(url, **_FOR_SCHEME.get(scheme, {}))
@@ -85,8 +85,8 @@ def _file_system(url: str) -> tuple[Any, str]:
     return files, str(root)
 
 
-def _own_folder() -> Path:
-    # Worker processes have one parent: they share the folder that is named for it.
+def _temporary_folder() -> Path:
+    """The folder that all worker processes of a server share: it is named after their parent."""
     folder = Path(tempfile.gettempdir(), f"sdxl-bento-{os.getuid()}", str(os.getppid()))
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
@@ -97,7 +97,7 @@ def _own_folder() -> Path:
 def _what_to_do(url: str, error: Exception) -> str:
     scheme = _scheme(url)
     bucket = url.partition("://")[2].partition("/")[0]
-    said = " ".join(str(error).split())[:300] or type(error).__name__
+    message = " ".join(str(error).split())[:300] or type(error).__name__
     if scheme not in _KEYS:
         remedy = "it has to be a folder that this user may write to"
     elif isinstance(error, FileNotFoundError):
@@ -106,7 +106,7 @@ def _what_to_do(url: str, error: Exception) -> str:
         remedy = f"the keys must allow to list {bucket}, and to get, put and delete objects in it"
     else:
         remedy = f"it has to be reachable; keys come from {_KEYS[scheme]}"
-    return f"SDXL_STORE is {shown(url)}, which cannot be used ({said}): {remedy}"
+    return f"SDXL_STORE is {shown(url)}, which cannot be used ({message}): {remedy}"
 
 
 def _scheme(url: str) -> str:
@@ -115,5 +115,5 @@ def _scheme(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """The URL as it may be printed: without a password."""
+    """The URL without user name and password, so that it may be printed."""
     return re.sub(r"//[^/@]*@", "//…@", url)

@@ -1,6 +1,6 @@
-"""Generated images as files: described, encoded, stored, and found again.
+"""Drawn pictures as files: described, encoded and stored.
 
-No failure of the store loses a picture that was drawn: it is answered without an id.
+A failure of the store never loses a picture that was drawn: it is then answered without an id.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-_THREADS = 8  # of the store alone: one that hangs holds up nothing else
-_STORE_S = 10.0  # a picture that was drawn waits no longer to be stored
+_THREADS = 8  # used for the store alone, so a store that hangs blocks nothing else
+_STORE_S = 10.0  # most seconds that an answer waits until its picture is stored
 _FETCH_S = 30.0
 
 
@@ -38,8 +38,8 @@ _FETCH_S = 30.0
 class Picture:
     """One encoded picture of an answer.
 
-    `image_id` is None where the store did not take it. `cached` says whether it was drawn for an
-    earlier call, None where nothing is cached.
+    `image_id` is None if the picture could not be stored. `cached` says whether the picture was
+    drawn for an earlier call; it is None if the result cache is off.
     """
 
     data: bytes
@@ -53,9 +53,9 @@ class Picture:
 
 
 class Pictures:
-    """The pictures of this process's calls, and the store that all processes share.
+    """Encodes the pictures of this process, and keeps them in the store that all processes share.
 
-    Without a store pictures are encoded and not kept; they have no ids.
+    Without a store, pictures are encoded and not kept, and have no ids.
     """
 
     def __init__(self, settings: Settings, store: ImageStore | None) -> None:
@@ -68,11 +68,11 @@ class Pictures:
 
     async def get(self, image_id: str) -> StoredImage:
         """A stored picture. Raises ImageNotFound, StoreUnavailable."""
-        return await self._fetched(lambda store: store.get(image_id))
+        return await self._fetch(lambda store: store.get(image_id))
 
     async def describe(self, image_id: str) -> dict[str, Any]:
-        """What is known of a stored picture. Raises ImageNotFound, StoreUnavailable."""
-        return await self._fetched(lambda store: store.describe(image_id))
+        """The metadata of a stored picture. Raises ImageNotFound, StoreUnavailable."""
+        return await self._fetch(lambda store: store.describe(image_id))
 
     async def publish(
         self,
@@ -80,9 +80,13 @@ class Pictures:
         provenance: Provenance | None,
         keys: Mapping[int, str] | None = None,
     ) -> list[Picture]:
-        """The drawn pictures of a call as files, each stored with all that went into it.
+        """Encode the drawn pictures of a call, and store each with its metadata.
 
-        `keys` has, by a picture's index, what it is to be found again by; None: nothing is cached.
+        Args:
+            generation: the drawn pictures.
+            provenance: what has drawn them, if that can be told.
+            keys: the result cache's key of each picture that may be found again, by the picture's
+                index; None if the result cache is off.
         """
 
         async def publish(drawn: GeneratedImage) -> Picture:
@@ -99,7 +103,7 @@ class Pictures:
             return Picture(
                 data=data,
                 output_format=params.output_format,
-                image_id=await self._kept(data, params.output_format, metadata, key),
+                image_id=await self._keep(data, params.output_format, metadata, key),
                 seed=drawn.seed,
                 width=width,
                 height=height,
@@ -110,23 +114,33 @@ class Pictures:
         return list(await asyncio.gather(*map(publish, generation.images)))
 
     async def in_store(self, work: Callable[[ImageStore], T], timeout_s: float) -> T:
-        """Run blocking work in the store's threads. Raises TimeoutError, StoreUnavailable."""
+        """Run blocking work in the store's threads.
+
+        Raises:
+            StoreUnavailable: there is no store, it fails, or it takes longer than `timeout_s`. What
+                happened is the `__cause__`, if there is one.
+        """
         if self._store is None:
             raise StoreUnavailable
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(timeout_s):
-            return await loop.run_in_executor(self._pool, work, self._store)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await loop.run_in_executor(self._pool, work, self._store)
+        except TimeoutError:
+            raise StoreUnavailable from TimeoutError(f"no answer within {timeout_s:g} s")
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Finish the work that has begun, then close the store."""
         self._encoder.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._store is not None:
             self._store.close()
 
-    async def _kept(
+    async def _keep(
         self, data: bytes, output_format: OutputFormat, metadata: dict[str, Any], key: str | None
     ) -> str | None:
+        """Store a picture. Returns its id, or None if it could not be stored."""
+
         def keep(store: ImageStore) -> str:
             image_id = store.put(data, output_format, metadata)
             if key is not None:
@@ -137,41 +151,42 @@ class Pictures:
             return None
         try:
             return await self.in_store(keep, _STORE_S)
-        except (StoreUnavailable, TimeoutError) as error:
-            reason = error.__cause__ or f"no answer within {_STORE_S:g} s"
+        except StoreUnavailable as error:
             logger.warning(
-                "request %s: a picture could not be stored: %s", metadata["request_id"], reason
+                "request %s: a picture could not be stored: %s",
+                metadata["request_id"],
+                error.__cause__ or error,
             )
             return None
 
-    async def _fetched(self, work: Callable[[ImageStore], T]) -> T:
+    async def _fetch(self, work: Callable[[ImageStore], T]) -> T:
         try:
             return await self.in_store(work, _FETCH_S)
-        except (StoreUnavailable, TimeoutError) as error:
+        except StoreUnavailable as error:
             logger.warning("the image store does not answer: %s", error.__cause__ or error)
-            raise StoreUnavailable from error
+            raise
 
 
 def _metadata(
     order: Resolved, size: tuple[int, int], provenance: Provenance | None
 ) -> dict[str, Any]:
-    """What is kept of a picture beside it: all that is needed to draw it again."""
+    """What is stored beside a picture: all that is needed to draw it again."""
     width, height = size
     return {
         "width": width,
         "height": height,
         "task": order.task,
         "params": describe(order),
-        "source": _described_source(order.source),
-        "drawn_by": None if provenance is None else _described_provenance(provenance),
+        "source": _describe_source(order.source),
+        "drawn_by": None if provenance is None else _describe_provenance(provenance),
     }
 
 
-def _described_source(source: InputImage | None) -> dict[str, Any] | None:
+def _describe_source(source: InputImage | None) -> dict[str, Any] | None:
     return None if source is None else {"image_id": source.image_id, "sha256": source.sha256}
 
 
-def _described_provenance(provenance: Provenance) -> dict[str, Any]:
-    described = asdict(provenance)
-    named = {name: dict(described[name]) for name in ("options", "loras")}
-    return {"sdxl_bento": __version__, **described, **named}
+def _describe_provenance(provenance: Provenance) -> dict[str, Any]:
+    fields = asdict(provenance)
+    mappings = {name: dict(fields[name]) for name in ("options", "loras")}
+    return {"sdxl_bento": __version__, **fields, **mappings}

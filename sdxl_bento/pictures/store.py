@@ -3,56 +3,52 @@
 Below the root::
 
     <id>.png            a picture; or .webp, .jpeg
-    <id>.json           what is known of it
-    results/<key>/<id>  that this picture is the result of a key, see `result_cache`
+    <id>.json           its metadata
+    results/<key>/<id>  an empty file: this picture is the result of the key, see `cache`
 
-An id begins with the second in which it was made, and a listing has sizes. So a sweep reads no
-file: what it needs is in the names. Nothing is indexed in memory.
+An id begins with the second in which it was made, and a listing has sizes, so a sweep need not read
+any file. There is no index in memory: processes see at once what others have written.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import logging
-import re
 import secrets
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import AsyncFileSystem
 
 from sdxl_bento.errors import ImageNotFound, SDXLError, StoreUnavailable
 from sdxl_bento.pictures.encode import MEDIA_TYPES
+from sdxl_bento.pictures.listing import PictureFiles, by_id, superfluous
+from sdxl_bento.pictures.names import (
+    METADATA_SUFFIX,
+    RESULTS,
+    base_name,
+    created_at,
+    is_id,
+    is_result,
+    new_id,
+)
+from sdxl_bento.pictures.sweeping import Sweeper
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from sdxl_bento.params import OutputFormat
 
-# A child of BentoML's logger, because only those show INFO under `bentoml serve`.
-logger = logging.getLogger(f"bentoml.{__name__}")
-
-_ID = re.compile(r"[A-Za-z0-9_-]{22}")
-_FILE = re.compile(rf"({_ID.pattern})\.(json|{'|'.join(MEDIA_TYPES)})")
-_KEY = re.compile(r"[0-9a-f]{64}")
-_RESULTS = "results"
 _SHARE = 8  # a sweep leaves room for an eighth of the bound, which may be written until the next
-_SWEEP_EVERY_S = 30.0
-_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A picture out of the store, with what was noted when it went in.
+    """A picture out of the store, with the metadata that was stored beside it.
 
-    `created`: seconds since 1970.
+    `created` is in seconds since 1970.
     """
 
     image_id: str
@@ -63,24 +59,17 @@ class StoredImage:
 
     @property
     def media_type(self) -> str:
+        """The media type of the picture's file, such as `image/png`."""
         return MEDIA_TYPES[self.output_format]
 
 
-@dataclass
-class _Stored:
-    """The files of one id, and their bytes."""
-
-    note: list[str] = field(default_factory=list)
-    picture: list[str] = field(default_factory=list)
-    size: int = 0
-
-
 class ImageStore:
-    """The pictures below one root. Every method blocks: call them from a thread.
+    """The pictures below one root. Every method blocks, so call it from a thread.
 
-    Pictures older than `ttl_s` are gone. Once there are more than `max_bytes`, the oldest go.
+    Pictures older than `ttl_s` cannot be fetched any more. Once all pictures take more than
+    `max_bytes`, the oldest are removed.
 
-    Raises StoreUnavailable, from the file system's own error, where that fails.
+    Where the file system fails, every method raises StoreUnavailable from its error.
     """
 
     def __init__(
@@ -96,99 +85,104 @@ class ImageStore:
     ) -> None:
         """
         Args:
-            files: its listings must not be cached, other processes write as well.
-            root: a path in it.
-            ttl_s: seconds that a picture is kept.
-            max_bytes: of all pictures together, of all processes.
-            writers: processes that write here, as far as is known.
-            temporary: `close` removes everything.
-            clock: seconds since 1970.
+            files: the file system. It must not cache listings, since other processes write, too.
+            root: a path in it, below which the pictures are.
+            ttl_s: for how many seconds a picture is kept.
+            max_bytes: most bytes of all pictures together, whichever process wrote them.
+            writers: number of processes that write here.
+            temporary: whether `close` removes everything.
+            clock: the current time in seconds since 1970.
         """
         self._files = files
         self._root = root.rstrip("/")
-        # Object stores have none; s3fs would make a bucket. All of them are asynchronous in fsspec.
+        # Object stores have no folders, and s3fs would create a bucket in the place of one. They
+        # can be told by their class: in fsspec all of them are asynchronous.
         self._has_folders = not isinstance(files, AsyncFileSystem)
         self.ttl_s = ttl_s
-        self._max_bytes = max_bytes
-        self._sweep_at_bytes = max_bytes // _SHARE // writers
+        self._target_bytes = max_bytes - max_bytes // _SHARE
         self._temporary = temporary
         self._clock = clock
-        self._lock = threading.Lock()
-        self._unswept = 0
-        self._wanted = threading.Event()
-        self._closed = threading.Event()
-        self._sweeper: threading.Thread | None = None
+        self._sweeper = Sweeper(
+            self.sweep,
+            after_bytes=max_bytes // _SHARE // writers,
+            after_s=ttl_s / _SHARE,
+            clock=clock,
+        )
 
     def put(self, data: bytes, output_format: OutputFormat, metadata: Mapping[str, Any]) -> str:
-        """Keep a picture; returns its id."""
-        image_id = _new_id(self._clock())
-        note = {"format": output_format, "bytes": len(data), "metadata": dict(metadata)}
-        with self._reported():
-            # The note goes last: a picture without one has not been stored.
+        """Store a picture; returns its id."""
+        image_id = new_id(self._clock())
+        record = {"format": output_format, "bytes": len(data), "metadata": dict(metadata)}
+        with self._translated_errors():
+            # The metadata is written last: a picture without it does not count as stored, so
+            # nobody can find half of one.
             self._write(f"{image_id}.{output_format}", data)
-            self._write(f"{image_id}.json", json.dumps(note).encode())
-        with self._lock:
-            self._unswept += len(data)
-            if self._unswept >= self._sweep_at_bytes:
-                self._wanted.set()
+            self._write(f"{image_id}.{METADATA_SUFFIX}", json.dumps(record).encode())
+        self._sweeper.wrote(len(data))
         return image_id
 
     def get(self, image_id: str) -> StoredImage:
         """The picture. Raises ImageNotFound for an id that is unknown, evicted or too old."""
-        note = self._note(image_id)
-        output_format: OutputFormat = note["format"]
+        record = self._record(image_id)
+        output_format: OutputFormat = record["format"]
         data = self._read(image_id, output_format)
-        return StoredImage(image_id, data, output_format, created_at(image_id), note["metadata"])
+        return StoredImage(image_id, data, output_format, created_at(image_id), record["metadata"])
 
     def describe(self, image_id: str) -> dict[str, Any]:
-        """What is known of a picture, without it. Raises ImageNotFound as `get` does."""
-        note = self._note(image_id)
-        about = {"image_id": image_id, "format": note["format"], "bytes": note["bytes"]}
-        return {**about, "created": created_at(image_id), **note["metadata"]}
+        """The metadata of a picture, without its file. Raises ImageNotFound as `get` does."""
+        record = self._record(image_id)
+        return {
+            "image_id": image_id,
+            "format": record["format"],
+            "bytes": record["bytes"],
+            "created": created_at(image_id),
+            **record["metadata"],
+        }
 
     def put_result(self, key: str, image_id: str) -> None:
-        """Note that a stored picture is the result of `key`, 64 hexadecimal digits."""
-        with self._reported():
-            self._write(f"{_RESULTS}/{key}/{image_id}", b"")
+        """Record a stored picture as the result of `key`, 64 hexadecimal digits."""
+        with self._translated_errors():
+            self._write(f"{RESULTS}/{key}/{image_id}", b"")
 
     def get_result(self, key: str, output_format: OutputFormat) -> StoredImage | None:
         """The newest picture that is the result of `key`, without metadata; or None."""
-        with self._reported():
-            names = [path.rpartition("/")[2] for path in self._find(f"{_RESULTS}/{key}")]
-        for image_id in sorted(filter(_ID.fullmatch, names), key=created_at, reverse=True):
+        with self._translated_errors():
+            ids = [base_name(path) for path in self._find(f"{RESULTS}/{key}")]
+        for image_id in sorted(ids, key=created_at, reverse=True):
             with suppress(ImageNotFound):  # it was evicted
                 data = self._read(image_id, output_format)
                 return StoredImage(image_id, data, output_format, created_at(image_id), {})
         return None
 
     def is_ageing(self, image_id: str) -> bool:
-        """Whether half of a picture's time is over."""
+        """Whether more than half of the time for which a picture is kept is over."""
         return self._clock() - created_at(image_id) > self.ttl_s / 2
 
     def sweep(self, grace_s: float = 0.0) -> None:
-        """Remove what is too old, then the oldest, until there is room.
+        """Remove pictures that are too old, then the oldest ones, until there is room.
 
-        Notes go first, and pictures `grace_s` seconds later, so that whoever has read a note in
-        the meantime, in any process, still gets its picture. What an interrupted sweep or `put`
-        leaves behind is found by the next.
+        Metadata is removed first, and the pictures `grace_s` seconds later, so that a reader in any
+        process that has just read the metadata still gets the picture. What an interrupted sweep or
+        `put` leaves behind is removed by a later sweep.
         """
-        with self._lock:
-            self._unswept = 0
-        with self._reported():
-            # Before the pictures are listed, so that a result whose picture is not there has none.
-            results = self._find(_RESULTS)
+        self._sweeper.reset()
+        with self._translated_errors():
+            # Results are listed before pictures, because a result is written after its picture: so
+            # a result is never taken for a dangling one while its picture is being stored.
+            results = self._find(RESULTS)
             stored = self._list()
-            gone = self._superfluous(stored)
-            kept = stored.keys() - gone
-            dangling = [path for path in results if path.rpartition("/")[2] not in kept]
-            self._remove([*dangling, *(path for each in gone for path in stored[each].note)])
-            pictures = [path for each in gone for path in stored[each].picture]
-            if not pictures or self._closed.wait(grace_s):
+            evicted = superfluous(stored, self._target_bytes, self._expired)
+            kept = stored.keys() - evicted
+            dangling = [path for path in results if base_name(path) not in kept]
+            metadata = [path for image_id in evicted for path in stored[image_id].metadata]
+            self._remove([*dangling, *metadata])
+            pictures = [path for image_id in evicted for path in stored[image_id].picture]
+            if not pictures or self._sweeper.wait(grace_s):
                 return
             self._remove(pictures)
 
     def check(self) -> None:
-        """Write, read, list and remove a small file. What fails is raised as it is."""
+        """Write, read, list and remove a small file. Raises the file system's own errors."""
         name = f".check-{secrets.token_hex(8)}"
         path = f"{self._root}/{name}"
         self._write(name, b"check")
@@ -199,61 +193,35 @@ class ImageStore:
             self._files.rm_file(path)
 
     def start_sweeping(self) -> None:
-        """Sweep in a thread from now on: at once, whenever much was written, and as time goes."""
-        self._sweeper = threading.Thread(target=self._sweep_on, name="sdxl-sweep", daemon=True)
+        """Sweep in a thread from now on, until `close` is called."""
         self._sweeper.start()
 
     def close(self) -> None:
-        """Stop sweeping. Remove everything, if it was only lent for the life of this process."""
-        self._closed.set()
-        self._wanted.set()
-        if self._sweeper is not None:
-            self._sweeper.join(_GRACE_S)
+        """Stop sweeping. Remove everything if the store is a temporary one."""
+        self._sweeper.close()
         if self._temporary:
             with suppress(FileNotFoundError):
                 self._files.rm(self._root, recursive=True)
 
-    def _sweep_on(self) -> None:
-        while not self._closed.is_set():
-            self._wanted.clear()
-            swept = self._clock()
-            try:
-                self.sweep(_GRACE_S)
-            except StoreUnavailable as error:
-                logger.warning("the image store could not be swept: %s", error.__cause__)
-            while not (self._closed.is_set() or self._wanted.wait(_SWEEP_EVERY_S)):
-                if self._unswept or self._clock() - swept > self.ttl_s / _SHARE:
-                    break
-
-    def _superfluous(self, stored: Mapping[str, _Stored]) -> set[str]:
-        total = sum(each.size for each in stored.values())
-        target = self._max_bytes - self._max_bytes // _SHARE
-        gone = set()
-        for image_id in sorted(stored, key=created_at):
-            if total <= target and not self._expired(image_id):
-                break
-            gone.add(image_id)
-            total -= stored[image_id].size
-        return gone
-
-    def _note(self, image_id: str) -> dict[str, Any]:
-        if not _ID.fullmatch(image_id):
+    def _record(self, image_id: str) -> dict[str, Any]:
+        """The content of a picture's JSON file. Raises ImageNotFound."""
+        if not is_id(image_id):
             raise ImageNotFound(image_id)
         if self._expired(image_id):
             raise ImageNotFound(image_id, hint=f"pictures are kept for {self.ttl_s:g} seconds")
         try:
-            note: dict[str, Any] = json.loads(self._read(image_id, "json"))
-        except ValueError:  # whoever wrote it was killed
+            record: dict[str, Any] = json.loads(self._read(image_id, METADATA_SUFFIX))
+        except ValueError:  # the process that wrote it was killed
             raise ImageNotFound(image_id) from None
-        return note
+        return record
 
-    def _read(self, image_id: str, kind: str) -> bytes:
-        """Raises ImageNotFound."""
+    def _read(self, image_id: str, suffix: str) -> bytes:
+        """The content of one of a picture's files. Raises ImageNotFound."""
         if self._expired(image_id):
             raise ImageNotFound(image_id)
-        with self._reported():
+        with self._translated_errors():
             try:
-                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{kind}")
+                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}")
             except FileNotFoundError:
                 raise ImageNotFound(image_id) from None
         return data
@@ -269,30 +237,21 @@ class ImageStore:
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self._files.pipe_file(path, data)
         except Exception:
-            if self._has_folders:  # half of the file may be there
+            if self._has_folders:  # half of the file may have been written
                 with suppress(Exception):
                     self._files.rm_file(path)
             raise
 
-    def _list(self) -> dict[str, _Stored]:
-        """What is here by id. Other files are none of ours, and never touched."""
-        stored: dict[str, _Stored] = defaultdict(_Stored)
+    def _list(self) -> dict[str, PictureFiles]:
         try:
-            listed = self._files.ls(self._root, detail=True)
-        except FileNotFoundError:
+            return by_id(self._files.ls(self._root, detail=True))
+        except FileNotFoundError:  # nothing was stored yet
             return {}
-        for info in listed:
-            path: str = info["name"]
-            if match := _FILE.fullmatch(path.rpartition("/")[2]):
-                each = stored[match[1]]
-                each.size += info["size"] or 0
-                (each.note if match[2] == "json" else each.picture).append(path)
-        return stored
 
     def _find(self, folder: str) -> list[str]:
-        """The results below a folder, by their paths."""
-        found: list[str] = self._files.find(f"{self._root}/{folder}")
-        return [path for path in found if _is_result(path)]
+        """The paths of the results below a folder."""
+        paths: list[str] = self._files.find(f"{self._root}/{folder}")
+        return [path for path in paths if is_result(path)]
 
     def _remove(self, paths: Collection[str]) -> None:
         if not paths:
@@ -304,35 +263,19 @@ class ImageStore:
                 with suppress(FileNotFoundError):
                     self._files.rm_file(path)
         if self._has_folders:
-            for folder in {path.rpartition("/")[0] for path in paths if _is_result(path)}:
-                with suppress(OSError):  # there are newer results
+            for folder in {path.rpartition("/")[0] for path in paths if is_result(path)}:
+                with suppress(OSError):  # the folder holds newer results
                     self._files.rmdir(folder)
 
     def _expired(self, image_id: str) -> bool:
         return self._clock() - created_at(image_id) > self.ttl_s
 
     @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Errors of client libraries, which share no class, as StoreUnavailable."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise errors of client libraries, which have no class in common, as StoreUnavailable."""
         try:
             yield
         except SDXLError:
             raise
         except Exception as error:
             raise StoreUnavailable from error
-
-
-def created_at(image_id: str) -> int:
-    """When the picture was stored, in seconds since 1970."""
-    return int.from_bytes(base64.urlsafe_b64decode(image_id + "==")[:4], "big")
-
-
-def _new_id(now: float) -> str:
-    """32 bits of time, 96 that nobody can guess; 22 letters, of which the first is no dash."""
-    token = int(now).to_bytes(4, "big") + secrets.token_bytes(12)
-    return base64.urlsafe_b64encode(token).rstrip(b"=").decode("ascii")
-
-
-def _is_result(path: str) -> bool:
-    folder, key, name = PurePosixPath(path).parts[-3:]
-    return folder == _RESULTS and bool(_KEY.fullmatch(key) and _ID.fullmatch(name))

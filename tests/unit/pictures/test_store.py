@@ -246,23 +246,63 @@ def test_several_processes_keep_to_one_bound(opened: Opener, clock: Clock) -> No
 
 
 def test_sweeping_goes_on_by_itself(tmp_path: Path) -> None:
-    store = ImageStore(*fsspec.core.url_to_fs(str(tmp_path)), ttl_s=60, max_bytes=8000)
     swept = threading.Event()
-    sweep = store.sweep
 
-    def noted(grace_s: float = 0) -> None:
-        sweep(grace_s)
-        swept.set()
+    class Noted(ImageStore):
+        def sweep(self, grace_s: float = 0.0) -> None:
+            super().sweep(grace_s)
+            swept.set()
 
-    store.sweep = noted  # type: ignore[method-assign]
+    store = Noted(*fsspec.core.url_to_fs(str(tmp_path)), ttl_s=60, max_bytes=8000)
     store.start_sweeping()
     assert swept.wait(10)  # at the start, for what an earlier process left
     swept.clear()
     put(store, b"x" * 1000)  # an eighth
     assert swept.wait(10)
     store.close()
-    assert store._sweeper is not None
     assert not store._sweeper.is_alive()
+
+
+@quick
+def test_metadata_is_written_after_the_picture(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds the metadata, in any process, can rely on the picture."""
+    written: list[str] = []
+    write = store._files.pipe_file
+
+    def noted(path: str, data: bytes) -> None:
+        write(path, data)
+        if path not in written:
+            written.append(path)
+
+    monkeypatch.setattr(store._files, "pipe_file", noted)
+    image_id = put(store)
+    root = f"{store._root}/{image_id}"
+    assert written == [f"{root}.png", f"{root}.json"]
+
+
+@quick
+@pytest.mark.parametrize(("broken", "left"), [("png", 0), ("json", 1)])
+def test_a_put_that_fails_half_way_leaves_nothing_to_find(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, broken: str, left: int
+) -> None:
+    put(store)  # so that there is a folder
+    before = names(store)
+    write = store._files.pipe_file
+
+    def fail(path: str, data: bytes) -> None:
+        write(path, data[:2])
+        if path.endswith(broken):
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr(store._files, "pipe_file", fail)
+    with pytest.raises(StoreUnavailable):
+        put(store)
+    rest = names(store) - before
+    assert not [name for name in rest if name.endswith(".json")]
+    if store._has_folders:  # elsewhere a file is written whole or not at all
+        assert len(rest) == left
 
 
 @quick
