@@ -79,7 +79,7 @@ class LocalDrawer:
         from sdxl_bento.pictures.encode import decode
 
         image = decode(init_image.data, self._settings.max_pixels)
-        return Order(init_image.task, params, InputImage.of(image, init_image.data))
+        return Order(init_image.task, params, {"image": InputImage.of(image, init_image.data)})
 
 
 def local_settings(model: str | None) -> Settings:

@@ -44,7 +44,7 @@ class LatentState:
         self.zero = torch.zeros(self.shape, device=self._device)
         self.previous = self.zero
         self.latents = self.zero
-        if job.order.source is None:
+        if job.order.image is None:
             scale = job.tables[job.stages[0]].init_noise_sigma
             self.latents = to_device(self._draw() * scale, self._device)
 

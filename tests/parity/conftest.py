@@ -54,7 +54,7 @@ async def draw(
     """The pictures of one call; with an `image` it is redrawn, by `task`."""
     order = Order("generate", params)
     if image is not None:
-        order = Order(task, params, InputImage.of(image, b""))
+        order = Order(task, params, {"image": InputImage.of(image, b"")})
     return await generator.draw(generator.resolve(order), **options)
 
 

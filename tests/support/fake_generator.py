@@ -179,7 +179,7 @@ class FakeGenerator:
             "sampler": params.sampler or "euler",
         }
         resolved = ResolvedParams.model_construct(**{**dict(params), **filled})
-        return Resolved(order.task, resolved, order.source)
+        return Resolved(order.task, resolved, order.pictures)
 
     def provenance(self, order: Resolved) -> Provenance:
         return Provenance("fake:1", "0" * 64, "fake", "fp32", "cpu", "0", (), ())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdxl_bento.drawing import Answer, Drawing, OnProgress
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.order import InputImage, Order, Task
+from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
 from sdxl_bento.pictures.encode import decode
 from sdxl_bento.protocols.http.bodies import Call, picture_bytes
 from sdxl_bento.protocols.http.validation import parse_params
@@ -59,27 +59,29 @@ class API:
         return answer
 
     async def _order(self, call: Call, task: Task) -> Order:
-        """The call's order, with its picture decoded. Raises InvalidInput, ImageNotFound."""
-        if task == "generate":
+        """The call's order, with its pictures decoded. Raises InvalidInput, ImageNotFound."""
+        if not PICTURES_OF[task]:
             return Order(task, call.params())
         if call.error is not None:
             raise call.error
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
-        image, image_id = fields.pop("image", None), _pop_image_id(fields)
+        sent = {role: (fields.pop(role, None), _pop_id(fields, role)) for role in PICTURES_OF[task]}
         params = parse_params(fields)
-        return Order(task, params, await self._input_image(image, image_id))
+        pictures = {role: await self._picture(role, *values) for role, values in sent.items()}
+        return Order(task, params, pictures)
 
-    async def _input_image(self, image: object, image_id: str | None) -> InputImage:
+    async def _picture(self, role: PictureRole, image: object, image_id: str | None) -> InputImage:
         """The picture in a field, or the one with an id in the store, whichever there is."""
         if (image is None) == (image_id is None):
-            raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
+            raise InvalidInput(role, image, f"a picture here, or the id of one in {role}_id")
         if image_id is None:
-            data = picture_bytes(image)
+            data = picture_bytes(image, role)
         else:
             data = (await self.pictures.get(image_id)).data
 
         def read() -> InputImage:
-            return InputImage.of(decode(data, self.settings.max_pixels), data, image_id)
+            decoded = decode(data, self.settings.max_pixels, role)
+            return InputImage.of(decoded, data, image_id)
 
         return await asyncio.to_thread(read)
 
@@ -90,10 +92,11 @@ def api_of(request: Request) -> API:
     return api
 
 
-def _pop_image_id(fields: dict[str, object]) -> str | None:
-    """Remove `image_id` from the fields, or `id`, which is what dstack's tutorial calls it."""
-    image_id, alias = fields.pop("image_id", None), fields.pop("id", None)
+def _pop_id(fields: dict[str, object], role: PictureRole) -> str | None:
+    """Remove the field with a picture's id: `image_id`, or `id`, as dstack's tutorial calls it."""
+    image_id = fields.pop(f"{role}_id", None)
+    alias = fields.pop("id", None) if role == "image" else None
     if image_id is not None and alias is not None:
-        raise InvalidInput("id", alias, "one of id and image_id, not both")
+        raise InvalidInput("id", alias, f"one of id and {role}_id, not both")
     named = alias if image_id is None else image_id
     return None if named is None else str(named)

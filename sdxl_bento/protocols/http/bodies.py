@@ -128,16 +128,16 @@ def with_headers(fields: object, headers: Mapping[str, str]) -> object:
     return {**sent, **fields} if isinstance(fields, Mapping) else fields
 
 
-def picture_bytes(value: object) -> bytes:
-    """The file in the field `image`: from a form, or base64 text. Raises InvalidInput."""
+def picture_bytes(value: object, field: str = "image") -> bytes:
+    """The file in a field: from a form, or base64 text. Raises InvalidInput."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
         if len(value) > MAX_UPLOAD_BYTES:
-            raise BodyTooLarge("image", f"{len(value)} characters", f"at most {MAX_UPLOAD_BYTES}")
+            raise BodyTooLarge(field, f"{len(value)} characters", f"at most {MAX_UPLOAD_BYTES}")
         data = value.partition(",")[2] if value.startswith("data:image/") else value
         try:
             return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
             pass
-    raise InvalidInput("image", value, "a PNG, JPEG or WebP file, or one in base64; no addresses")
+    raise InvalidInput(field, value, "a PNG, JPEG or WebP file, or one in base64; no addresses")

@@ -18,7 +18,7 @@ from sdxl_bento import __version__
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import InvalidInput, RequestNotFound
 from sdxl_bento.fields import wires
-from sdxl_bento.order import InputImage, Resolved
+from sdxl_bento.order import PICTURES_OF, InputImage, Resolved
 from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.infotext import infotext
 from sdxl_bento.pictures.publish import Picture
@@ -290,8 +290,9 @@ def test_the_schema_has_every_field() -> None:
 def answer(task: Any = "generate", image_ids: Any = ("i", "j"), **changes: Any) -> Answer:
     fields = {"prompt": "a", "model": "m", "width": 64, "height": 72, "seed": 3, "num_images": 2}
     params = ResolvedParams(**(fields | {"sampler": "ddim"} | changes))
-    source = InputImage(Image.new("RGB", (64, 64)), "0") if task != "generate" else None
-    order = Resolved(task, params, source)
+    source = InputImage(Image.new("RGB", (64, 64)), "0")
+    pictures = dict.fromkeys(PICTURES_OF[task], source)
+    order = Resolved(task, params, pictures)
     pictures = tuple(
         Picture(b"\xff", "png", image_id, 3 + index, 64, 72, index)
         for index, image_id in enumerate(image_ids)

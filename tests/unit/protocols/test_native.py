@@ -144,9 +144,9 @@ def test_redrawing(http: TestClient, bed: Bed, path: str, task: str) -> None:
         assert answer.status_code == 200, answer.text
         order = bed.generator.orders[-1]
         assert (order.task, order.params.prompt, order.params.strength) == (task, "1", 0.5)
-        assert order.source is not None
-        assert order.source.image.size == size
-        assert order.source.image_id == (image_id if size == (72, 64) else None)
+        assert order.image is not None
+        assert order.image.size == size
+        assert order.pictures["image"].image_id == (image_id if size == (72, 64) else None)
 
 
 @pytest.mark.parametrize(

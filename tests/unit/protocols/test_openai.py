@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.order import InputImage, Resolved
+from sdxl_bento.order import PICTURES_OF, InputImage, Resolved
 from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.openai import schema
@@ -207,8 +207,9 @@ def test_the_schema_has_every_field() -> None:
 
 def resolved(task: Any = "generate", **changes: Any) -> Resolved:
     fields = {"prompt": "a", "model": "m", "width": 64, "height": 64, "seed": 1, "sampler": "ddim"}
-    source = InputImage(Image.new("RGB", (64, 64)), "0") if task != "generate" else None
-    return Resolved(task, ResolvedParams(**(fields | changes)), source)
+    source = InputImage(Image.new("RGB", (64, 64)), "0")
+    pictures = dict.fromkeys(PICTURES_OF[task], source)
+    return Resolved(task, ResolvedParams(**(fields | changes)), pictures)
 
 
 def picture(width: int = 64, height: int = 72, **changes: Any) -> Picture:
