@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -123,6 +124,11 @@ def test_listing_the_targets_imports_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("target", all_targets().values(), ids=lambda target: target.name)
+def test_a_target_goes_to_the_processes_that_compile(target: Target) -> None:
+    assert pickle.loads(pickle.dumps(target)) == target
 
 
 def test_two_targets_of_one_name_are_refused() -> None:
