@@ -10,7 +10,6 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, get_args
 
 from sdxl_bento.manifest import BackendName, Exporter, Quantization
@@ -53,9 +52,14 @@ class Machine:
     bf16: bool  # whether the CPU has instructions for bfloat16
 
 
+def never(_: Machine) -> int:
+    """The preference of a target that `--target auto` does not choose."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Target:
-    """One target, as its module describes it.
+    """One target, as its module describes it. It is pickled for the processes that compile.
 
     Attributes:
         name: of the backend in manifests.
@@ -86,16 +90,14 @@ class Target:
     compile_part: CompilePart
     traces: Callable[[str, CompileOptions], bool]
     packages: tuple[str, ...]
-    preference: Callable[[Machine], int] = lambda _: 0
+    preference: Callable[[Machine], int] = never
     exporters: tuple[Exporter, ...] = ("torch",)
     float32_graph: bool = False
     quantizes_module: bool = False
     in_parallel: bool = False
     prefers_attention: bool = False
     made_from: BackendName | None = None
-    convertible: Mapping[Quantization | None, Quantization | None] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    convertible: Mapping[Quantization | None, Quantization | None] = field(default_factory=dict)
 
     @property
     def installed(self) -> bool:

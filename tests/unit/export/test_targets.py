@@ -126,6 +126,11 @@ def test_listing_the_targets_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("target", all_targets().values(), ids=lambda target: target.name)
+def test_a_target_goes_to_the_processes_that_compile(target: Target) -> None:
+    assert pickle.loads(pickle.dumps(target)) == target
+
+
 def test_two_targets_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two targets are named 'onnx'"):
         register(all_targets()["onnx"])
