@@ -15,13 +15,25 @@ from typing import TypeVar
 from tools.mutants.faults import Fault
 from tools.mutants.forks import ROOT, Outcome, Run, Tree
 from tools.mutants.plugin import function_of
-from tools.mutants.reach import Atlas, Choice, TestFile, collect, seconds_of, statement, within
+from tools.mutants.reach import (
+    TOO_SLOW,
+    Atlas,
+    Choice,
+    TestFile,
+    collect,
+    seconds_of,
+    statement,
+    times,
+    unusable,
+    within,
+)
 from tools.mutants.report import Equivalents, Verdict
 
 CACHE = ROOT / ".cache" / "mutants"
 POLL_S = 0.05
 FIRST_S = 4.0  # of tests that are tried before the others
-TRACED_TIMEOUT_S = 500.0  # of a file of tests; one that takes longer is left out
+TRACED_TIMEOUT_S = 400.0  # of a file of tests; one that takes longer is left out
+QUICK_S = 5.0  # of a traced file, whose times are taken as they are
 PYTEST_S = 20.0  # more than pytest takes to begin, on a busy machine
 SLOWER = 4.0  # than at the first time a test may be
 FAILED, INTERRUPTED, USAGE = 1, 2, 4  # exit statuses of pytest
@@ -117,15 +129,15 @@ def tracing(path: str) -> Callable[[Slot], Steps[TestFile]]:
         trace.mkdir(parents=True)
         outcome = yield slot.run([path], TRACED_TIMEOUT_S, trace)
         if not outcome.result:
-            why = "takes too long" if outcome.status is None else _last_words(slot.work)
-            return TestFile(path, {}, 0.0, {}, {}, note=why)
+            return unusable(path, slot.tree.folder, _why(outcome, slot.work))
         file = collect(path, outcome.result, trace, slot.tree.folder)
-        if outcome.failed:
-            # Tracing makes it slow; a test that waits may fail for that.
+        if outcome.failed or outcome.seconds > QUICK_S:
+            # Tracing has made it slow, and a test that waits may have failed for that.
             outcome = yield slot.run([path], TRACED_TIMEOUT_S)
+            if not outcome.result:
+                return unusable(path, slot.tree.folder, _why(outcome, slot.work))
             file.failing = sorted({function_of(test) for test in outcome.failed})
-            if outcome.status is None:
-                file.note = "takes too long"
+            file.setup_s, file.calls_s = times(outcome.result)
         return file
 
     return steps
@@ -201,6 +213,10 @@ def _judge(outcome: Outcome, work: Path) -> tuple[str, str] | None:
     if outcome.status == USAGE and BROKEN_CONFTEST in output:
         return "caught", "conftest (collection)"
     return "error", f"pytest ended with {outcome.status}: {_last_words(work)}"
+
+
+def _why(outcome: Outcome, work: Path) -> str:
+    return TOO_SLOW if outcome.status is None else _last_words(work)
 
 
 def _last_words(work: Path) -> str:

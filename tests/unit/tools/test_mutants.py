@@ -176,7 +176,7 @@ def test_a_traced_process_notes_lines_under_the_running_test(tmp_path: Path) -> 
     before = sys.gettrace()
     board = tracing.Board(trace)
     names: dict[str, object] = {}
-    write = tracing.start(tree, trace)
+    _, write = tracing.start(tree, trace)
     try:
         exec(compile(path.read_text(), str(path), "exec"), names)
         f = names["f"]
