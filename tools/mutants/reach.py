@@ -139,9 +139,9 @@ class Atlas:
         return missing
 
     def add(self, file: TestFile) -> None:
-        """Keep it. A file that could not run is tried again next time; a slow one is not."""
+        """Keep it. A file that could not run, or not well, is traced again next time."""
         self.files[file.path] = file
-        if file.note not in ("", TOO_SLOW):
+        if file.failing or file.note not in ("", TOO_SLOW):
             return
         text = json.dumps({"format": FORMAT, "file": vars(file)})
         self._place(file.path).write_text(text)
