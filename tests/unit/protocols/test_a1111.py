@@ -561,9 +561,9 @@ def test_progress_with_and_without_image(
 ) -> None:
     asked = []
 
-    async def progress(self: object, with_image: bool) -> dict[str, bool]:
+    async def progress(self: object, with_image: bool) -> dict[str, Any]:
         asked.append(with_image)
-        return {}
+        return IDLE
 
     monkeypatch.setattr(RunningCalls, "progress", progress)
     http.get(f"{URL}/progress{query}")

@@ -14,6 +14,7 @@ from sdxl_bento.protocols.http.envelopes import KServeError, NativeError
 from sdxl_bento.protocols.http.errors import MalformedBody, error_body
 from sdxl_bento.protocols.http.schemas import answer_components, request_components
 from sdxl_bento.protocols.openapi import PROTOCOLS, TAGS, document
+from tests.support import conformity
 
 
 def test_objects() -> None:
@@ -140,6 +141,14 @@ def test_components() -> None:
     detail = components["ErrorDetail"]
     assert set(detail["required"]) == set(error_body(ValueError())["error"])
     assert set(detail["properties"]) == {*detail["required"], "retry_after_s"}
+
+
+@pytest.mark.parametrize("path", document()["paths"])
+def test_examples_match_their_schemas(path: str) -> None:
+    for operation in document()["paths"][path].values():
+        for entry in operation.get("requestBody", {}).get("content", {}).values():
+            if "example" in entry:
+                conformity.validate(entry["schema"], entry["example"])
 
 
 def references(node: Any) -> set[str]:
