@@ -35,6 +35,8 @@ def check(response: httpx.Response) -> None:
         validate(described[kind]["schema"], response.json())
     sent = response.request.headers.get("content-type", JSON)
     body = operation.get("requestBody", {}).get("content", {}).get(JSON, {}).get("schema")
+    if response.status_code == 200 and not response.request.content:
+        assert not operation.get("requestBody", {}).get("required"), f"{path} needs no body"
     if response.status_code == 200 and sent == JSON and body and response.request.content:
         validate(body, json.loads(response.request.content))
 

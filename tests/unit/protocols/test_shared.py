@@ -720,3 +720,7 @@ def test_unknown_fields() -> None:
         parse_params({"prompt": "a", "loras": [{"name": "a", "weight": 1}]})
     assert caught.value.field == "loras.0.weight"
     assert caught.value.allowed == "one of the fields name, scale"
+    with pytest.raises(
+        InvalidInput, match=r"loras\.0\.scal: got 1, allowed: scale \(the nearest\)"
+    ):
+        parse_params({"prompt": "a", "loras": [{"name": "a", "scal": 1}]})
