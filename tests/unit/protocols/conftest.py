@@ -28,6 +28,7 @@ from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBod
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.metrics import metrics
+from tests.support import conformity
 from tests.support.fake_generator import FakeGenerator
 
 
@@ -97,7 +98,9 @@ def bed(tmp_path: Path) -> Bed:
 
 @pytest.fixture
 def http(bed: Bed) -> Iterator[TestClient]:
+    """A client for which every answer is compared with the OpenAPI document."""
     with TestClient(bed.app, raise_server_exceptions=False) as client:
+        client.event_hooks["response"] = [conformity.check]
         yield client
 
 

@@ -23,12 +23,14 @@ from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.infotext import infotext
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.a1111 import schema
-from sdxl_bento.protocols.a1111.answers import response_body
+from sdxl_bento.protocols.a1111.answers import Automatic1111Progress, response_body
 from sdxl_bento.protocols.a1111.fields import IGNORED, NAMES, NEUTRAL, OWN, SAME, to_native
 from sdxl_bento.protocols.a1111.running_calls import RunningCall, RunningCalls
 from sdxl_bento.protocols.a1111.samplers import sampler_of
+from sdxl_bento.protocols.http.operations import ref
 from sdxl_bento.sampler_names import A1111_SAMPLERS, A1111_SCHEDULERS
 from sdxl_bento.serving.results import Generation, Progress, Timings
+from tests.support import conformity
 from tests.unit.protocols.conftest import Bed, png_base64
 
 EMPTY = {"prompt": "", "loras": [], "model": None, "negative_prompt": None, "seed": None}
@@ -109,6 +111,30 @@ def test_counts_that_are_none(name: str, count: Any) -> None:
 def test_texts(name: str) -> None:
     error = refused({name: 5})
     assert (error.field, error.value, error.allowed) == (name, 5, "text")
+
+
+def test_values_that_ask_for_nothing() -> None:
+    assert NEUTRAL == {
+        "enable_hr": (False,),
+        "script_name": ("", "None"),
+        "script_args": ([],),
+        "alwayson_scripts": ({},),
+        "styles": ([],),
+        "subseed_strength": (0,),
+        "seed_resize_from_h": (0, -1),
+        "seed_resize_from_w": (0, -1),
+        "restore_faces": (False,),
+        "tiling": (False,),
+        "s_churn": (0,),
+        "s_tmin": (0,),
+        "s_noise": (1,),
+        "disable_extra_networks": (False,),
+        "infotext": ("",),
+        "mask": (),
+        "latent_mask": (),
+        "resize_mode": (0,),
+        "initial_noise_multiplier": (1,),
+    }
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
@@ -440,6 +466,7 @@ async def test_progress() -> None:
         call.update(step(1, 2, 4))
         body = await calls.progress(with_image=True)
         assert body["progress"] == 3 / 8
+        conformity.validate(ref(Automatic1111Progress), body)
         assert body["eta_relative"] == pytest.approx(50, rel=0.02)
         stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(call.start))
         state = {"job": "a", "job_count": 2, "job_timestamp": stamp}
@@ -562,9 +589,9 @@ def test_progress_with_and_without_image(
 ) -> None:
     asked = []
 
-    async def progress(self: object, with_image: bool) -> dict[str, bool]:
+    async def progress(self: object, with_image: bool) -> dict[str, Any]:
         asked.append(with_image)
-        return {}
+        return IDLE
 
     monkeypatch.setattr(RunningCalls, "progress", progress)
     http.get(f"{URL}/progress{query}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from sdxl_bento import errors
 from sdxl_bento.params import GenerateParams
@@ -14,6 +16,7 @@ from sdxl_bento.protocols.http.envelopes import KServeError, NativeError
 from sdxl_bento.protocols.http.errors import MalformedBody, error_body
 from sdxl_bento.protocols.http.schemas import answer_components, request_components
 from sdxl_bento.protocols.openapi import PROTOCOLS, TAGS, document
+from tests.support import conformity
 
 
 def test_objects() -> None:
@@ -140,6 +143,33 @@ def test_components() -> None:
     detail = components["ErrorDetail"]
     assert set(detail["required"]) == set(error_body(ValueError())["error"])
     assert set(detail["properties"]) == {*detail["required"], "retry_after_s"}
+
+
+@pytest.mark.parametrize("path", document()["paths"])
+def test_examples_match_their_schemas(path: str) -> None:
+    for operation in document()["paths"][path].values():
+        for entry in operation.get("requestBody", {}).get("content", {}).values():
+            if "example" in entry:
+                conformity.validate(entry["schema"], entry["example"])
+
+
+EXAMPLES = {
+    path: entry["example"]
+    for path, item in document()["paths"].items()
+    for operation in item.values()
+    for kind, entry in operation.get("requestBody", {}).get("content", {}).items()
+    if "example" in entry and kind == op.JSON
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_examples_are_answered(http: TestClient, path: str) -> None:
+    example = json.loads(json.dumps(EXAMPLES[path]).replace(" <lora:striped:0.8>", ""))
+    if "image_id" in example:
+        stored = http.post("/generate", json={"prompt": "quick"})
+        example["image_id"] = stored.headers["x-image-id"]
+    answer = http.post(path.format(model="fake", version="1"), json=example)
+    assert answer.status_code == 200, answer.text
 
 
 def references(node: Any) -> set[str]:

@@ -16,10 +16,12 @@ from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import InvalidInput, Overloaded
 from sdxl_bento.order import Resolved
 from sdxl_bento.params import GenerateParams, ResolvedParams
+from sdxl_bento.pictures.encode import encode
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_ITEMS
 from sdxl_bento.protocols.native import schema
 from sdxl_bento.protocols.native.answers import answer_json, error_json
+from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
 from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.results import Generation, Progress, Timings
 from tests.unit.protocols.conftest import Bed, events, png, png_base64
@@ -265,7 +267,7 @@ def test_the_largest_batch(http: TestClient) -> None:
 
 
 def test_a_stream(http: TestClient, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    preview = Image.new("RGB", (8, 16))
+    preview = Image.radial_gradient("L").convert("RGB")
     draw = bed.generator.draw
 
     async def with_queue(order: Any, *, on_progress: Any, request_id: str, **more: Any) -> Any:
@@ -281,9 +283,8 @@ def test_a_stream(http: TestClient, bed: Bed, monkeypatch: pytest.MonkeyPatch) -
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-accel-buffering"] == "no"
     parsed = events(answer.text)
-    jpeg = parsed[3][1].pop("jpeg")
-    image = Image.open(io.BytesIO(base64.b64decode(jpeg)))
-    assert (image.format, image.size) == ("JPEG", (8, 16))
+    jpeg = base64.b64decode(parsed[3][1].pop("jpeg"))
+    assert jpeg == encode(preview, "jpeg", quality=80)
     first = {"request_id": "r", "index": 0}
     assert parsed[:4] == [
         ("queued", first | {"stage": "queued", "position": 3}),
@@ -416,6 +417,20 @@ def test_pages(http: TestClient, bed: Bed) -> None:
 
 
 # The schema
+
+
+def test_what_bentoml_knows_of_the_bodies() -> None:
+    """Its clients read these schemas."""
+    fields = set(GenerateParams.model_fields)
+    assert set(GenerateBody.model_json_schema()["properties"]) == fields
+    redraw = ImageBody.model_json_schema()["properties"]
+    assert set(redraw) == fields | {"image", "image_id", "id"}
+    assert redraw["image"]["anyOf"] == [{"type": "file", "format": "image"}, {"type": "null"}]
+    for name in ("image", "image_id", "id"):
+        assert redraw[name]["default"] is None
+        assert redraw[name]["description"]
+    batch = BatchBody.model_json_schema()["properties"]["requests"]
+    assert (batch["minItems"], batch["maxItems"]) == (1, MAX_BATCH_ITEMS)
 
 
 def test_the_schema_has_every_field() -> None:

@@ -300,6 +300,12 @@ def test_generate(http: TestClient, bed: Bed) -> None:
     assert bed.generator.orders[-1].task == "generate"
 
 
+@pytest.mark.parametrize("compression", [0, 100])
+def test_the_least_and_the_greatest_compression(http: TestClient, compression: int) -> None:
+    body = {"prompt": "quick", "output_format": "webp", "output_compression": compression}
+    assert http.post(GENERATE, json=body | {"partial_images": 3}).status_code == 200
+
+
 def test_edit(http: TestClient, bed: Bed) -> None:
     answer = http.post(EDIT, data={"prompt": "1984"}, files={"image": png()})
     assert (answer.status_code, answer.json()["size"]) == (200, "64x72")
