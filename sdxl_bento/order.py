@@ -1,7 +1,7 @@
-"""What a call wants to have drawn: an `Order` as it was asked for, `Resolved` as it will be drawn.
+"""What a call asks for: an `Order` as the caller sent it, `Resolved` as it will be drawn.
 
-A protocol makes the order. It goes whole through resolving, the result cache, planning, the
-picture's metadata and the answer, so that all of them agree on what it is that is drawn.
+A protocol creates the order. It is passed on whole to resolving, the result cache, planning, the
+picture's metadata and the answer, so that all of them agree on what is drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sdxl_bento.params import GenerateParams, ResolvedParams
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Text to image; the base model redraws a picture; the refiner redraws a picture.
+# "generate": text to image. "img2img": the base model redraws a picture. "refine": the refiner
+# redraws a picture.
 Task = Literal["generate", "img2img", "refine"]
 
 
@@ -23,7 +24,7 @@ Task = Literal["generate", "img2img", "refine"]
 class InputImage:
     """A picture that a call starts from.
 
-    `sha256` is its file's. `image_id` is its id where it came out of the image store.
+    `sha256` is the hash of its file. `image_id` is its id if it came from the image store.
     """
 
     image: Image
@@ -32,13 +33,13 @@ class InputImage:
 
     @classmethod
     def of(cls, image: Image, data: bytes, image_id: str | None = None) -> InputImage:
-        """`data` is the file that `image` was read from."""
+        """The input image `image`, which was read from a file with the content `data`."""
         return cls(image, sha256(data).hexdigest(), image_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A call as it was asked for. `source` is the picture to redraw, which `generate` has not."""
+    """A call as the caller sent it. `source` is the picture to redraw; None for "generate"."""
 
     task: Task
     params: GenerateParams
@@ -52,9 +53,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A call as it will be drawn: model, size, sampler and seed are decided.
+    """A call as it will be drawn, with its model, size, sampler and seed.
 
-    It stands for `params.num_images` pictures, of which picture `i` has the seed `params.seed + i`.
+    It stands for `params.num_images` pictures; picture `i` has the seed `params.seed + i`.
     """
 
     task: Task
@@ -68,14 +69,17 @@ class Resolved:
 
     @property
     def redraws(self) -> bool:
-        """Whether it starts from a picture, so that `strength` has a meaning."""
+        """Whether it starts from a picture, which gives `strength` a meaning."""
         return self.task != "generate"
 
     def with_params(self, **changes: Any) -> Resolved:
-        """The same with other parameters, which are not validated again."""
+        """A copy with changed parameters, which are not validated."""
         return replace(self, params=self.params.model_copy(update=changes))
 
     def single(self, index: int, steps: int | None = None) -> Resolved:
-        """Picture `index` as a call of its own; `steps`, where it was drawn with fewer."""
+        """Picture `index` as a call of its own.
+
+        `steps` is the number of steps that it was drawn with; None means the call's.
+        """
         own: dict[str, Any] = {"seed": self.params.seed + index, "num_images": 1}
         return self.with_params(**own if steps is None else own | {"num_inference_steps": steps})
