@@ -21,8 +21,8 @@ DEFAULT_MODEL = "sdxl-embedded:latest"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
 
 
-# Marks a setting that changes pictures, if only in the last bits of their pixels. Its value becomes
-# part of every picture's provenance and of the result cache's keys.
+# Marks a setting that changes pictures, even if only in the last bits of their pixels. Its value
+# becomes part of every picture's provenance and of the result cache's keys.
 CHANGES_PIXELS = "changes pixels"
 
 
@@ -174,7 +174,7 @@ class Settings(BaseSettings):
 
     @property
     def pixel_options(self) -> dict[str, int]:
-        """The values of the settings that change pixels, and that nothing else of a model tells."""
+        """The values of the settings that are marked with `CHANGES_PIXELS`."""
         return {
             name: int(getattr(self, name))
             for name, field in type(self).model_fields.items()
@@ -209,7 +209,7 @@ def _cache() -> Path:
 
 
 def bentoml_home() -> Path:
-    """The folder of BentoML's stores, found in the same way as BentoML does."""
+    """The folder of BentoML's stores, determined as BentoML itself does."""
     return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
 
 

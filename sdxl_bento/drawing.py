@@ -1,6 +1,6 @@
-"""From an order to its answer: look in the cache, draw, note what drew, publish.
+"""From an order to its answer: look in the result cache, draw, find the provenance, publish.
 
-This is what every protocol, the page and the command line have in common. It knows nothing of HTTP.
+Every protocol, the page and the command line draw through this module. It knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ CACHE_ALLOWED = CacheControl()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished call: what was generated for it, and all its pictures as files.
+    """A finished call: what was drawn for it, and the files of all its pictures.
 
-    `generation.images` are those that were drawn: not the pictures that were cached.
+    `generation.images` holds only the pictures that were drawn, not those from the result cache.
     """
 
     generation: Generation
@@ -46,12 +46,12 @@ class Answer:
 
     @property
     def cached(self) -> bool | None:
-        """Whether nothing had to be drawn; None where nothing is cached."""
-        known = [picture.cached for picture in self.pictures]
-        return None if None in known else all(known)
+        """Whether all pictures came from the result cache; None if it is off."""
+        cached = [picture.cached for picture in self.pictures]
+        return None if None in cached else all(cached)
 
     def images(self) -> list[Image]:
-        """The pictures themselves. Of a cached JPEG or WebP, what can be read from its file."""
+        """All pictures. Those from the result cache are decoded from their files."""
         drawn = {each.index: each.image for each in self.generation.images}
         return [
             drawn[each.index]
@@ -73,10 +73,11 @@ class Drawing:
     ) -> None:
         """
         Args:
-            generator: that draws.
-            settings: of the service; `result_cache` says whether drawn pictures are looked up.
-            pictures: where they are encoded and stored.
-            on_look_up: is told how many pictures of a call the cache had, and had not.
+            generator: draws the pictures.
+            settings: of the service; `result_cache` turns the result cache on.
+            pictures: encodes and stores them.
+            on_look_up: called with the numbers of a call's pictures that the result cache had, and
+                that it lacked.
         """
         self._generator = generator
         self._pictures = pictures
@@ -91,9 +92,15 @@ class Drawing:
         control: CacheControl = CACHE_ALLOWED,
         on_progress: OnProgress | None = None,
     ) -> Answer:
-        """Take what was drawn before from the cache, if there is one, and draw the rest.
+        """Take pictures that were drawn before from the result cache, and draw the others.
 
         Cancelling the awaiting task cancels the pictures.
+
+        Args:
+            order: the call.
+            request_id: its id; a random one if None.
+            control: what the caller allows the result cache to do.
+            on_progress: called in the event loop as the pictures progress.
 
         Raises:
             InvalidInput, NotFound, Refused, RequestCancelled, RequestFailed: see `errors`.
@@ -104,7 +111,7 @@ class Drawing:
             generation = await self._run(resolved, request_id, on_progress)
             provenance = await self._provenance(generation.order)
             return Answer(generation, tuple(await self._pictures.publish(generation, provenance)))
-        if order.params.seed is None:  # every such call is another picture: nothing can be found
+        if order.params.seed is None:  # the seed is random, so the cache cannot have the picture
             control = replace(control, read=False)
         return await self._draw_cached(self._cache, resolved, request_id, control, on_progress)
 
@@ -118,19 +125,19 @@ class Drawing:
     ) -> Answer:
         begin = time.perf_counter()
         before = await asyncio.to_thread(self._generator.provenance, order)
-        wanted = order.params.num_images
-        known: dict[int, Picture] = {}
+        count = order.params.num_images
+        cached: dict[int, Picture] = {}
         if control.read:
-            known = await cache.look_up(order, before)
-            self._on_look_up(len(known), wanted - len(known))
-        if len(known) == wanted:
+            cached = await cache.look_up(order, before)
+            self._on_look_up(len(cached), count - len(cached))
+        if len(cached) == count:
             timings = Timings(0, 0, 0, 0, 0, time.perf_counter() - begin)
-            return Answer(Generation(request_id, order, (), timings), tuple(known.values()))
-        generation = await self._run(order, request_id, on_progress, known)
+            return Answer(Generation(request_id, order, (), timings), tuple(cached.values()))
+        generation = await self._run(order, request_id, on_progress, cached)
         after = await self._provenance(generation.order)
         keys = cache.keys(order, generation, before, after) if control.write else {}
         drawn = await self._pictures.publish(generation, after, keys)
-        pictures = sorted([*known.values(), *drawn], key=lambda each: each.index)
+        pictures = sorted([*cached.values(), *drawn], key=lambda each: each.index)
         return Answer(generation, tuple(pictures))
 
     async def _run(
@@ -145,7 +152,11 @@ class Drawing:
         )
 
     async def _provenance(self, order: Resolved) -> Provenance | None:
-        """What has drawn; None if that can no longer be told, which is no reason to fail."""
+        """The provenance of drawn pictures.
+
+        None if it can no longer be determined, for example because an adapter's file was removed;
+        the pictures are drawn and are answered all the same.
+        """
         try:
             return await asyncio.to_thread(self._generator.provenance, order)
         except SDXLError:

@@ -1,4 +1,4 @@
-"""The exceptions this package raises. They know nothing of HTTP: `protocols.http` maps them.
+"""The exceptions of this package. They know nothing of HTTP; `protocols.http` maps them to it.
 
 SDXLError
 ├── InvalidInput            a field's value is not allowed
@@ -8,13 +8,13 @@ SDXLError
 │   ├── AdapterNotFound
 │   ├── ImageNotFound
 │   └── RequestNotFound
-├── Refused                 turned away at the door; nothing was started
+├── Refused                 turned away before any work was done
 │   ├── NotReady
 │   ├── Overloaded
 │   ├── DeadlineInfeasible
 │   └── StoreUnavailable    the image store does not answer
-├── RequestCancelled        ended because its caller asked for that, or left
-├── RequestFailed           ended by an error of ours
+├── RequestCancelled        ended because its caller asked for that, or disconnected
+├── RequestFailed           ended by an error that is not the caller's
 │   ├── NumericalError      the latents are no longer finite
 │   ├── OutOfMemory         one request alone does not fit the device
 │   └── EngineDead          the engine thread has ended
@@ -32,7 +32,7 @@ class SDXLError(Exception):
 
 
 class InvalidInput(SDXLError):
-    """`field` holds `value`; `allowed` says in words what it may hold."""
+    """`field` has the wrong value `value`; `allowed` says in words which values are allowed."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         self.field = field
@@ -52,7 +52,7 @@ class AdapterMismatch(InvalidInput):
 
 
 class NotFound(SDXLError):
-    """No `kind` is called `name`; `available` lists those that there are."""
+    """There is no `kind` with the name `name`; `available` lists the names that exist."""
 
     kind = "thing"
 
@@ -100,7 +100,7 @@ class Overloaded(Refused):
 
 
 class DeadlineInfeasible(Refused):
-    """The request would end after its deadline. `estimate_s`: when it would end, from now."""
+    """The request would end after its deadline. `estimate_s` is the time that it would take."""
 
     def __init__(self, slo_s: float, estimate_s: float, retry_after_s: float) -> None:
         self.slo_s = slo_s
@@ -112,7 +112,7 @@ class DeadlineInfeasible(Refused):
 
 
 class StoreUnavailable(Refused):
-    """The image store does not answer, so a picture in it cannot be had just now."""
+    """The image store does not answer, so its pictures cannot be fetched at the moment."""
 
     def __init__(self, retry_after_s: float = 5.0) -> None:
         super().__init__("the image store does not answer", retry_after_s)
@@ -123,7 +123,7 @@ class RequestCancelled(SDXLError):
 
 
 class RequestFailed(SDXLError):
-    """The request ended by an error that is not its caller's."""
+    """The request ended by an error that its caller did not cause."""
 
 
 class NumericalError(RequestFailed):
@@ -139,7 +139,7 @@ class EngineDead(RequestFailed):
 
 
 class ConfigurationError(SDXLError):
-    """A setting, a manifest or a model folder is wrong; the message says how to mend it."""
+    """A setting, a manifest or a model folder is wrong; the message says how to fix it."""
 
 
 class ArtifactMismatch(ConfigurationError):

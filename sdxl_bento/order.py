@@ -1,7 +1,7 @@
-"""What a call wants to have drawn: an `Order` as it was asked for, `Resolved` as it will be drawn.
+"""What a call asks for: an `Order` as the caller sent it, `Resolved` as it will be drawn.
 
-A protocol makes the order. It goes whole through resolving, the result cache, planning, the
-picture's metadata and the answer, so that all of them agree on what it is that is drawn.
+A protocol creates the order. It is passed on whole to resolving, the result cache, planning, the
+picture's metadata and the answer, so that all of them agree on what is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from sdxl_bento.params import GenerateParams, ResolvedParams
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Text to image; the base model redraws a picture; the refiner redraws a picture.
+# "generate": text to image. "img2img": the base model redraws a picture. "refine": the refiner
+# redraws a picture.
 Task = Literal["generate", "img2img", "refine"]
 # What a picture of a call is for, which is also the native field that has it.
 PictureRole = Literal["image"]
@@ -32,7 +33,7 @@ PICTURES_OF: Mapping[Task, tuple[PictureRole, ...]] = {
 class InputImage:
     """A picture that a call starts from.
 
-    `sha256` is its file's. `image_id` is its id where it came out of the image store.
+    `sha256` is the hash of its file. `image_id` is its id if it came from the image store.
     """
 
     image: Image
@@ -41,13 +42,13 @@ class InputImage:
 
     @classmethod
     def of(cls, image: Image, data: bytes, image_id: str | None = None) -> InputImage:
-        """`data` is the file that `image` was read from."""
+        """The input image `image`, which was read from a file with the content `data`."""
         return cls(image, sha256(data).hexdigest(), image_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A call as it was asked for. `pictures` has those that its task starts from."""
+    """A call as the caller sent it. `pictures` has those that its task starts from."""
 
     task: Task
     params: GenerateParams
@@ -61,9 +62,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A call as it will be drawn: model, size, sampler and seed are decided.
+    """A call as it will be drawn, with its model, size, sampler and seed.
 
-    It stands for `params.num_images` pictures, of which picture `i` has the seed `params.seed + i`.
+    It stands for `params.num_images` pictures; picture `i` has the seed `params.seed + i`.
     """
 
     task: Task
@@ -77,14 +78,17 @@ class Resolved:
 
     @property
     def redraws(self) -> bool:
-        """Whether it starts from a picture, so that `strength` has a meaning."""
+        """Whether it starts from a picture, which gives `strength` a meaning."""
         return self.task != "generate"
 
     def with_params(self, **changes: Any) -> Resolved:
-        """The same with other parameters, which are not validated again."""
+        """A copy with changed parameters, which are not validated."""
         return replace(self, params=self.params.model_copy(update=changes))
 
     def single(self, index: int, steps: int | None = None) -> Resolved:
-        """Picture `index` as a call of its own; `steps`, where it was drawn with fewer."""
+        """Picture `index` as a call of its own.
+
+        `steps` is the number of steps that it was drawn with; None means the call's.
+        """
         own: dict[str, Any] = {"seed": self.params.seed + index, "num_images": 1}
         return self.with_params(**own if steps is None else own | {"num_inference_steps": steps})

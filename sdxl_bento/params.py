@@ -1,4 +1,4 @@
-"""What a caller may ask for, with its bounds. Every protocol maps to `GenerateParams`."""
+"""The parameters of a call, with their bounds. Every protocol maps to `GenerateParams`."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ Size = Annotated[
 
 _OWN = Control("own")
 _SERVICE: Final = "Deadline and priority"
-# Help of options that say it differently from the field, because the option is written differently.
+# The help of options whose value is written differently from the field's.
 _MODEL = (
-    "A model of the server; without one, a tag in BentoML's store. "
-    "If not given: the server's default, or SDXL_MODEL."
+    "Name of a model of the server; without a server, a tag in BentoML's store. "
+    "Default: the server's default model, or SDXL_MODEL."
 )
-_LORA = "NAME, NAME=SCALE or NAME:SCALE; may be given again."
-_FORMAT = "png, webp or jpeg. If not given: as --out ends."
+_LORA = "NAME, NAME=SCALE or NAME:SCALE. The option can be repeated."
+_FORMAT = "png, webp or jpeg. Default: by the extension of --out."
 
 
 def _size(label: str) -> Wire:
@@ -58,7 +58,11 @@ def _corner(label: str) -> Wire:
 
 
 class _Fields(BaseModel):
-    """Fields of a caller's. Numbers may come as text, as in forms; true is none, and 1 not true."""
+    """Fields that a caller sends.
+
+    A number may be sent as text, because HTML forms send text. Booleans and numbers are not
+    interchangeable: `true` is not accepted as a number, nor `1` as `true`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,21 +70,21 @@ class _Fields(BaseModel):
     @classmethod
     def _check_flags(cls, value: object, info: ValidationInfo) -> object:
         is_flag = cls.model_fields[str(info.field_name)].annotation is bool
-        given = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(each, bool) != is_flag for each in given):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(each, bool) != is_flag for each in items):
             raise ValueError("true or false" if is_flag else "no true or false")
         return value
 
 
 class LoraRef(_Fields):
-    """One adapter of a request, by name, and how strongly it is mixed in."""
+    """One adapter of a request: its name, and how strongly it is applied."""
 
-    name: str = Field(min_length=1, max_length=200, description="Name of the LoRA, see GET /loras.")
+    name: str = Field(min_length=1, max_length=200, description="A name that GET /loras lists.")
     scale: float = Field(1.0, ge=-8.0, le=8.0, description="Weight of the adapter; 1 as trained.")
 
 
 class GenerateParams(_Fields):
-    """One call: a prompt and how to draw it. Unset sizes and sampler take the model's defaults."""
+    """One call: a prompt, and how to draw it. The model decides about size and sampler if unset."""
 
     prompt: Annotated[str, Wire("Prompt", group="Prompt", cli=None, control=_OWN)] = Field(
         max_length=MAX_PROMPT_CHARS,
@@ -101,22 +105,22 @@ class GenerateParams(_Fields):
     ] = Field(
         None,
         max_length=MAX_PROMPT_CHARS,
-        description='What to avoid. Unset is not the same as "": SDXL base then takes zeros.',
+        description='What to avoid. Leaving it unset differs from "": SDXL base then uses zeros.',
     )
     negative_prompt_2: Annotated[
         str | None, Wire("Second negative prompt", group="Prompt", control=None)
     ] = Field(
-        None, max_length=MAX_PROMPT_CHARS, description="Negative prompt of the second encoder."
+        None, max_length=MAX_PROMPT_CHARS, description="Negative prompt of the second text encoder."
     )
     model: Annotated[
         str | None, Wire("Model", cli="--model -m", help=_MODEL, control=_OWN, infotext="Model")
-    ] = Field(None, max_length=200, description="Name of a loaded model; the default one if unset.")
+    ] = Field(None, max_length=200, description="Name of a loaded model; unset, the default one.")
     width: Annotated[int | None, Wire("Width", cli="--width -W", control=_OWN, a1111="width")] = (
-        Field(None, ge=64, le=4096, description="Pixels.")
+        Field(None, ge=64, le=4096, description="Width in pixels.")
     )
     height: Annotated[
         int | None, Wire("Height", cli="--height -H", control=_OWN, a1111="height")
-    ] = Field(None, ge=64, le=4096, description="Pixels.")
+    ] = Field(None, ge=64, le=4096, description="Height in pixels.")
     num_inference_steps: Annotated[
         int,
         Wire(
@@ -127,7 +131,7 @@ class GenerateParams(_Fields):
             a1111="steps",
             infotext="Steps",
         ),
-    ] = Field(25, ge=1, le=200, description="Denoising steps. Left out, 4 with a distilled model.")
+    ] = Field(25, ge=1, le=200, description="Denoising steps. Distilled models default to 4.")
     guidance_scale: Annotated[
         float,
         Wire(
@@ -141,15 +145,15 @@ class GenerateParams(_Fields):
         5.0,
         ge=0.0,
         le=50.0,
-        description="Classifier-free guidance; 1 or less turns it off. "
-        "Left out, 0 with a distilled model.",
+        description="Scale of classifier-free guidance; 1 or less turns it off. "
+        "Distilled models default to 0.",
     )
     guidance_rescale: Annotated[float, Wire("Guidance rescale", control=None)] = Field(
-        0.0, ge=0.0, le=1.0, description="Rescale of the guided prediction (arXiv 2305.08891)."
+        0.0, ge=0.0, le=1.0, description="Strength of the guidance rescale (arXiv 2305.08891)."
     )
     seed: Annotated[int | None, Wire("Seed", cli="--seed -s", control=_OWN, infotext="Seed")] = (
         Field(
-            None, ge=0, le=MAX_SEED, description="The same seed, the same picture. Random if unset."
+            None, ge=0, le=MAX_SEED, description="Random if unset. Equal seeds give equal pictures."
         )
     )
     num_images: Annotated[
@@ -161,11 +165,11 @@ class GenerateParams(_Fields):
             setting="max_images",
             openai="n",
         ),
-    ] = Field(1, ge=1, le=16, description="Images to draw; image i takes seed + i.")
+    ] = Field(1, ge=1, le=16, description="Number of pictures. Picture i is drawn with seed + i.")
     sampler: Annotated[
         SamplerName | None,
         Wire("Sampler", help="A name that `sdxl-bento samplers` lists.", infotext="Sampler"),
-    ] = Field(None, description="See GET /samplers.")
+    ] = Field(None, description="A name that GET /samplers lists; the model's own if unset.")
     strength: Annotated[
         float,
         Wire(
@@ -175,7 +179,7 @@ class GenerateParams(_Fields):
             infotext="Denoising strength",
         ),
     ] = Field(
-        0.3, gt=0.0, le=1.0, description="Image-to-image only: how much of the image to redraw."
+        0.3, gt=0.0, le=1.0, description="For image-to-image: how much of the picture changes."
     )
     refiner: Annotated[
         bool,
@@ -198,34 +202,34 @@ class GenerateParams(_Fields):
         description="With the refiner: the share of the noise schedule that the base model runs.",
     )
     aesthetic_score: Annotated[float, Wire("Aesthetic score", group="Refiner", control=None)] = (
-        Field(6.0, ge=0.0, le=10.0, description="Refiner conditioning.")
+        Field(6.0, ge=0.0, le=10.0, description="Conditioning of the refiner.")
     )
     negative_aesthetic_score: Annotated[
         float, Wire("Negative aesthetic score", group="Refiner", control=None)
-    ] = Field(2.5, ge=0.0, le=10.0, description="Refiner conditioning of the negative prompt.")
+    ] = Field(2.5, ge=0.0, le=10.0, description="Refiner conditioning, for the negative prompt.")
     original_size: Annotated[Size | None, _size("Original size")] = Field(
-        None, description="(height, width) micro-conditioning."
+        None, description="Micro-conditioning: (height, width)."
     )
     target_size: Annotated[Size | None, _size("Target size")] = Field(
-        None, description="(height, width) micro-conditioning."
+        None, description="Micro-conditioning: (height, width)."
     )
     crops_coords_top_left: Annotated[Size, _corner("Crop")] = Field(
-        (0, 0), description="(top, left) micro-conditioning."
+        (0, 0), description="Micro-conditioning: (top, left)."
     )
     negative_original_size: Annotated[Size | None, _size("Negative original size")] = Field(
-        None, description="(height, width) micro-conditioning of the negative prompt."
+        None, description="Micro-conditioning of the negative prompt: (height, width)."
     )
     negative_target_size: Annotated[Size | None, _size("Negative target size")] = Field(
-        None, description="(height, width) micro-conditioning of the negative prompt."
+        None, description="Micro-conditioning of the negative prompt: (height, width)."
     )
     negative_crops_coords_top_left: Annotated[Size, _corner("Negative crop")] = Field(
-        (0, 0), description="(top, left) micro-conditioning of the negative prompt."
+        (0, 0), description="Micro-conditioning of the negative prompt: (top, left)."
     )
     loras: Annotated[
         tuple[LoraRef, ...], Wire("LoRAs", cli="--lora -l", help=_LORA, control=_OWN)
-    ] = Field((), max_length=8, description="Adapters to mix in.")
+    ] = Field((), max_length=8, description="Adapters (LoRA) to apply.")
     lora_late_ok: Annotated[bool, Wire("Late LoRAs", control=None, a1111="lora_late_ok")] = Field(
-        False, description="Start without adapters that are still loading and take them up later."
+        False, description="Start while adapters still load; apply them once they are loaded."
     )
     slo_ms: Annotated[
         float | None, Wire("Deadline (ms)", group=_SERVICE, control=None, a1111="slo_ms")
@@ -233,15 +237,15 @@ class GenerateParams(_Fields):
         None, gt=0, le=3_600_000, description="Answer within this many milliseconds, or refuse."
     )
     priority: Annotated[int, Wire("Priority", group=_SERVICE, control=None, a1111="priority")] = (
-        Field(0, ge=-10, le=10, description="Higher runs sooner among equals.")
+        Field(0, ge=-10, le=10, description="Among equal requests, a higher priority runs sooner.")
     )
     degrade_min_steps: Annotated[
         int | None, Wire("Least steps", group=_SERVICE, control=None, a1111="degrade_min_steps")
-    ] = Field(None, ge=1, le=200, description="Allow fewer steps, not under this, to meet slo_ms.")
+    ] = Field(None, ge=1, le=200, description="Fewest steps that may be taken to meet slo_ms.")
     output_format: Annotated[
         OutputFormat,
         Wire("Format", group="Output", cli="--format --output-format", help=_FORMAT, control=None),
-    ] = "png"
+    ] = Field("png", description="Format of the pictures' files.")
     output_quality: Annotated[
         int,
         Wire(
@@ -251,7 +255,7 @@ class GenerateParams(_Fields):
             control=None,
             openai="output_compression",
         ),
-    ] = Field(90, ge=1, le=100, description="Quality of webp and jpeg.")
+    ] = Field(90, ge=1, le=100, description="Quality of webp and jpeg files.")
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -272,14 +276,14 @@ class GenerateParams(_Fields):
 
     @property
     def uses_guidance(self) -> bool:
-        """Whether the request needs a conditional and an unconditional row (as diffusers does)."""
+        """Whether it takes a conditional and an unconditional row; the same rule as diffusers."""
         return self.guidance_scale > 1.0
 
 
 class ResolvedParams(GenerateParams):
-    """The parameters of a call once a model has been chosen for it: nothing is left unset.
+    """The parameters of a call after a model was chosen for it, with size, sampler and seed set.
 
-    `diffusion.plan.resolve` makes them. As JSON they are what an answer calls `params`.
+    `diffusion.plan.resolve` creates them. As JSON they are the `params` of an answer.
     """
 
     model: str

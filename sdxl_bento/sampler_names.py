@@ -1,8 +1,8 @@
 """The samplers that a request may name, and what other programs call them.
 
-`SAMPLERS` is the one list of names. How each of them steps is `diffusion.solvers`, which noise
-levels it visits `diffusion.schedules`; a test fails where either of them, or a table here, lacks a
-sampler.
+`SAMPLERS` is the only list of names. How each sampler steps is defined in `diffusion.solvers`, and
+which noise levels it visits in `diffusion.schedules`. A test fails if one of these modules, or a
+table here, lacks a sampler.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ SAMPLER_OF_CLASS: Mapping[str, SamplerName] = {
 }
 
 AUTOMATIC = "automatic"
-# AUTOMATIC1111's sampler → its scheduler → our sampler. Which schedule `automatic` stands for, each
-# of its samplers decides for itself. Names with a schedule in them are those of before version 1.9.
+# AUTOMATIC1111's sampler → its scheduler → our sampler. There, each sampler has its own default
+# schedule, which `automatic` stands for. Names that contain a schedule are those used before
+# version 1.9.
 A1111_SAMPLERS: Mapping[str, Mapping[str, SamplerName]] = {
     "Euler": {AUTOMATIC: "euler", "uniform": "euler"},
     "Euler a": {AUTOMATIC: "euler_a", "uniform": "euler_a"},

@@ -104,15 +104,6 @@ class Target:
         """Whether the packages that compile for it are installed."""
         return all(importlib.util.find_spec(package) is not None for package in self.packages)
 
-    def __reduce__(self) -> tuple[Callable[[str, BackendName], Target], tuple[str, BackendName]]:
-        """As a reference to the registration: the other process imports the target's module."""
-        return _registration, (self.compile_part.__module__, self.name)
-
-
-def _registration(module: str, name: BackendName) -> Target:
-    importlib.import_module(module)
-    return _targets[name]
-
 
 _targets: dict[BackendName, Target] = {}
 

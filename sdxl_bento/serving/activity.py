@@ -1,4 +1,4 @@
-"""How busy this process is: what `/stats` shows and the metrics are fed from."""
+"""How busy this process is, for `/stats` and the metrics."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _MOST_UNITS = 65_536
 
 
 class Activity:
-    """What the engine is doing, and which units of work it has done."""
+    """What the engine is doing, and which units of work it has completed."""
 
     def __init__(self, engine: AsyncEngine, models: ModelRegistry) -> None:
         self._engine = engine
         self._models = models
-        # Written by the engine's thread without a lock. Bounded, for whoever never asks.
+        # The engine's thread appends without a lock. The length is bounded because in a process
+        # without metrics nobody takes the units out.
         self._units: deque[UnitDone] = deque(maxlen=_MOST_UNITS)
 
     def stats(self) -> dict[str, object]:
-        """How busy the engine is, in single pictures, and what its caches have done so far."""
+        """The numbers of pictures that wait and run, and the totals of the caches so far."""
         stats: dict[str, object] = {"state": str(self._engine.state), "waiting": 0, "running": 0}
         if self._engine.state in (EngineState.READY, EngineState.DRAINING):
             stats.update(self._engine.counts())
@@ -42,11 +43,11 @@ class Activity:
         return stats
 
     def units(self) -> list[UnitDone]:
-        """What the engine has run since this was last asked, the oldest first."""
+        """The units of work that were completed since the last call, the oldest first."""
         return [self._units.popleft() for _ in range(len(self._units))]
 
     def note(self, completion: Completion) -> None:
-        """Remember what was run, and nothing of whom it was run for. Warm-up does not count."""
-        if self._models:
+        """Remember a completed unit of work, without the requests that it was run for."""
+        if self._models:  # no models are published during warm-up, which does not count
             stage = completion.unit.key.stage
             self._units.append(UnitDone(stage, completion.unit.rows, completion.seconds))

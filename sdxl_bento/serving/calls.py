@@ -1,4 +1,4 @@
-"""The calls that are being drawn: each is one engine request for every picture of it."""
+"""The calls that are being drawn. The engine has one request for each picture of a call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ PlanOrder = Callable[["Resolved"], "Job"]
 
 @dataclass
 class Call:
-    """A call on its way, with the engine's request of each picture by the picture's index."""
+    """A call that is being drawn.
+
+    Attributes:
+        request_id: the id of the call; the request of picture `i` is called `<request_id>/<i>`.
+        order: what is drawn.
+        plan: gives the job of an order's first picture.
+        requests: the engine's requests, by the index of their picture.
+    """
 
     request_id: str
     order: Resolved
@@ -33,9 +40,9 @@ class Call:
     requests: dict[int, Request] = field(default_factory=dict)
 
     def submit(self, now: float, skip: Collection[int]) -> None:
-        """Make the requests, as of `now`, of all pictures that are not in `skip`.
+        """Create the requests of all pictures that are not in `skip`, with `now` as their arrival.
 
-        Raises InvalidInput where the order cannot be planned.
+        Raises InvalidInput if the order cannot be planned.
         """
         params = self.order.params
         first = self.plan(self.order)
@@ -46,7 +53,7 @@ class Call:
                 self.requests[index] = to_request(request_id, job, now, params.slo_ms)
 
     def fewer(self, index: int) -> Fewer | None:
-        """Leave to take steps off picture `index`, if the caller gave it."""
+        """The permission to draw picture `index` with fewer steps, if the caller gave it."""
         params = self.order.params
         if params.degrade_min_steps is None:
             return None
@@ -60,7 +67,7 @@ class Call:
     def reporter(
         self, index: int, on_progress: OnProgress | None
     ) -> Callable[[StepDone], None] | None:
-        """Translates the engine's steps of picture `index` for `on_progress`."""
+        """A function that reports the engine's steps of picture `index` to `on_progress`."""
         if on_progress is None:
             return None
         request = self.requests[index]
@@ -82,7 +89,7 @@ class Call:
         return report
 
     def generation(self, images: list[object]) -> Generation:
-        """The answer, from the engine's results in the order of the requests."""
+        """The drawn call, from the engine's results in the order of `requests`."""
         drawn = tuple(
             GeneratedImage(
                 image=image,  # type: ignore[arg-type]  # the runner's is a picture
@@ -92,7 +99,7 @@ class Call:
             )
             for (index, request), image in zip(self.requests.items(), images, strict=True)
         )
-        # The parameters with the steps that were made, which may be fewer where that was allowed.
+        # The number of steps that were really made may be lower where the caller allowed that.
         steps = min(_drawn_steps(request) for request in self.requests.values())
         order = self.order.with_params(num_inference_steps=steps)
         return Generation(self.request_id, order, drawn, self._timings())
@@ -142,28 +149,29 @@ class Calls:
             del self._running[call.request_id]
 
     def cancel(self, request_id: str) -> None:
-        """End a call; whoever awaits it gets RequestCancelled.
+        """Cancel a call: the task that awaits it gets RequestCancelled.
 
-        Of several instances in one HTTP call, `id.0`, `id.1`, …, all are ended if `id` is given.
+        One HTTP call may hold several instances. Each of them is a call here, with the id `id.0`,
+        `id.1` and so on, and `id` alone cancels all of them.
 
         Raises:
-            RequestNotFound: no call of that id is at work.
+            RequestNotFound: no call with that id is running.
         """
-        meant = [call for name, call in self._running.items() if is_meant(request_id, name)]
-        if not meant:
+        calls = [call for name, call in self._running.items() if is_meant(request_id, name)]
+        if not calls:
             raise RequestNotFound(request_id)
-        for call in meant:
+        for call in calls:
             for request in call.requests.values():
                 self._engine.cancel(request.id)
 
     def position(self, request_id: str, index: int = 0) -> int:
-        """Place in the queue of picture `index` of a call, from 1; 0 once it runs or has ended."""
+        """The position of a call's picture in the queue, from 1; 0 once it runs or has ended."""
         call = self._running.get(request_id)
         request = call.requests.get(index) if call is not None else None
         return 0 if request is None else self._engine.position(request)
 
     async def _gather(self, call: Call, on_progress: OnProgress | None) -> list[object]:
-        """Run all pictures of a call; if one fails, so does the call, and the rest is cancelled."""
+        """Run all requests of a call. If one fails, the others are cancelled and the call fails."""
         tasks = [
             asyncio.ensure_future(
                 self._engine.run(request, call.reporter(index, on_progress), call.fewer(index))
@@ -172,7 +180,7 @@ class Calls:
         ]
         try:
             if on_progress is not None:
-                await asyncio.sleep(0)  # let them be submitted
+                await asyncio.sleep(0)  # so that the tasks submit their requests
                 self._report_positions(call, on_progress)
             return list(await asyncio.gather(*tasks))
         except BaseException:
@@ -189,7 +197,7 @@ class Calls:
 
 
 def is_meant(request_id: str, name: str) -> bool:
-    """Whether the call `name` is the one of that id, or an instance of it."""
+    """Whether `request_id` is the name of a call, or the id whose instance the call is."""
     whole, dot, index = name.rpartition(".")
     return name == request_id or (dot == "." and whole == request_id and index.isdigit())
 
@@ -199,5 +207,5 @@ def _denoising_steps(request: Request) -> int:
 
 
 def _drawn_steps(request: Request) -> int:
-    job: Job = request.payload  # type: ignore[assignment]  # made by `Call.submit`
+    job: Job = request.payload  # type: ignore[assignment]  # set by `Call.submit`
     return job.params.num_inference_steps

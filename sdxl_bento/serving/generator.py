@@ -1,7 +1,8 @@
 """The facade over the engine of this process: orders in, pictures out.
 
-What it is made of does the work, and can be asked directly: `models` (look-up, lists), `planner`
-(defaults and limits), `calls` (cancel, position), `activity` (statistics).
+The work is done by the objects that it consists of. They can be used directly: `models` (look-up
+and lists), `planner` (defaults and limits), `calls` (cancelling and positions), `activity`
+(statistics).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Generator:
-    """Orders in, pictures out. Light to make: `start` loads the models in a thread.
+    """Draws orders. Creating it is cheap; `start` loads the models in a thread of their own.
 
     Attributes:
         models: the loaded models, by name.
-        planner: what an order would be drawn as.
+        planner: decides how an order is drawn.
         calls: the calls that are being drawn.
         activity: how busy the engine is.
     """
@@ -38,9 +39,9 @@ class Generator:
         """
         Args:
             settings: of the service.
-            worker_index: of this process among the server's, from 0; it chooses the GPU.
-            warm: draw something before the first call, so that its time is that of all others.
-                For a single call that is not worth its while.
+            worker_index: the number of this process among the server's, from 0. It selects the GPU.
+            warm: draw something before the first call, so that the first call takes no longer than
+                any other. That does not pay for a process that draws a single call.
         """
         self._settings = settings
         self._warm = warm
@@ -63,21 +64,21 @@ class Generator:
         return self._engine.reason
 
     def start(self) -> None:
-        """Begin to load the models; returns at once."""
+        """Begin to load the models. Returns at once."""
         self._engine.start()
 
     async def stop(self) -> None:
-        """Take no more calls, let the running ones end within `drain_s`, then stop."""
+        """Refuse new calls, give the running ones `drain_s` seconds to end, then stop."""
         await self._engine.stop(self._settings.drain_s)
         self._keep_profiles()
 
     def resolve(self, order: Order) -> Resolved:
-        """The order as it would be drawn now, every default filled in.
+        """The order as it would be drawn now, with every default filled in.
 
         Raises:
             InvalidInput, NotFound, NotReady, EngineDead: see `errors`.
         """
-        self._engine.engine  # noqa: B018  raises unless it is ready
+        self._require_ready()
         return self.planner.resolve(order)
 
     async def draw(
@@ -88,29 +89,33 @@ class Generator:
         on_progress: OnProgress | None = None,
         skip: Collection[int] = (),
     ) -> Generation:
-        """Draw the pictures of an order, but for those whose index is in `skip`.
+        """Draw the pictures of an order, except those whose index is in `skip`.
 
-        Cancelling the awaiting task cancels the pictures. `on_progress` is called in the event
-        loop, and asks for previews.
+        Cancelling the awaiting task cancels the pictures. If `on_progress` is given, previews are
+        made, and it is called in the event loop.
 
         Raises:
             InvalidInput, NotFound, Refused, RequestCancelled, RequestFailed: see `errors`.
         """
-        self._engine.engine  # noqa: B018  raises unless it is ready
+        self._require_ready()
         plan = partial(self.planner.plan, wants_preview=on_progress is not None)
         call = Call(request_id or secrets.token_hex(8), order, plan)
         return await self.calls.run(call, on_progress, skip)
 
     def provenance(self, order: Resolved) -> Provenance:
-        """What would draw the order now. May read adapters' files: call it from a thread.
+        """What would draw the order now. It may read adapters' files, so call it from a thread.
 
         Raises:
             NotFound, NotReady: see `errors`.
         """
         return self.planner.provenance(order)
 
+    def _require_ready(self) -> None:
+        """Raises NotReady or EngineDead unless the engine takes requests."""
+        _ = self._engine.engine
+
     def _build(self, wake: Callable[[], None]) -> Engine:
-        """Runs in the engine's thread: PyTorch is imported there, and not before."""
+        """Load the models. Runs in the engine's thread, so that only there PyTorch is imported."""
         from sdxl_bento.serving.loading import load
 
         engine, models, self._keep_profiles = load(

@@ -1,4 +1,4 @@
-"""What the driver knows of a GPU: its memory and how busy it is, by NVML."""
+"""A GPU's memory and utilization, as the driver reports them through NVML."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ logger = logging.getLogger(f"bentoml.{__name__}")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """`device` is the driver's index, which CUDA_VISIBLE_DEVICES does not change.
+    """What a GPU is doing.
 
-    `memory_bytes` are all in use on the device, whoever uses them. `busy_percent` is None where
-    the driver does not tell, as for a MIG slice.
+    Attributes:
+        device: the driver's index of the GPU, which CUDA_VISIBLE_DEVICES does not change.
+        memory_bytes: memory in use on the GPU, by any process.
+        busy_percent: None where the driver does not report it, as for a MIG slice.
     """
 
     device: str
@@ -24,7 +26,7 @@ class Usage:
 
 
 class GPU:
-    """One device. `nvml` is the module that speaks to the driver, `handle` its name for it."""
+    """One GPU. `nvml` is the module that talks to the driver, `handle` is the driver's for it."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
@@ -32,7 +34,7 @@ class GPU:
         self._device = str(nvml.nvmlDeviceGetIndex(handle))
 
     def usage(self) -> Usage:
-        """What the device is doing now; takes milliseconds."""
+        """What the GPU is doing now. Takes some milliseconds."""
         memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used
         try:
             busy = float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
@@ -42,7 +44,7 @@ class GPU:
 
 
 def gpus_of(devices: Iterable[str]) -> list[GPU]:
-    """The GPUs among torch's devices; none where nvidia-ml-py or the driver is missing."""
+    """The GPUs among torch's devices; none if nvidia-ml-py or the driver is missing."""
     wanted = sorted(device for device in devices if device.startswith("cuda"))
     if not wanted:
         return []
@@ -51,11 +53,11 @@ def gpus_of(devices: Iterable[str]) -> list[GPU]:
         import torch
 
         pynvml.nvmlInit()
-        # By its UUID: torch counts the visible devices, the driver all.
+        # Looked up by UUID, because torch numbers the visible devices and the driver all of them.
         uuids = [torch.cuda.get_device_properties(device).uuid for device in wanted]
         return [GPU(pynvml, _handle(pynvml, str(uuid))) for uuid in uuids]
-    except Exception as error:  # metrics are no reason to fail
-        logger.warning("no metrics of the GPU: %s", error)
+    except Exception as error:  # a server without these metrics is better than none
+        logger.warning("there are no metrics of the GPU: %s", error)
         return []
 
 

@@ -23,8 +23,11 @@ _EXAMPLE_PROMPT = "a red circle on a blue background"
 
 
 async def announce(generator: Generator, url: str | None) -> None:
-    """Wait for the engine. Then print how to get a first picture, or why there will be none."""
-    while generator.state in ("new", "loading"):  # noqa: ASYNC110  another thread changes it
+    """Wait for the engine, then print how to get a first picture, or log why it failed to start.
+
+    `url` is the server's address; None in the workers that leave the printing to another one.
+    """
+    while generator.state in ("new", "loading"):  # noqa: ASYNC110  changed by another thread
         await asyncio.sleep(0.05)
     if generator.state == "dead":
         logger.error("the engine could not start: %s", generator.state_reason)
@@ -34,7 +37,11 @@ async def announce(generator: Generator, url: str | None) -> None:
 
 
 async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1.0) -> None:
-    """Keep the gauges up to date until cancelled; over many processes, none can be a function."""
+    """Keep the metrics up to date until cancelled.
+
+    Prometheus cannot call a function for a gauge's value if several processes share the gauge, so
+    the values are set every `every_s` seconds.
+    """
     started = False
     gpus: list[GPU] = []
     while True:
@@ -51,17 +58,18 @@ async def report_load(generator: Generator, metrics: Metrics, every_s: float = 1
 
 
 def welcome(url: str) -> str:
-    """The last lines of the start: the address, and one command that saves a picture."""
+    """What is printed at the end of the start: the address, and a command that saves a picture."""
     body = shlex.quote(json.dumps({"prompt": _EXAMPLE_PROMPT}))
     curl = f"curl -s {url}/generate -H 'Content-Type: application/json' -d {body} -o picture.png"
     return f"\nReady at {url} (the API is at {url}/docs). A first picture:\n\n  {curl}\n\n"
 
 
 def drain_on_signal(drain: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Begin to `drain` as soon as the process is told to end.
+    """Begin to `drain` as soon as the process receives SIGTERM or SIGINT.
 
-    The server calls the shutdown hooks only after the last running call has been answered, which
-    would give these calls no limit but their own timeout. Does nothing outside the main thread.
+    The server calls the shutdown hooks only after the last running call has been answered, so
+    without this, only their own timeout would limit these calls. Outside the main thread, where
+    Python allows no signal handlers, this does nothing.
     """
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[None]] = set()
@@ -73,11 +81,12 @@ def drain_on_signal(drain: Callable[[], Coroutine[object, object, None]]) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
             _chain(number, lambda: loop.call_soon_threadsafe(stop))
-        except ValueError:  # signals can only be set in the main thread
+        except ValueError:  # not the main thread
             return
 
 
 def _chain(number: signal.Signals, first: Callable[[], object]) -> None:
+    """Call `first` on a signal, before the handler that is set now."""
     previous = signal.getsignal(number)
 
     def handler(signum: int, frame: FrameType | None) -> None:

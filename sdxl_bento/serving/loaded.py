@@ -1,4 +1,4 @@
-"""A model in memory, with what planning and clients need to know of it."""
+"""A model in memory, with what planning and clients need to know about it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Loaded:
     """One loaded model.
 
     Attributes:
-        name: what requests call it.
-        asked: its tag as the settings have it, which may say `latest` or nothing of a version;
-            `served.model.tag` is exact.
-        facts: what planning needs.
+        name: its name in requests.
+        asked: its tag in the settings, which may have no version, or `latest` as its version.
+        facts: what planning needs to know.
         served: the model and what runs it.
-        info: the compiled backend that was chosen; None where the model runs eagerly.
-        load_seconds, warm_up_seconds: what its start took.
+        info: the compiled backend that was chosen; None if the model runs eagerly.
+        load_seconds: how long loading took.
+        warm_up_seconds: how long warming up took.
     """
 
     name: str
@@ -37,13 +37,14 @@ class Loaded:
 
     @property
     def tag(self) -> str:
-        """The exact tag in BentoML's store."""
+        """The tag in BentoML's store, with its exact version."""
         return self.served.model.tag
 
     def answers_to(self, name: object) -> bool:
-        """Whether a client may call the model `name`: its name, its tag, or the one asked for.
+        """Whether a client may call the model `name`.
 
-        A model that was asked for without a version is its name's latest.
+        It may use the model's name, its exact tag, or the tag in the settings. If that tag has no
+        version, `<tag>:latest` means the model, too.
         """
         names = {self.name, self.asked, self.tag}
         if ":" not in self.asked:
@@ -51,7 +52,7 @@ class Loaded:
         return isinstance(name, str) and name in names
 
     def summary(self, *, default: bool) -> ModelSummary:
-        """What a client may know of it. `default`: it is the model of requests that name none."""
+        """What clients may know. `default`: whether requests that name no model get this one."""
         model, manifest = self.served.model, self.facts.manifest
         return ModelSummary(
             name=self.name,

@@ -1,4 +1,4 @@
-"""From tags in the settings to loaded models and an engine. Runs in the engine's thread."""
+"""Loads the models of the settings and builds the engine. Runs in the engine's thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sdxl_bento.backends.choose import Misfit, candidates, runtime
 from sdxl_bento.backends.compiled import CompiledBackend
 from sdxl_bento.backends.eager import EagerBackend
 from sdxl_bento.backends.parts import Part, PartOptions
-from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.diffusion.backend import Backend
 from sdxl_bento.diffusion.conditioning import Conditioner, PromptCache
 from sdxl_bento.diffusion.lora.pool import LoraPool
@@ -27,12 +26,11 @@ from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import CACHE, BackendInfo, Manifest
+from sdxl_bento.serving.adapters import open_adapters
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.warmup import keep_profiles, warm_up
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sdxl_bento.config import Settings
     from sdxl_bento.engine.executor import Completion
 
@@ -48,12 +46,21 @@ def load(
     *,
     warm: bool = True,
 ) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
-    """Load every model of the settings and make the engine that runs them, warmed up if `warm`.
+    """Load every model of the settings and build the engine that runs them.
 
-    The third is to be called at the end: it keeps what was learned of the costs.
+    Args:
+        settings: of the service.
+        worker_index: the number of this process among the server's, from 0.
+        wake: called from another thread when an adapter has been loaded.
+        on_unit: called after every batch that the engine has run.
+        warm: whether to warm the models up.
+
+    Returns:
+        The engine, the models by name, and a function to call at the end: it stores what was
+        learned about the costs.
 
     Raises:
-        ConfigurationError: a model is missing or unreadable, or the device is not there.
+        ConfigurationError: a model is missing or unreadable, or there is no such device.
     """
     import torch
 
@@ -66,7 +73,7 @@ def load(
         version, folder = find(tag)
         models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
     engine = engine_of(models, settings, on_unit)
-    if not warm:  # what a call or two can tell of the costs is less than what is known
+    if not warm:  # then there are too few calls to learn more about the costs than is known
         return engine, models, lambda: None
     for name, seconds in warm_up(engine, models, placement).items():
         models[name] = replace(models[name], warm_up_seconds=seconds)
@@ -79,7 +86,7 @@ def engine_of(
     settings: Settings,
     on_unit: Callable[[Completion], None] | None = None,
 ) -> Engine:
-    """An engine that runs these models, and tells `on_unit` of every batch it has run."""
+    """An engine that runs these models, and calls `on_unit` after every batch."""
     return Engine(
         Runner({name: loaded.served for name, loaded in models.items()}),
         Limits(
@@ -97,7 +104,7 @@ def engine_of(
 
 
 def find(tag: str) -> tuple[str, Path]:
-    """The exact tag of a stored model, with its version, and its folder.
+    """The exact tag and the folder of a stored model.
 
     Raises:
         ConfigurationError: the store has no such model.
@@ -109,7 +116,7 @@ def find(tag: str) -> tuple[str, Path]:
         stored = bentoml.models.get(tag)
     except BentoMLException as error:
         raise ConfigurationError(
-            f"the model {tag} is not in the store ({error}); `python -m export embedded` makes "
+            f"the model {tag} is not in the store ({error}); `python -m export embedded` creates "
             "the one that ships with this project"
         ) from error
     return str(stored.tag), Path(stored.path)
@@ -132,8 +139,8 @@ def load_folder(
     """Load the model that `export` wrote to `folder`.
 
     Args:
-        name: what requests call it.
-        tags: as the settings have it, and the exact one.
+        name: its name in requests.
+        tags: its tag in the settings, and its exact tag.
         folder: of the model.
         settings: of the service.
         placement: where it is to run.
@@ -147,17 +154,7 @@ def load_folder(
     tag, version = tags
     info, parts = load_parts(folder, settings, placement)
     model = Model.load(name, version, folder, placement, parts)
-    unet_layers = SlotLayout(model.base.unet).columns if "base/unet" in parts else None
-    adapters = LoraPool(
-        _lora_targets(model),
-        budget_bytes=settings.lora_cache_mb * MIB,
-        on_loaded=wake,
-        layers={"unet": unet_layers} if unet_layers else None,
-    )
-    for lora in model.manifest.loras:
-        adapters.register(lora.name, folder / lora.path, pinned=lora.name in settings.lora_pinned)
-    if settings.lora_dir is not None:
-        adapters.scan(settings.lora_dir)
+    adapters = open_adapters(model, settings, wake, compiled=parts)
     served = Served(
         model=model,
         backend=_backend(model, adapters, info, parts, settings.vae_tile_pixels),
@@ -182,12 +179,13 @@ def load_folder(
 def load_parts(
     folder: Path, settings: Settings, placement: Placement
 ) -> tuple[BackendInfo | None, dict[str, Part]]:
-    """The compiled backend that the settings ask for and that fits here, with its parts.
+    """The compiled backend that the settings ask for and that fits this machine, with its parts.
 
-    Says in the log which others do not fit, and why. None where the model is to run eagerly.
+    None means that the model is to run eagerly. The log says why other backends are not used.
 
     Raises:
-        ConfigurationError: there is none of that name; or none fits, and `allow_fallback` is off.
+        ConfigurationError: there is no backend of that name; or none fits, and `allow_fallback` is
+            off.
     """
     if settings.backend == "eager":
         return None, {}
@@ -241,7 +239,7 @@ def _load_all(
 
 
 def _writable(folder: Path) -> Path | None:
-    """The folder, made if need be; None where the model is read-only."""
+    """The folder, which is created if it is missing; None if the model is read-only."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError:
@@ -251,8 +249,9 @@ def _writable(folder: Path) -> Path | None:
 
 def _log_misfits(name: str, misfits: Sequence[Misfit], chosen: str) -> None:
     for each in misfits:
-        logger.warning("%s: %s is not used: %s; %s runs instead", name, each.label, each.reason,
-                       chosen)  # fmt: skip
+        logger.warning(
+            "%s: %s is not used: %s; %s runs instead", name, each.label, each.reason, chosen
+        )
 
 
 def _backend(
@@ -269,7 +268,7 @@ def _backend(
 
 
 def _apply_attention(model: Model) -> None:
-    """The attention backend that was the fastest where the model was exported, if it is here."""
+    """Use the attention backend that was the fastest at export, if this machine has it."""
     from sdxl_bento.backends.attention import apply_attention
 
     name = model.manifest.backends[0].attention
@@ -283,14 +282,7 @@ def _apply_attention(model: Model) -> None:
         logger.warning("%s: PyTorch's own attention is used: %s", model.name, error)
 
 
-def _lora_targets(model: Model) -> dict[str, nn.Module]:
-    targets: dict[str, nn.Module] = {"unet": model.base.unet}
-    names = ("text_encoder", "text_encoder_2")[-len(model.base.text_encoders) :]
-    targets.update(zip(names, model.base.text_encoders, strict=True))
-    return targets
-
-
 def _names(tags: tuple[str, ...]) -> list[str]:
-    """Short names (a tag without its version), or whole tags where short ones collide."""
+    """Names for requests: tags without their versions, or whole tags if that is ambiguous."""
     short = [tag.partition(":")[0] for tag in tags]
     return [name if short.count(name) == 1 else tag for name, tag in zip(short, tags, strict=True)]

@@ -1,8 +1,8 @@
-"""What Prometheus is told; docs/reference/metrics.md lists it.
+"""The metrics for Prometheus; docs/reference/metrics.md lists them.
 
-Every label takes its values from a short list: no name that a client made up becomes a series.
-The engine's thread touches nothing here. It notes what it has done in plain containers, and
-`lifecycle.report_load` hands that over once a second.
+Every label takes its values from a short list, so no name that a client has made up becomes a time
+series. The engine's thread does not use this module: it records its work in plain containers
+(`activity`), and `lifecycle.report_load` moves that here once a second.
 """
 
 from __future__ import annotations
@@ -40,17 +40,23 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The counters of this process; BentoML's /metrics adds those of all workers up.
+    """The metrics of this process. BentoML's /metrics adds up those of all workers.
 
-    A gauge is summed or maximised over the workers that live (`livesum`, `livemax`).
+    The value of a gauge is the sum or the maximum over the live workers (`livesum`, `livemax`).
     """
 
     def __init__(self) -> None:
-        # Imported late: the client looks for the multiprocess folder when it is imported.
-        from prometheus_client import Counter, Gauge, Histogram
-
+        # prometheus_client is imported late everywhere here, because it looks for the folder of a
+        # server with several processes when it is imported.
         forget_dead_workers()
         self._seen: dict[tuple[str, str], int] = {}
+
+        self._define_calls()
+        self._define_engine()
+        self._define_common_names()
+
+    def _define_calls(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
 
         self._requests = Counter(
             "sdxl_requests", "Calls that have ended, by outcome.", ["protocol", "outcome"]
@@ -68,6 +74,16 @@ class Metrics:
             ["protocol"],
             multiprocess_mode="livesum",
         )
+        self._slo = Counter(
+            "sdxl_slo", "Calls with slo_ms: met, missed, or refused at the door.", ["outcome"]
+        )
+        self._result_cache = Counter(
+            "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
+        )
+
+    def _define_engine(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
         self._pictures = Gauge(
             "sdxl_pictures",
             "Pictures in the engine, each on its own, by state.",
@@ -83,9 +99,6 @@ class Metrics:
         self._unit_rows = Histogram(
             "sdxl_unit_rows", "Rows that shared one unit of work.", ["stage"], buckets=_ROWS
         )
-        self._slo = Counter(
-            "sdxl_slo", "Calls with slo_ms: met, missed, or refused at the door.", ["outcome"]
-        )
         self._counted: dict[str, Counter] = {
             "loras": Counter(
                 "sdxl_loras",
@@ -96,9 +109,6 @@ class Metrics:
                 "sdxl_prompt_cache", "Prompts that were looked up before encoding.", ["result"]
             ),
         }
-        self._result_cache = Counter(
-            "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
-        )
         self._start = Gauge(
             "sdxl_model_start_seconds",
             "Time to load a model and to warm it up, the longest of the workers.",
@@ -106,7 +116,10 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
-        # These five under the names that dashboards for KServe's runtimes have.
+    def _define_common_names(self) -> None:
+        """Metrics under the names that dashboards for KServe's runtimes expect."""
+        from prometheus_client import Counter, Gauge, Histogram
+
         self._inferences = Counter(
             "inference_request_count", "Calls that have ended.", ["model_name", "status"]
         )
@@ -137,9 +150,9 @@ class Metrics:
 
     @contextmanager
     def request(self, protocol: str, model: str | None) -> Iterator[None]:
-        """Count and time the call that runs inside; an exception decides its outcome.
+        """Count and time the call that runs inside the context; an exception gives its outcome.
 
-        `model` is the name of the loaded model that was asked for, None if there is none such.
+        `model` is the name of the model that was asked for; None if no such model is loaded.
         """
         name = model or "unknown"
         begin = time.perf_counter()
@@ -160,29 +173,30 @@ class Metrics:
                 self._inferences.labels(name, status).inc()
                 self._inference_seconds.labels(name).observe(seconds)
 
-    def generated(self, protocol: str, made: Generation) -> None:
+    def generated(self, protocol: str, generation: Generation) -> None:
         """Count the pictures of one call, the time of each stage, and whether it was in time."""
-        if made.images:
-            self._images.labels(protocol).inc(len(made.images))
-            self._stage_times(made)
-        slo_ms = made.params.slo_ms
+        if generation.images:
+            self._images.labels(protocol).inc(len(generation.images))
+            self._stage_times(generation)
+        slo_ms = generation.params.slo_ms
         if slo_ms is not None:
-            met = made.timings.total_s * 1e3 <= slo_ms
+            met = generation.timings.total_s * 1e3 <= slo_ms
             self._slo.labels("met" if met else "missed").inc()
 
     def looked_up(self, hits: int, misses: int) -> None:
-        """Count the pictures of one call that the result cache had, and those it had not."""
+        """Count the pictures of one call that the result cache had, and those that it lacked."""
         self._result_cache.labels("hits").inc(hits)
         self._result_cache.labels("misses").inc(misses)
 
-    def _stage_times(self, made: Generation) -> None:
-        for name, seconds in asdict(made.timings).items():
+    def _stage_times(self, generation: Generation) -> None:
+        for name, seconds in asdict(generation.timings).items():
             stage = name.removesuffix("_s")
-            if stage == "queue" or (stage != "total" and seconds > 0):  # no refiner, no refine
+            # A call without the refiner has no time for its stage. The total is another metric.
+            if stage == "queue" or (stage != "total" and seconds > 0):
                 self._stages.labels(stage).observe(seconds)
 
     def load(self, stats: Mapping[str, object]) -> None:
-        """Note how busy the engine is and what its caches have done, by `Generator.stats`."""
+        """Set how busy the engine is, and count the work of its caches, from `Activity.stats`."""
         for state in ("running", "waiting"):
             count = stats.get(state)
             self._pictures.labels(state).set(count if isinstance(count, int) else 0)
@@ -194,34 +208,34 @@ class Metrics:
                 self._seen[name, result] = total
 
     def units(self, done: Iterable[UnitDone]) -> None:
-        """Note the units of work that the engine has done, by `Generator.units`."""
+        """Count the units of work that the engine has run, from `Activity.units`."""
         for unit in done:
             self._unit_seconds.labels(unit.stage).observe(unit.seconds)
             self._unit_rows.labels(unit.stage).observe(unit.rows)
 
     def started(self, models: Iterable[ModelSummary]) -> None:
-        """Note what the start of each model took; there are as many as the settings name."""
+        """Set how long the start of each model took."""
         for model in models:
             self._start.labels(model.name, "load").set(model.load_seconds)
             self._start.labels(model.name, "warm_up").set(model.warm_up_seconds)
             self._load_time.labels(model.name).set(model.load_seconds)
 
     def gpu(self, usage: Usage) -> None:
-        """Note what a GPU is doing."""
+        """Set what a GPU is doing."""
         self._gpu_memory.labels(usage.device).set(usage.memory_bytes)
         if usage.busy_percent is not None:
             self._gpu_utilization.labels(usage.device).set(usage.busy_percent)
 
 
 def forget_dead_workers() -> None:
-    """Drop the gauges of workers that were killed: they would stay in the sum for ever."""
+    """Drop the gauges of workers that were killed, which would otherwise be added up for ever."""
     from prometheus_client.multiprocess import mark_process_dead
 
     folder = prometheus_folder()
     files = folder.glob("gauge_live*_*.db") if folder is not None else ()
     for pid in {int(path.stem.rpartition("_")[2]) for path in files}:
         try:
-            os.kill(pid, 0)  # no signal, but fails where there is no such process
+            os.kill(pid, 0)  # sends no signal, but fails if there is no such process
         except ProcessLookupError:
             mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
         except PermissionError:
@@ -230,5 +244,5 @@ def forget_dead_workers() -> None:
 
 @cache
 def metrics() -> Metrics:
-    """The one `Metrics` of this process: Prometheus refuses a second counter of the same name."""
+    """The only `Metrics` of this process: Prometheus refuses a second counter of the same name."""
     return Metrics()

@@ -1,4 +1,4 @@
-"""The models in BentoML's store: which this service needs, which a built bento brings along."""
+"""The models in BentoML's store that this service needs, and those that a bento contains."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 class RequiredModel(BentoModel):  # type: ignore[misc]  # untyped upstream
-    """A model that has to be in the local store. `bentoml build` packs it.
+    """A model that has to be in the local store. `bentoml build` packs it into the bento.
 
-    BentoML's own class would look for a missing one in its cloud, and say that it failed to.
+    BentoML's own class would look for a missing model in BentoCloud, and only report that this
+    failed.
     """
 
     def resolve(self, *args: Any, **kwargs: Any) -> bentoml.Model:
-        """The stored model. Raises NotFound with the command that makes it."""
+        """The stored model. Raises NotFound, with the command that creates the model."""
         self._check()
         stored: bentoml.Model = super().resolve(*args, **kwargs)
         return stored
 
     def to_info(self, *args: Any, **kwargs: Any) -> Any:
-        """What a bento notes of the model. Raises NotFound as `resolve` does."""
+        """What a bento records about the model. Raises NotFound as `resolve` does."""
         self._check()
         return super().to_info(*args, **kwargs)
 
@@ -37,20 +38,20 @@ class RequiredModel(BentoModel):  # type: ignore[misc]  # untyped upstream
 
 
 def missing_model(tag: str) -> str:
-    """One paragraph: what is missing, what there is, and how to get it."""
+    """The message for a missing model: what the store holds, and how to create the model."""
     name = tag.partition(":")[0]
     source = "embedded" if name == DEFAULT_MODEL.partition(":")[0] else "<folder or hub id>"
     command = f"python -m export {source}" + ("" if source == "embedded" else f" --name {name}")
-    there = sorted(str(model.tag) for model in bentoml.models.list())
-    known = f"It holds {', '.join(there)}." if there else "It is empty."
+    tags = sorted(str(model.tag) for model in bentoml.models.list())
+    content = f"It holds {', '.join(tags)}." if tags else "It is empty."
     return (
-        f"there is no model {tag} in BentoML's model store. {known} "
+        f"there is no model {tag} in BentoML's model store. {content} "
         f"Make the model with `{command}`, or name another in SDXL_MODEL."
     )
 
 
 def with_packed_models(settings: Settings, bento: bentoml.Bento | None) -> Settings:
-    """A built bento serves the models that it was built with, unless the environment names some."""
+    """The settings with the models of a bento, unless the environment names other models."""
     if bento is None or {"model", "models"} & settings.model_fields_set:
         return settings
     tags = [str(info.tag) for info in bento.info.all_models]

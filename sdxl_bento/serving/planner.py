@@ -1,4 +1,4 @@
-"""From an order to what will be drawn, and to the jobs that draw it."""
+"""Resolves orders, and plans the jobs that draw them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Planner:
-    """Checks orders against the models and the settings. It draws nothing."""
+    """Checks orders against the models and the settings, and plans them. It draws nothing."""
 
     def __init__(self, models: ModelRegistry, settings: Settings) -> None:
         self._models = models
         self._settings = settings
 
     def resolve(self, order: Order) -> Resolved:
-        """The order as it would be drawn, every default filled in.
+        """The order as it would be drawn, with every default filled in.
 
         Raises:
             InvalidInput, NotFound, NotReady: see `errors`.
@@ -47,7 +47,7 @@ class Planner:
         return plan(order, facts, wants_preview=wants_preview)
 
     def provenance(self, order: Resolved) -> Provenance:
-        """What would draw the order now. May read adapters' files: call it from a thread.
+        """What would draw the order now. It may read adapters' files, so call it from a thread.
 
         Raises:
             NotFound, NotReady: see `errors`.
@@ -58,7 +58,7 @@ class Planner:
         return provenance_of(model, order.params, self._settings)
 
     def _check_limits(self, order: Resolved) -> None:
-        """What this server allows, which may be less than `GenerateParams` does."""
+        """Check the limits of this server, which may be lower than those of `GenerateParams`."""
         params, settings = order.params, self._settings
         limits = (
             ("num_inference_steps", params.num_inference_steps, settings.max_steps),

@@ -1,4 +1,4 @@
-"""What draws a picture, as far as its pixels depend on it."""
+"""Provenance: everything about model and machine that a picture's pixels depend on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def provenance_of(loaded: Loaded, params: ResolvedParams, settings: Settings) -> Provenance:
-    """What the model `loaded` draws `params` with. Reads the files of adapters not in memory.
+    """The provenance of pictures that the model `loaded` draws with `params`.
 
-    Raises AdapterNotFound.
+    Reads the files of adapters that are not in memory. Raises AdapterNotFound.
     """
     import torch
 

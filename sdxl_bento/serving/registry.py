@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class ModelRegistry:
-    """The models that this process serves; the first one is the default. Empty until loaded."""
+    """The models that this process serves. The first one is the default. It is empty at first."""
 
     def __init__(self, state: Callable[[], str]) -> None:
-        """`state`: what the engine is doing, for the error while nothing is loaded."""
+        """`state` gives the engine's state, which errors name while there is no model."""
         self._state = state
         self._models: Mapping[str, Loaded] = {}
 
     def publish(self, models: Mapping[str, Loaded]) -> None:
-        """Serve these from now on, by their names."""
+        """Serve these models from now on, by their names."""
         self._models = models
 
     def __bool__(self) -> bool:
@@ -33,9 +33,9 @@ class ModelRegistry:
         return list(self._models.values())
 
     def find(self, name: object) -> Loaded | None:
-        """The model that a client calls `name`, the default one for None; None if there is none.
+        """The model that a client calls `name`, or None. If `name` is None: the default model.
 
-        A model answers to its name, to its exact tag and to the tag that the settings ask for.
+        A model answers to its name, to its exact tag, and to its tag in the settings.
         """
         models = self.loaded()
         if name is None:
@@ -52,23 +52,26 @@ class ModelRegistry:
         return model
 
     def name_of(self, name: object) -> str | None:
-        """The name of the model that a client calls `name`, however wrong that is; or None."""
+        """The name of the model that a client calls `name`; None if there is no such model.
+
+        `name` may be any value, as a client may send anything.
+        """
         model = self.find(name)
         return model.name if model is not None else None
 
     def summaries(self) -> list[ModelSummary]:
-        """What clients may know of the models, the default one first."""
+        """What clients may know about the models, the default one first."""
         return [model.summary(default=not index) for index, model in enumerate(self.loaded())]
 
     def ready(self, name: str) -> ModelSummary:
-        """A model that can be drawn with now. Raises ModelNotFound, NotReady."""
+        """The summary of a model that can draw now. Raises ModelNotFound, NotReady."""
         if (state := self._state()) != "ready":
             raise NotReady(state)
         model = self.get(name)
         return model.summary(default=model is self.loaded()[0])
 
     def defaults(self, name: str | None = None) -> ResolvedParams:
-        """What a call gets that leaves everything out. Raises ModelNotFound, NotReady."""
+        """The parameters of a call that sets none itself. Raises ModelNotFound, NotReady."""
         from sdxl_bento.diffusion.plan import resolve
         from sdxl_bento.order import Order
         from sdxl_bento.params import GenerateParams

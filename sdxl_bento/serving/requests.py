@@ -1,4 +1,4 @@
-"""From a planned picture to the engine's request."""
+"""From a planned job to the engine's request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 
 def to_request(request_id: str, job: Job, now: float, slo_ms: float | None) -> Request:
-    """The engine's request for a job that arrives at `now`, in seconds of the engine's clock."""
+    """The engine's request for a job.
+
+    Args:
+        request_id: of the request.
+        job: what is to be drawn.
+        now: its arrival, in seconds of the engine's clock.
+        slo_ms: its deadline in milliseconds after its arrival; None if it has none.
+    """
     params = job.params
     return Request(
         id=request_id,

@@ -1,4 +1,4 @@
-"""What the facade answers with."""
+"""The types of what the generator returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds spent waiting and in each stage; `total_s` is from arrival to the decoded picture."""
+    """Seconds in the queue and in each stage. `total_s` is from arrival to the last picture."""
 
     queue_s: float
     encode_s: float
@@ -26,9 +26,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One picture, the seed that draws it again, and its place in the call.
+    """One picture, with its seed and its index in the call.
 
-    `steps` are fewer than the call's where those had to be taken off to meet its deadline.
+    `steps` is lower than the call's number of steps if steps were taken off to meet its deadline.
     """
 
     image: Image
@@ -39,11 +39,17 @@ class GeneratedImage:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What draws a call's pictures. Where two are equal, so are the pictures, given the parameters.
+    """What draws a call's pictures: the same provenance and parameters give the same pictures.
 
-    `model` is its exact tag, `artifact` the SHA-256 of its manifest, which has the hashes of all
-    its weights; `loras` are names with the SHA-256 of their files. `options` are the settings that
-    change pixels in their last bits.
+    Attributes:
+        model: its exact tag.
+        artifact: SHA-256 of its manifest, which holds the hashes of all its weights.
+        backend: label of the backend that runs it, such as `eager` or `openvino-cpu-bf16`.
+        dtype: in which the UNet computes.
+        device: as manifests name it.
+        torch: version of PyTorch.
+        options: settings that change the last bits of pixels, by name.
+        loras: SHA-256 of the adapters' files, by the adapters' names.
     """
 
     model: str
@@ -58,9 +64,9 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The pictures of one call, as the engine has drawn them.
+    """The pictures that the engine has drawn for one call.
 
-    `order` is the call as it was drawn, with the number of steps that was really made.
+    `order` is the call as it was drawn, with the number of steps that were really made.
     """
 
     request_id: str
@@ -70,12 +76,13 @@ class Generation:
 
     @property
     def params(self) -> ResolvedParams:
+        """The parameters as they were drawn."""
         return self.order.params
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One picture of the call has moved: it is queued at `position`, or made `step` of `steps`."""
+    """Progress of one picture of a call: it waits at `position`, or has made `step` of `steps`."""
 
     request_id: str
     index: int
@@ -88,7 +95,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class UnitDone:
-    """The engine has run one batch of one stage. `seconds`: the device's time for it."""
+    """One batch of one stage that the engine has run. `seconds` is the device's time for it."""
 
     stage: str
     rows: int
@@ -97,7 +104,7 @@ class UnitDone:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What a client may know of a loaded model. Sizes in pixels, times in seconds."""
+    """What a client may know about a loaded model. Sizes are in pixels, times in seconds."""
 
     name: str
     tag: str
@@ -115,7 +122,7 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class LoraSummary:
-    """An adapter that requests may name. `size_bytes` is its file's."""
+    """An adapter that requests may name. `size_bytes` is the size of its file."""
 
     name: str
     models: tuple[str, ...]

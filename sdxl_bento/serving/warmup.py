@@ -1,6 +1,7 @@
-"""Before the first request: run each stage once, so that kernels are ready and costs are known.
+"""Warm-up: run each stage before the first request, so that kernels are ready and costs are known.
 
-What was measured is kept beside the model, by device, and corrected as the engine runs.
+The measured costs are stored beside the model, in one profile for each device, and are corrected as
+the engine runs.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
     from sdxl_bento.serving.loaded import Loaded
 
 logger = logging.getLogger(f"bentoml.{__name__}")
-STEPS = 2  # the first forward of a kind pays for what the second no longer does
+STEPS = 2  # the first forward of a kind is slower than all others, so there has to be a second
 
 
 def warm_up(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> dict[str, float]:
-    """Run every compiled shape and draw pictures with each model, by each of its UNets.
+    """Run every compiled shape, and draw pictures with each model by each of its UNets.
 
-    Returns the seconds that each model took.
+    Returns the seconds that each model took, by its name.
 
     Raises:
-        SDXLError: a model cannot draw even that.
+        SDXLError: a model cannot draw these pictures.
     """
-    took = {}
+    seconds = {}
     for loaded in models.values():
         begin = time.perf_counter()
         loaded.served.backend.warm_up()
@@ -49,31 +50,32 @@ def warm_up(engine: Engine, models: Mapping[str, Loaded], placement: Placement) 
             if request.error is not None:
                 raise request.error
         _write(engine, profile, loaded.name)
-        took[loaded.name] = time.perf_counter() - begin
-    return took
+        seconds[loaded.name] = time.perf_counter() - begin
+    return seconds
 
 
 def keep_profiles(engine: Engine, models: Mapping[str, Loaded], placement: Placement) -> None:
-    """Write down what the engine has learned since."""
+    """Store what the engine has learned about its costs."""
     for loaded in models.values():
         _write(engine, _profile(loaded, placement), loaded.name)
 
 
 def _requests(loaded: Loaded) -> list[Request]:
-    asked = [{"guidance_scale": 1.0}, {"guidance_scale": 5.0}]
+    """One request without guidance, one with it, and one with the refiner if there is one."""
+    variants = [{"guidance_scale": 1.0}, {"guidance_scale": 5.0}]
     if loaded.facts.refiner_scheduler is not None:
-        asked.append({"guidance_scale": 5.0, "refiner": True, "high_noise_frac": 0.5})
+        variants.append({"guidance_scale": 5.0, "refiner": True, "high_noise_frac": 0.5})
     requests = []
-    for index, options in enumerate(asked):
-        given = {"prompt": "warm-up", "num_inference_steps": STEPS, "sampler": "euler", **options}
-        order = Order("generate", GenerateParams.model_validate(given))
+    for index, options in enumerate(variants):
+        fields = {"prompt": "warm-up", "num_inference_steps": STEPS, "sampler": "euler", **options}
+        order = Order("generate", GenerateParams.model_validate(fields))
         job = plan(resolve(order, loaded.facts, seed=0), loaded.facts)
         requests.append(to_request(f"warm-up/{loaded.name}/{index}", job, 0.0, None))
     return requests
 
 
 def _profile(loaded: Loaded, placement: Placement) -> Path:
-    """The profile's file: one for each device, backend and precision."""
+    """The file of the profile for a device, backend and precision."""
     name = placement.device.type
     if name == "cuda":
         import torch
@@ -100,6 +102,6 @@ def _write(engine: Engine, path: Path, model: str) -> None:
         path.parent.mkdir(exist_ok=True)
         scratch = path.with_suffix(f".{time.monotonic_ns()}.tmp")
         scratch.write_text(json.dumps(cells, indent=1))
-        scratch.replace(path)  # several workers may write it: the last one wins, whole
+        scratch.replace(path)  # atomic, since several workers may write it
     except OSError as error:
-        logger.info("the cost profile is not kept: %s", error)
+        logger.info("the cost profile is not stored: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
@@ -17,6 +18,7 @@ from sdxl_bento import __version__
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import ImageNotFound, StoreUnavailable
 from sdxl_bento.order import InputImage, Resolved
+from sdxl_bento.pictures import cache, publish, sweeping
 from sdxl_bento.pictures.location import open_store
 from sdxl_bento.pictures.publish import Pictures
 from sdxl_bento.pictures.store import ImageStore
@@ -186,6 +188,16 @@ async def test_a_store_that_hangs_is_given_up(
     release.set()
 
 
+def test_the_times_that_the_guide_promises() -> None:
+    text = (Path(__file__).parents[3] / "docs/guides/images.md").read_text()
+    assert "does not take it within ten seconds" in text
+    assert publish._STORE_S == 10
+    assert "the picture itself ten seconds later" in text
+    assert sweeping.GRACE_S == 10
+    # A look-up must not cost more than what it may save, nor may a client wait longer to fetch.
+    assert cache._LOOK_UP_S <= publish._STORE_S <= publish._FETCH_S
+
+
 async def test_a_bug_in_the_store_is_not_taken_for_a_failure(
     pictures: Pictures, store: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,8 +220,6 @@ async def test_eight_slow_reads_are_answered_together(
         names.add(threading.current_thread().name.rpartition("_")[0])
         return barrier.wait(20)
 
-    import asyncio
-
     places = await asyncio.gather(*(pictures.in_store(wait, 20) for _ in range(8)))
     assert sorted(places) == list(range(8))
     assert names == {"sdxl-store"}
@@ -224,8 +234,6 @@ async def test_closing_waits_for_what_is_under_way_and_ends_the_sweeper(store: I
     def slow(_: ImageStore) -> None:
         time.sleep(0.1)
         ended.append(True)
-
-    import asyncio
 
     working = asyncio.ensure_future(pictures.in_store(slow, 20))
     await asyncio.sleep(0.02)

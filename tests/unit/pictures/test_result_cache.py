@@ -17,7 +17,13 @@ from prometheus_client import REGISTRY
 
 from sdxl_bento.config import Settings
 from sdxl_bento.drawing import Answer
-from sdxl_bento.errors import AdapterNotFound, InvalidInput, Overloaded
+from sdxl_bento.errors import (
+    AdapterNotFound,
+    ImageNotFound,
+    InvalidInput,
+    Overloaded,
+    StoreUnavailable,
+)
 from sdxl_bento.order import InputImage, Order, Resolved, Task
 from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.cache import key_of
@@ -281,6 +287,24 @@ async def test_an_id_is_good_for_half_of_the_stores_time(setup: Setup) -> None:
     assert note["params"]["seed"] == 5
 
 
+@pytest.mark.parametrize("method", ["get", "put", "put_result"])
+@pytest.mark.parametrize("error", [ImageNotFound("x"), StoreUnavailable()])
+async def test_an_old_id_will_do_if_a_new_one_cannot_be_had(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    first = await setup.call()
+    setup.now += setup.store.ttl_s / 2 + 2
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(setup.store, method, fail)
+    again = await setup.call()
+    assert cached(again) == "hit"
+    assert again.pictures[0].image_id == first.pictures[0].image_id
+    assert data(again) == data(first)
+
+
 async def test_what_is_gone_is_drawn_again(setup: Setup) -> None:
     first = await setup.call()
     (Path(setup.store._root) / f"{first.pictures[0].image_id}.png").unlink()
@@ -309,16 +333,19 @@ def fail(*args: object, **kwargs: object) -> None:
 
 
 async def test_a_store_that_hangs_holds_up_no_answer(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sdxl_bento.pictures.publish._STORE_S", 0.05)
     monkeypatch.setattr("sdxl_bento.pictures.cache._LOOK_UP_S", 0.05)
     release = threading.Event()
     for name in ("pipe_file", "find"):
         monkeypatch.setattr(setup.store._files, name, lambda *_, **__: release.wait(20))
-    answer = await setup.call()
+    with caplog.at_level("WARNING", "bentoml.sdxl_bento"):
+        answer = await setup.call()
     assert answer.pictures[0].image_id is None
     assert answer.pictures[0].data
+    assert "the result cache is not used for this call: no answer within 0.05 s" in caplog.text
+    assert "could not be stored: no answer within 0.05 s" in caplog.text
     release.set()
 
 

@@ -245,6 +245,23 @@ def test_several_processes_keep_to_one_bound(opened: Opener, clock: Clock) -> No
     assert len(left) == 3 * len(pictures)
 
 
+@quick
+def test_what_another_process_has_removed_first_stops_no_sweep(
+    store: ImageStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        store.put_result(secrets.token_hex(32), put(store))
+    clock.now += 100
+
+    def fail(paths: list[str]) -> None:
+        store._files.rm_file(paths[0])
+        raise FileNotFoundError(paths[1])
+
+    monkeypatch.setattr(store._files, "rm", fail)
+    store.sweep()
+    assert not names(store)
+
+
 def test_sweeping_goes_on_by_itself(tmp_path: Path) -> None:
     swept = threading.Event()
 

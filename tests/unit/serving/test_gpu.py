@@ -79,4 +79,4 @@ def test_without_a_gpu_the_driver_is_not_asked(driver: Driver) -> None:
 def test_no_driver_is_no_reason_to_fail(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
     driver.handles = {}
     assert gpus_of({"cuda:0"}) == []
-    assert "no metrics of the GPU: not found" in caplog.text
+    assert "there are no metrics of the GPU: not found" in caplog.text

@@ -16,7 +16,7 @@ from sdxl_bento.config import Settings
 from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.errors import ConfigurationError, OutOfMemory
 from sdxl_bento.manifest import BackendInfo
-from sdxl_bento.serving import loading
+from sdxl_bento.serving import adapters, loading
 from tests.support.loaded_models import CPU, loaded
 from tests.support.manifests import manifest
 
@@ -173,14 +173,15 @@ class Stubs:
         self.attention_error: Exception | None = None
         stubs = {
             "Model": SimpleNamespace(load=self.model),
-            "LoraPool": self.pool,
-            "SlotLayout": lambda unet: SimpleNamespace(columns=[f"layer of {unet}"]),
             "EagerBackend": self.keep("eager"),
             "CompiledBackend": self.keep("compiled"),
             "Conditioner": self.keep("conditioner"),
         }
         for name, stub in stubs.items():
             monkeypatch.setattr(loading, name, stub)
+        monkeypatch.setattr(adapters, "LoraPool", self.pool)
+        layout = SimpleNamespace(columns=["a layer"])
+        monkeypatch.setattr(adapters, "SlotLayout", {"base unet": layout}.__getitem__)
         monkeypatch.setattr("sdxl_bento.backends.attention.apply_attention", self.apply)
 
     def keep(self, name: str) -> Any:
@@ -265,7 +266,7 @@ def test_a_compiled_model(
         model = load_one(stubs)
     assert model.info == built()
     assert list(stubs.made["model"]) == list(built().artifacts)
-    assert stubs.made["pool"][1]["layers"] == {"unet": ["layer of base unet"]}
+    assert stubs.made["pool"][1]["layers"] == {"unet": ["a layer"]}
     compiled = stubs.made["compiled"]
     assert compiled[:3] == (stubs.loaded, model.served.adapters, built())
     assert list(compiled[3]) == list(built().artifacts)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,47 @@ def test_only_the_gauges_of_dead_workers_are_forgotten(
 def test_a_single_process_has_nothing_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     forget_dead_workers()
+
+
+def buckets(counters: Metrics, name: str) -> list[float]:
+    """The finite upper bounds of a histogram without labels of interest."""
+    counters.units([UnitDone("base", 1, 0.1)])
+    with counters.request("p", "m"):
+        pass
+    counters.generated("p", generation(1, Timings(0, 0, 1, 0, 0, 1)))
+    bounds = {
+        float(sample.labels["le"])
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == f"{name}_bucket"
+    }
+    return sorted(bounds - {float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("sdxl_request_seconds", 0.05, 320),
+        ("sdxl_stage_seconds", 0.05, 320),
+        ("inference_request_duration_seconds", 0.05, 320),
+        ("sdxl_unit_seconds", 0.001, 10),
+    ],
+)
+def test_a_quantile_is_off_by_little(
+    counters: Metrics, name: str, least: float, most: float
+) -> None:
+    """Prometheus interpolates within a bucket, so that none may be wide."""
+    bounds = buckets(counters, name)
+    assert (bounds[0], bounds[-1]) == (least, most)
+    ratios = [high / low for low, high in pairwise(bounds)]
+    assert all(1.99 < ratio < 2.51 for ratio in ratios), ratios
+
+
+def test_full_batches_have_a_bucket_of_their_own(counters: Metrics) -> None:
+    """Batches are limited to powers of two more often than not."""
+    bounds = buckets(counters, "sdxl_unit_rows")
+    powers = {float(2**power) for power in range(9)}
+    assert powers <= set(bounds)
+    assert max(powers) == max(bounds) == 256  # the most that `max_batch_rows` may be
+    between = [bound for bound in bounds if bound not in powers]
+    assert between == [3, 6, 12, 24]

@@ -146,7 +146,7 @@ def test_a_read_only_model_is_warmed_up_all_the_same(
     (tmp_path / "profiles").write_text("a file where the folder should be")
     with caplog.at_level("INFO", "bentoml.sdxl_bento"):
         assert warm(engine(), loaded(folder=tmp_path))
-    assert "the cost profile is not kept: " in caplog.text
+    assert "the cost profile is not stored: " in caplog.text
 
 
 def test_a_model_that_cannot_draw_is_refused(tmp_path: Path) -> None:
