@@ -186,9 +186,3 @@ def test_graphs_are_converted_where_they_are_those_that_would_be_traced() -> Non
     static = replace(openvino, quantization="int8-static")
     assert not has_graphs_for(graphs.model_copy(update={"quantization": "int8-static"}), static)
     assert not has_graphs_for(graphs, TargetRequest(all_targets()["onnx"]))
-
-
-@pytest.mark.parametrize("target", all_targets().values(), ids=lambda target: target.name)
-def test_a_target_is_the_same_in_another_process(target: Target) -> None:
-    """Base and refiner are compiled at once, each in a process that is given its target."""
-    assert pickle.loads(pickle.dumps(target)) == target
