@@ -24,6 +24,12 @@ MAX_UPLOAD_BYTES = 32 << 20
 MAX_BATCH_ITEMS = 256
 # Native fields that a call may have as headers instead, which a proxy can set for all calls.
 FIELD_HEADERS: Mapping[str, str] = {"X-SLO-MS": "slo_ms", "X-Priority": "priority"}
+# Fields of calls that redraw a picture, beside those of `GenerateParams`: each with what it holds,
+# and whether that is a file, which forms carry as it is and JSON in base64.
+PICTURE_FIELDS: Mapping[str, tuple[str, bool]] = {
+    "image": ("One PNG, JPEG or WebP.", True),
+    "image_id": ("A picture of this server, instead of `image`.", False),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from sdxl_bento import errors
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.encode import MEDIA_TYPES
 from sdxl_bento.protocols.http import errors as http
-from sdxl_bento.protocols.http.bodies import FIELD_HEADERS
+from sdxl_bento.protocols.http.bodies import FIELD_HEADERS, PICTURE_FIELDS
 
 Schema = dict[str, Any]
 
@@ -74,6 +74,16 @@ def nullable(schema: Schema) -> Schema:
     if "type" in schema and isinstance(schema["type"], str) and "enum" not in schema:
         return {**schema, "type": [schema["type"], "null"]}
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def picture_fields(media_type: str) -> dict[str, Schema]:
+    """The schemas of `PICTURE_FIELDS` in a body of this media type."""
+    schemas: dict[str, Schema] = {}
+    for name, (text, is_file) in PICTURE_FIELDS.items():
+        # OpenAPI 3.1 has no schema for a form's file.
+        schema = ({} if media_type == FORM else nullable(BASE64)) if is_file else nullable(STRING)
+        schemas[name] = {**schema, "description": text}
+    return schemas
 
 
 def media(kind: str, schema: Schema | None = None, example: object = None) -> dict[str, Any]:

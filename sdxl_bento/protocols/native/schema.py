@@ -8,7 +8,6 @@ from sdxl_bento import errors
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_ITEMS
 from sdxl_bento.protocols.http.envelopes import NativeError
 from sdxl_bento.protocols.http.operations import (
-    BASE64,
     CALL_HEADERS,
     DRAWS,
     FORM,
@@ -30,6 +29,7 @@ from sdxl_bento.protocols.http.operations import (
     open_object,
     parameter,
     picture_content,
+    picture_fields,
     ref,
     request_body,
     response,
@@ -115,16 +115,13 @@ def _calls(params: Schema) -> dict[str, Any]:
 
 def _image_body(params: Schema) -> dict[str, Any]:
     """The native fields and a picture: in a form as a file, in JSON as base64, or by its id."""
-    ids = {
-        "image_id": nullable(STRING)
-        | {"description": "A picture of this server, instead of `image`."},
-        "id": nullable(STRING) | {"description": "The same as `image_id`."},
-    }
-    properties = {**params["properties"], **ids}
-    file = {"description": "PNG, JPEG or WebP."}
-    text = nullable(BASE64) | file
-    as_json = closed_object({**properties, "image": text}, required=["prompt"])
-    as_form = closed_object({**properties, "image": file}, required=["prompt"])
+    alias = {"id": nullable(STRING) | {"description": "The same as `image_id`."}}
+    as_json, as_form = (
+        closed_object(
+            {**params["properties"], **picture_fields(kind), **alias}, required=["prompt"]
+        )
+        for kind in (JSON, FORM)
+    )
     example = {**_EXAMPLE, "strength": 0.6, "image_id": "U8E1P-6imjulik2hA08hQg"}
     return request_body(media(JSON, as_json, example), media(FORM, as_form))
 

@@ -11,6 +11,7 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.fields import wires
 from sdxl_bento.order import Task
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.http.bodies import PICTURE_FIELDS
 
 # Parameters of OpenAI that have no meaning for this server.
 IGNORED = frozenset(
@@ -19,7 +20,6 @@ IGNORED = frozenset(
 # OpenAI's name of a parameter → the native field with the same value, if that has another name.
 RENAMED = {wire.openai: name for name, wire in wires(GenerateParams).items() if wire.openai}
 OWN = frozenset((*RENAMED, "size", "stream", "partial_images", "response_format"))
-PICTURE = frozenset(("image", "image_id"))
 MAX_PARTIAL_IMAGES = 3
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})\Z")
 
@@ -68,7 +68,12 @@ def _check_known(body: Mapping[str, Any], task: Task) -> None:
     if "mask" in body:
         allowed = "no mask: it is not supported, the whole picture is redrawn"
         raise InvalidInput("mask", "a picture", allowed)
-    known = {*OWN, *IGNORED, *GenerateParams.model_fields, *(PICTURE if task != "generate" else ())}
+    known = {
+        *OWN,
+        *IGNORED,
+        *GenerateParams.model_fields,
+        *(PICTURE_FIELDS if task != "generate" else ()),
+    }
     for name in body:
         if name not in known:
             allowed = f"one of the parameters {', '.join(sorted(known - IGNORED))}"

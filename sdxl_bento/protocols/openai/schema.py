@@ -14,13 +14,12 @@ from sdxl_bento.protocols.http.operations import (
     JSON,
     MODEL,
     PICTURE_HEADERS,
-    STRING,
     Protocol,
     Schema,
     closed_object,
     event_content,
     media,
-    nullable,
+    picture_fields,
     ref,
     request_body,
     response,
@@ -44,15 +43,8 @@ def components() -> dict[str, Schema]:
 def paths(params: Schema) -> dict[str, Any]:
     """The path items. `params` is the schema of the native fields, which clients send as extras."""
     fields = _fields(params)
-    image = {
-        "image": {"description": "One PNG, JPEG or WebP."},
-        "image_id": {
-            **nullable(STRING),
-            "description": "A picture of this server, instead of `image`.",
-        },
-    }
     call = media(JSON, closed_object(fields, required=["prompt"]), _EXAMPLE)
-    edit = media(FORM, closed_object(fields | image, required=["prompt"]), _EDIT)
+    edit = media(FORM, closed_object(fields | picture_fields(FORM), required=["prompt"]), _EDIT)
     return {
         "/v1/images/generations": OPENAI.post(
             "Text to image.",

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from sdxl_bento import errors
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.http import operations as op
-from sdxl_bento.protocols.http.bodies import FIELD_HEADERS
+from sdxl_bento.protocols.http.bodies import FIELD_HEADERS, PICTURE_FIELDS
 from sdxl_bento.protocols.http.envelopes import KServeError, NativeError
 from sdxl_bento.protocols.http.errors import MalformedBody, error_body
 from sdxl_bento.protocols.http.schemas import answer_components, request_components
@@ -43,6 +43,17 @@ def test_other_schemas() -> None:
     types = {"STRING": "string", "INTEGER": "integer", "NUMBER": "number", "BOOLEAN": "boolean"}
     for name, kind in types.items():
         assert getattr(op, name) == {"type": kind}
+
+
+def test_fields_of_pictures() -> None:
+    texts = {name: text for name, (text, _) in PICTURE_FIELDS.items()}
+    form, body = op.picture_fields(op.FORM), op.picture_fields(op.JSON)
+    assert form["image"] == {"description": texts["image"]}
+    base64 = {"type": ["string", "null"], "contentEncoding": "base64"}
+    assert body["image"] == base64 | {"description": texts["image"]}
+    text = {"type": ["string", "null"], "description": texts["image_id"]}
+    assert form["image_id"] == body["image_id"] == text
+    assert set(form) == set(body) == set(PICTURE_FIELDS)
 
 
 @pytest.mark.parametrize(

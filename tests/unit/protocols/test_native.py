@@ -18,7 +18,7 @@ from sdxl_bento.order import Resolved
 from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.encode import encode
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.http.bodies import MAX_BATCH_ITEMS
+from sdxl_bento.protocols.http.bodies import MAX_BATCH_ITEMS, PICTURE_FIELDS
 from sdxl_bento.protocols.native import schema
 from sdxl_bento.protocols.native.answers import answer_json, error_json
 from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
@@ -424,9 +424,9 @@ def test_what_bentoml_knows_of_the_bodies() -> None:
     fields = set(GenerateParams.model_fields)
     assert set(GenerateBody.model_json_schema()["properties"]) == fields
     redraw = ImageBody.model_json_schema()["properties"]
-    assert set(redraw) == fields | {"image", "image_id", "id"}
+    assert set(redraw) == fields | {*PICTURE_FIELDS, "id"}
     assert redraw["image"]["anyOf"] == [{"type": "file", "format": "image"}, {"type": "null"}]
-    for name in ("image", "image_id", "id"):
+    for name in (*PICTURE_FIELDS, "id"):
         assert redraw[name]["default"] is None
         assert redraw[name]["description"]
     batch = BatchBody.model_json_schema()["properties"]["requests"]

@@ -16,12 +16,12 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import PICTURES_OF, InputImage, Resolved
 from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.publish import Picture
+from sdxl_bento.protocols.http.bodies import PICTURE_FIELDS
 from sdxl_bento.protocols.openai import schema
 from sdxl_bento.protocols.openai.answers import response_body, usage
 from sdxl_bento.protocols.openai.fields import (
     IGNORED,
     OWN,
-    PICTURE,
     RENAMED,
     AnswerOptions,
     to_native,
@@ -148,7 +148,7 @@ def test_unknown_parameters() -> None:
     assert refused({"image": "x"}).field == "image"
     assert refused({"image_id": "x"}).field == "image_id"
     edit = refused({"steps": 5}, "img2img").allowed.removeprefix("one of the parameters ")
-    assert set(edit.split(", ")) == {*known, *PICTURE}
+    assert set(edit.split(", ")) == {*known, *PICTURE_FIELDS}
 
 
 def test_a_mask_is_refused_in_its_own_words() -> None:
