@@ -102,6 +102,6 @@ def diffusers_refiner(model_folder: Path) -> Any:
 
 
 def _quiet(cls: Any, folder: Path) -> Any:
-    pipeline = cls.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = cls.from_pretrained(folder).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -15,6 +15,12 @@ from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import draw, largest_difference
 
+# diffusers' own: it builds sigmas by np.array(tensor), and takes one adapter after another.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
+]
+
 PROMPT = "a large red circle on a blue background"
 SEED = 5
 STEPS = 10

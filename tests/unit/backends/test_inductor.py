@@ -22,7 +22,12 @@ from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
 from sdxl_bento.manifest import BackendInfo
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+pytestmark = [
+    # Inductor uses these of torch itself.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning"),
+    pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
+]
 CPU = torch.device("cpu")
 INFO = BackendInfo(backend="inductor", device="cpu", versions={})
 

@@ -129,3 +129,79 @@ def test_an_id_is_taken_while_it_is_at_work(bench: Bench) -> None:
         bench.submit("a")
     bench.run()
     bench.submit("a")
+
+
+@pytest.mark.parametrize("slo", [0.14, 0.15, 0.2, 0.31, 0.5, 0.77, 1.1, 1.15])
+def test_the_most_steps_that_are_in_time_are_planned(bench: Bench, slo: float) -> None:
+    """As trying one number after the other would find, the least and the most included."""
+    admission, floor, asked = bench.engine.admission, 10, 100
+    request = bench.request("a", asked, slo=slo)
+    in_time = []
+    for steps in range(floor, asked + 1):
+        request.plan(*plan(steps))
+        if admission.lateness(request, 0.0, 0.0) <= 0:
+            in_time.append(steps)
+    request.plan(*plan(asked))
+    expected = None if asked in in_time or not in_time else max(in_time)
+    assert admission.shorten(request, Fewer(asked, floor, plan), 0.0, 0.0) == expected
+    assert request.phases[1].steps == (expected or asked)
+
+
+def test_the_floor_and_one_less_than_asked_can_be_the_answer(bench: Bench) -> None:
+    def late(steps: int) -> Callable[..., float]:
+        """Whatever has more than so many steps."""
+        return lambda request, *_: float(request.phases[1].steps > steps)
+
+    for most in (10, 99):
+        request = bench.request("a", 100, slo=1.0)
+        bench.engine.admission.lateness = late(most)  # type: ignore[method-assign]
+        fewer = Fewer(100, 10, plan)
+        assert bench.engine.admission.shorten(request, fewer, 0.0, 0.0) == most
+
+
+def test_the_limits_of_the_queue_are_inclusive(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(Limits(max_running=1), QueueLimits(max_requests=2, max_pixels=3_000_000))
+    for id_ in "abc":
+        bench.submit(id_)
+    with pytest.raises(Overloaded, match=r"2 requests with 3\.0 megapixels wait"):
+        bench.submit("d")
+    bench = make_bench(Limits(max_running=1), QueueLimits(max_requests=9, max_pixels=2_000_000))
+    bench.submit("a")
+    bench.run_units(1)
+    bench.submit("b")
+    bench.submit("c", side=999)
+    with pytest.raises(Overloaded):
+        bench.submit("d", side=100)
+
+
+def test_retry_after_is_when_the_first_of_those_at_work_ends(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(Limits(max_running=2), QueueLimits(max_requests=0))
+    bench.submit("short", 298)
+    bench.submit("long", 498)
+    bench.run_units(1)
+    with pytest.raises(Overloaded) as refusal:
+        bench.submit("c")
+    assert refusal.value.retry_after_s == pytest.approx(3.0, abs=0.02)
+
+
+def test_a_refusal_tells_when_it_would_end_and_when_to_come_back(bench: Bench) -> None:
+    bench.submit("promised", 198, slo=3.0)  # two seconds of work
+    with pytest.raises(DeadlineInfeasible) as refusal:
+        bench.submit("a", 98, slo=0.5, model="n")
+    # A tenth of the device is kept for others, and a twentieth of the time as a margin.
+    assert refusal.value.estimate_s == pytest.approx(0.5 + 0.05 * 0.5 - (0.9 * 0.5 - 1.0))
+    assert refusal.value.retry_after_s == pytest.approx(2.0 / 0.9)
+    with pytest.raises(DeadlineInfeasible) as refusal:
+        bench.engine.admission.check(bench.request("b", 98, slo=0.5, model="n"), 0.0, busy=0.3)
+    assert refusal.value.retry_after_s == pytest.approx(0.3 + 2.0 / 0.9)
+
+
+def test_the_margin_is_a_share_of_the_time_there_is(bench: Bench) -> None:
+    """0.9 of the time less 0.05 of it: 0.85 s of work fit into a second, and no more."""
+    bench.engine.admission.check(bench.request("a", 82, slo=1.0), 0.0, 0.0)  # 0.84 s
+    with pytest.raises(DeadlineInfeasible):
+        bench.engine.admission.check(bench.request("b", 84, slo=1.0), 0.0, 0.0)  # 0.86 s
+    with pytest.raises(DeadlineInfeasible):
+        bench.engine.admission.check(bench.request("c", 82, slo=1.0), 0.0, busy=0.02)

@@ -12,7 +12,7 @@ from sdxl_bento.engine.async_engine import AsyncEngine, EngineState, StepDone
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.executor import Completion
 from sdxl_bento.engine.fake import FakeClock, FakeExecutor, expected_result
-from sdxl_bento.engine.request import Request, Unit
+from sdxl_bento.engine.request import Request, Stage, Unit
 from sdxl_bento.errors import EngineDead, NotReady
 from tests.simulation.world import MODELS, way
 
@@ -89,7 +89,11 @@ async def test_states_from_new_to_stopped() -> None:
     request = ask("a", steps=3)
     result = await asyncio.wait_for(engine.run(request, steps.append), WAIT_S)
     assert result == expected_result(request)
-    assert len(steps) == 5
+    assert [(done.stage, done.step, done.preview) for done in steps] == [
+        (Stage.ENCODE, 1, None),
+        *[(Stage.BASE, step, None) for step in (1, 2, 3)],
+        (Stage.DECODE, 1, None),
+    ]
     await engine.stop(1.0)
     assert engine.state is EngineState.STOPPED
     with pytest.raises(NotReady):
