@@ -13,7 +13,7 @@ import pytest
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.pictures import location
-from sdxl_bento.pictures.location import check_store, open_store, shown
+from sdxl_bento.pictures.location import check_store, open_store, without_password
 from sdxl_bento.pictures.store import ImageStore
 
 
@@ -155,4 +155,4 @@ def test_listings_are_never_cached(monkeypatch: pytest.MonkeyPatch, url: str) ->
     [("ftp://me:secret@host/x", "ftp://…@host/x"), ("s3://b/a@b", "s3://b/a@b"), ("/x", "/x")],
 )
 def test_passwords_are_not_printed(url: str, printed: str) -> None:
-    assert shown(url) == printed
+    assert without_password(url) == printed
