@@ -41,7 +41,7 @@ ImageFile = Annotated[Path, ContentType("image/*")]
 @bentoml.service(
     name="sdxl-bento",
     workers=SETTINGS.workers,
-    # The engine's own admission and timeout come first; BentoML's are the backstop behind them.
+    # The engine's own admission and timeout take effect first. BentoML's are a backstop.
     traffic={
         "timeout": SETTINGS.timeout_s + 30,
         "max_concurrency": SETTINGS.workers
@@ -64,13 +64,13 @@ class SDXLService:
     @bentoml.on_deployment
     @staticmethod
     def check_models() -> None:
-        """Runs once, before any worker: without its models the server does not start."""
+        """Check, before any worker starts, that the models of the settings are in the store."""
         require_models(with_packed_models(SETTINGS, SDXLService.bento))
 
     @bentoml.on_deployment
     @staticmethod
     def check_image_store() -> None:
-        """Likewise: a store that takes no pictures is told now, not by the first of them."""
+        """Check, before any worker starts, that the image store can be written to."""
         try:
             check_store(SETTINGS)
         except ConfigurationError as error:
@@ -78,7 +78,7 @@ class SDXLService:
 
     @bentoml.on_startup
     async def start(self) -> None:
-        """Loading happens in the engine's thread, so that the probes can answer meanwhile."""
+        """Start the engine. Its thread loads the models, so that probes are answered meanwhile."""
         self.generator.start()
         drain_on_signal(self.drain)
         self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
@@ -89,7 +89,7 @@ class SDXLService:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        """Wait for running work, then end."""
+        """Wait for running calls, then release everything."""
         await self.drain()
         for task in self.tasks:
             task.cancel()
@@ -98,7 +98,7 @@ class SDXLService:
         await asyncio.to_thread(self.pictures.close)
 
     async def drain(self) -> None:
-        """Let running work end, then what would keep the server waiting."""
+        """Let running calls finish, then close the page, whose connections would stay open."""
         await self.generator.stop()
         if self.page is not None:
             self.page.close()
@@ -131,12 +131,12 @@ class SDXLService:
 
     @bentoml.api(input_spec=ImageBody)
     async def img2img(self, call: Call) -> ImageFile:
-        """Image to image with the base model; `strength` is how much of it to redraw."""
+        """Image to image with the base model; `strength` is how much of the picture may change."""
         return await draw(self.api, call, "img2img")
 
     @bentoml.api(input_spec=ImageBody)
     async def refine(self, call: Call) -> ImageFile:
-        """Let the refiner redraw a picture, or one that this server made (`image_id`)."""
+        """Let the refiner redraw an uploaded picture, or one of this server (`image_id`)."""
         return await draw(self.api, call, "refine")
 
 

@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -51,6 +49,8 @@ from benchmarks.report import aim, machine, number, show, show_aims
 from export.compile.calibration import watch_layers
 from export.compile.onnx_graph.static import Ranges
 from export.compile.options import CompileOptions
+from export.compile.targets import all_targets
+from export.likeness import psnr_of_error
 from export.model.graphs import UNetRows, unet_example, unet_graph
 from sdxl_bento.backends.choose import runtime
 from sdxl_bento.backends.parts import PartOptions
@@ -155,9 +155,8 @@ def compile_one(model: str, contender: Contender, folder: Path, threads: int) ->
         ranges=layer_ranges(model) if contender.quantization == "int8-static" else None,
     )  # fmt: skip
     graph = unet_graph("base", unet, CELLS[model])
-    path = importlib.import_module(f"export.{contender.backend}").compile_part(
-        graph, graph.trace(), target, options
-    )
+    compile_part = {name: each.compile_part for name, each in all_targets().items()}
+    path = compile_part[contender.backend](graph, graph.trace(), target, options)  # type: ignore[index]
     seconds = round(time.perf_counter() - began, 1)
     found = {
         "path": path.relative_to(folder).as_posix(),
@@ -285,7 +284,7 @@ def timed(run: Any, clock: Callable[[], float]) -> float:
 def psnr_db(output: np.ndarray, reference: np.ndarray) -> float:
     peak = float(reference.max() - reference.min())
     error = float(np.square(output.astype(np.float64) - reference).mean())
-    return 10 * math.log10(peak**2 / max(error, 1e-30))
+    return psnr_of_error(max(error, 1e-30), peak)
 
 
 def aims(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

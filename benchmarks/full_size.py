@@ -24,6 +24,7 @@ from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.diffusion.model import Model, Pipeline, Placement
 from sdxl_bento.diffusion.plan import ModelFacts
 from sdxl_bento.diffusion.runner import Served
+from sdxl_bento.dtypes import dtype_of
 from sdxl_bento.manifest import (
     BackendInfo,
     Manifest,
@@ -221,14 +222,13 @@ def _filled(module: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _manifest(base: PipelineInfo, dtype: torch.dtype) -> Manifest:
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
     unknown = dict.fromkeys(("sdxl_bento", "python", "torch", "diffusers"), "-")
     return Manifest(
         name=NAME,
         source=SourceInfo(kind="folder", location="random weights", sha256="0" * 64),
         created=datetime.now(UTC),
         versions=Versions(**unknown, transformers="-", bentoml="-"),
-        dtype=names[dtype],
+        dtype=dtype_of(dtype),
         base=base,
         backends=(BackendInfo(backend="eager", device="any", versions={}),),
         size_limits=SizeLimits(multiple=8, min=64, max=2048),

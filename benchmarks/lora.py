@@ -46,13 +46,13 @@ from torch import nn
 from benchmarks.lora_contenders import CONTENDERS, make
 from sdxl_bento.diffusion.lora.files import LowRank
 from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.dtypes import DTYPES, torch_dtype
 
 EMBEDDED = Path(__file__).parents[1] / "export" / "embedded" / "weights" / "base" / "unet"
 MODELS = {"embedded": (16, 8), "mid": (16, 16)}  # latent side, rank
 REQUESTS, ROWS_EACH = 8, 2
 LINEAR = r"attn\d\.to_[qkv]$|to_out\.0$|proj_(in|out)$|ff\.net\.(0\.proj|2)$"
 KINDS = {"linear": LINEAR, "linear + conv": rf"{LINEAR}|resnets\.\d\.conv[12]$"}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def build_unet(model: str) -> Any:
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     side, rank = MODELS[args.model]
     plain = build_unet(args.model).to(args.device)
     if args.dtype != "fp32":
-        plain.to(DTYPES[args.dtype])
+        plain.to(torch_dtype(args.dtype))
     adapters = draw_adapters(plain, KINDS[args.kind], rank)
     inputs = draw_inputs(plain, side)
     unet = deepcopy(plain)

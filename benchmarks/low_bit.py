@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.report import machine
-from export.check.likeness import psnr_db
 from export.embedded import WEIGHTS
+from export.likeness import PIXEL_PEAK, psnr_db, psnr_of_error
 from export.model.graphs import UNetRows, unet_example
 from sdxl_bento.backends.quantized import LAYERS, quantize_unet
 
@@ -43,7 +43,7 @@ def main() -> None:
             "unet_psnr_db": round(psnr_db(output, wanted), 1),
             "unet_max_abs_error": round(float((output - wanted).abs().max()), 4),
             "pictures_psnr_db": [
-                round(10 * float(np.log10(255**2 / ((a - b) ** 2).mean())), 1)
+                round(psnr_of_error(float(((a - b) ** 2).mean()), PIXEL_PEAK), 1)
                 for a, b in zip(pictures, drawn, strict=True)
             ],
         }

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from json import dumps as dump_json
 from pathlib import Path
 from types import FrameType
@@ -15,47 +14,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from export.compile.targets import PICTURES, parse_targets
+from export.compile.requests import PICTURES, parse_targets
+from export.compile.targets import all_targets
 from export.errors import ExportError
 from export.job import Options, Result, run
-from export.model.variants import as_variant
-from export.model.weights import as_dtype
 from export.progress import Durations, Progress
 from sdxl_bento.config import load_export_settings
 from sdxl_bento.errors import ConfigurationError
-
-
-class VariantName(StrEnum):
-    """Relatives of SDXL that want other defaults."""
-
-    base = "base"
-    turbo = "turbo"
-    lightning = "lightning"
-    lcm = "lcm"
-
-
-class Quantize(StrEnum):
-    """Low-bit forms of a UNet's large matrices."""
-
-    int8_weights = "int8-weights"
-    int8 = "int8"
-    int8_static = "int8-static"
-    fp8 = "fp8"
-
-
-class ExporterName(StrEnum):
-    """What writes ONNX graphs."""
-
-    torch = "torch"
-    optimum = "optimum"
-
-
-class Dtype(StrEnum):
-    """Dtypes that weights can be written in."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
+from sdxl_bento.manifest import Exporter, Quantization, Variant, WeightDtype
 
 
 def export(
@@ -76,7 +42,7 @@ def export(
         str | None, typer.Option(help="Name in the store; made from the source if not given.")
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Dtype of the weights; the source's if not given.")
+        WeightDtype | None, typer.Option(help="Dtype of the weights; the source's if not given.")
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
@@ -86,22 +52,22 @@ def export(
         typer.Option(help="Folder or hub id with the configs of a checkpoint in one file."),
     ] = None,
     variant: Annotated[
-        VariantName | None,
+        Variant | None,
         typer.Option(help="Kind of model, where its scheduler's config does not say it."),
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compile for: inductor, onnx, tensorrt, openvino, or auto, the one that suits "
-            "this machine. Several with commas. Weights that run eagerly are always written."
+            help=f"Compile for: {', '.join(all_targets())}, or auto, the one that suits this "
+            "machine. Several with commas. Weights that run eagerly are always written."
         ),
     ] = None,
     compute_dtype: Annotated[
-        Dtype | None,
+        WeightDtype | None,
         typer.Option(help="What compiled parts compute in; fp16 on CUDA, else what the CPU has."),
     ] = None,
     quantize: Annotated[
-        Quantize | None, typer.Option(help="Low-bit weights for the compiled UNets.")
+        Quantization | None, typer.Option(help="Low-bit weights for the compiled UNets.")
     ] = None,
     sizes: Annotated[
         str, typer.Option(help="Sizes with shapes of their own, as 1024x1024,896x1152.")
@@ -110,9 +76,9 @@ def export(
         str, typer.Option(help="Numbers of UNet rows with shapes of their own, as 1,2,4,8.")
     ] = "",
     exporter: Annotated[
-        ExporterName,
+        Exporter,
         typer.Option(help="What writes the graphs of target onnx: torch, or Hugging Face optimum."),
-    ] = ExporterName.torch,
+    ] = "torch",
     attention: Annotated[
         str,
         typer.Option(help="Attention backend of the eager model; auto: the fastest on a GPU."),
@@ -136,21 +102,21 @@ def export(
     with _refusals(progress):
         targets = parse_targets(
             ",".join(target or ()),
-            dtype=as_dtype(compute_dtype.value) if compute_dtype else None,
-            quantization=quantize.value if quantize else None,
+            dtype=compute_dtype,
+            quantization=quantize,
             sizes=sizes,
             rows=rows,
-            exporter=exporter.value,
+            exporter=exporter,
         )
     options = Options(
         source=source,
         refiner=refiner,
         loras=tuple(lora or ()),
         name=name,
-        dtype=as_dtype(dtype.value) if dtype else None,
+        dtype=dtype,
         revision=revision,
         config=config,
-        variant=as_variant(variant.value) if variant else None,
+        variant=variant,
         force=force,
         targets=targets,
         pictures=pictures,
@@ -178,8 +144,8 @@ def verify(
     with _refusals(progress, "Not verified."):
         backends = verify_model(tag, pictures, progress)
     if json:
-        found = [info.model_dump(mode="json") for info in backends]
-        sys.stdout.write(dump_json(found, indent=2) + "\n")
+        content = [info.model_dump(mode="json") for info in backends]
+        sys.stdout.write(dump_json(content, indent=2) + "\n")
 
 
 def _progress() -> Progress:
@@ -188,7 +154,7 @@ def _progress() -> Progress:
 
 @contextmanager
 def _refusals(progress: Progress, what: str = "Not exported.") -> Iterator[None]:
-    """Say what is wrong, and end with the status that scripts look at."""
+    """Print errors that a user can act on, and exit with a status that scripts can test."""
     try:
         yield
     except (ExportError, ConfigurationError) as error:
@@ -212,12 +178,12 @@ def _report(result: Result, progress: Progress, brief: bool) -> None:
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
-    """End by an exception, so that the staging folder is removed on the way out."""
+    """Exit by an exception, so that the staging folder is removed."""
     raise SystemExit(143)
 
 
 def main() -> None:
-    """Entry point: `verify TAG`, or a source to export."""
+    """The entry point of the command: `verify TAG`, or a source to export."""
     signal.signal(signal.SIGTERM, _terminate)
     if sys.argv[1:2] == ["verify"]:
         del sys.argv[1]

@@ -1,11 +1,11 @@
-"""What can go wrong in an export. Every message says what was found and what is needed.
+"""The errors of an export. Every message says what was found and what is needed instead.
 
 SDXLError
 └── ExportError
-    ├── SourceError             the source cannot be read, or something is missing or broken
-    │   ├── UnsafeSourceError   it would run code, or reach outside its folder
+    ├── SourceError             the source cannot be read, or a part of it is missing or broken
+    │   ├── UnsafeSourceError   it would run code, or reaches outside of its folder
     │   └── NotSDXLError        it is another kind of model
-    └── VerificationError       what was written does not behave as its source
+    └── VerificationError       the written model does not behave as its source
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sdxl_bento.errors import SDXLError
 
 
 class ExportError(SDXLError):
-    """Root of every error that an export raises on purpose."""
+    """Base class of the errors that an export raises on purpose."""
 
 
 class SourceError(ExportError):
-    """The source cannot be read, or something in it is missing or broken."""
+    """The source cannot be read, or a part of it is missing or broken."""
 
     def __init__(self, where: object, found: str, needed: str) -> None:
         self.found = found
@@ -35,4 +35,4 @@ class NotSDXLError(SourceError):
 
 
 class VerificationError(ExportError):
-    """A component that was written does not behave as its source does."""
+    """A written component or a compiled part does not behave as its source does."""

@@ -11,16 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export import store as bento
-from export.check import verify
-from export.compile.targets import PICTURES, TargetRequest, same_build
+from export.check import eager
+from export.compile.requests import PICTURES, TargetRequest, same_build
 from export.errors import ExportError
 from export.model import weights, writer
 from export.model.inspection import Pipeline, read_pipeline, slug
 from export.model.preview import fit_latent_rgb
 from export.progress import Progress
-from export.source import sources
+from export.source import resolution
 from export.source.downloads import Workspace
-from export.source.sources import Source
+from export.source.resolution import LocalSource
 from export.source.transfer import show_transfer
 from sdxl_bento import __version__
 from sdxl_bento.manifest import (
@@ -40,11 +40,20 @@ LEAST_SIDE = 64  # pixels; smaller pictures are refused by the API too
 
 @dataclass(frozen=True)
 class Options:
-    """What to export. `dtype` None keeps that of the source; `name` None is made from it. An
-    empty `source` takes the environment's. `config` and `variant` are those of `sources.Wanted`.
+    """What to export, and how.
 
-    `targets` are compiled beside the eager model; `pictures` are drawn to verify each, 0 for none.
-    `attention` is the eager model's backend, "auto" for the fastest on a GPU.
+    Attributes:
+        source: a name as in `export.source.resolution`; empty takes the environment's.
+        refiner: the source of a refiner that goes with it.
+        loras: files of adapters to add.
+        name: of the model in the store; None derives it from the source.
+        dtype: of the written weights; None keeps the source's.
+        revision: branch, tag or commit of a hub repository.
+        config, variant: as in `resolution.SourceRequest`.
+        force: export even if the store has the same model.
+        targets: what to compile beside the eager model.
+        pictures: how many each target draws to be verified; 0 for none.
+        attention: the eager model's attention backend; "auto" takes the fastest on a GPU.
     """
 
     source: str
@@ -63,7 +72,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """`created` is False where the store held the same model already."""
+    """The exported model. `created` is False if the store had the same one already."""
 
     tag: str
     created: bool
@@ -71,8 +80,10 @@ class Result:
 
 @dataclass(frozen=True)
 class _Plan:
+    """A checked source and the choices for its model; `sha256` covers the model's content."""
+
     name: str
-    source: Source
+    source: LocalSource
     base: Pipeline
     refiner: Pipeline | None
     loras: dict[str, Path]
@@ -85,22 +96,28 @@ class _Plan:
         return [self.base] + ([self.refiner] if self.refiner else [])
 
     def files(self) -> dict[str, Path]:
-        """Every file to take, by its path in the model folder."""
-        found = {f"loras/{name}.safetensors": path for name, path in self.loras.items()}
+        """Every source file to take, by its path in the model folder."""
+        files = {f"loras/{name}.safetensors": path for name, path in self.loras.items()}
         for pipeline in self.pipelines:
-            found |= {f"{pipeline.role}/{name}": path for name, path in pipeline.files().items()}
-        return found
+            files |= {f"{pipeline.role}/{name}": path for name, path in pipeline.files().items()}
+        return files
 
 
 def run(options: Options, progress: Progress | None = None) -> Result:
-    """Export a model into the BentoML store, unless the store holds the same one.
+    """Export a model into the BentoML store, unless the store has the same one.
 
-    Raises `ExportError`; whatever is raised, the store is as it was.
+    The store is left as it was if anything is raised.
+
+    Raises:
+        ExportError: the source is refused, or the model cannot be written or verified.
     """
     progress = progress or Progress()
-    options = replace(options, source=sources.named(options.source))
+    options = replace(options, source=resolution.source_or_default(options.source))
     transfer = partial(show_transfer, progress.console)
-    with bento.staging() as scratch, Workspace(scratch, sources.settings(), transfer) as workspace:
+    with (
+        bento.staging() as scratch,
+        Workspace(scratch, resolution.settings(), transfer) as workspace,
+    ):
         return _run(options, progress, workspace)
 
 
@@ -123,7 +140,7 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
         folder.mkdir()
         manifest = _stage(plan, options, folder, progress, started)
         if options.targets:
-            from export.compile.backends import add_backends
+            from export.backends import add_backends
 
             earlier = () if options.force else bento.same_content(*content)
             manifest = add_backends(
@@ -137,8 +154,8 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
 
 
 def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
-    """Find and check everything; nothing of the model is written yet."""
-    with progress.stage(f"Read and check {sources.shown(options.source)}"):
+    """Fetch and check everything that is needed. No part of the model is written yet."""
+    with progress.stage(f"Read and check {resolution.printable(options.source)}"):
         source, refiner, loras = _sources(options, workspace)
         name = options.name or slug(source.name)
         bento.check_name(name)
@@ -158,12 +175,15 @@ def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
         digests = {path: weights.digest(file) for path, file in plan.files().items()}
         digests |= {f"{part.role}/#": _choices(part, options.dtype) for part in plan.pipelines}
         digests["variant/#"] = plan.variant
-        return _Plan(**{**plan.__dict__, "sha256": weights.combined_digest(digests)})
+        return replace(plan, sha256=weights.combined_digest(digests))
 
 
 def _choices(pipeline: Pipeline, dtype: WeightDtype | None) -> str:
-    """What decides the result beside the files: the flags, which are in the `model_index.json`
-    that is rewritten, and which components change their dtype."""
+    """What the result depends on beside the copied files, as a text to be hashed.
+
+    These are the flags, which go into a new `model_index.json`, and which components change their
+    dtype.
+    """
     changed = [
         part.name
         for part in pipeline.components.values()
@@ -172,23 +192,25 @@ def _choices(pipeline: Pipeline, dtype: WeightDtype | None) -> str:
     return f"{sorted(pipeline.flags.items())} {changed}"
 
 
-def _sources(options: Options, workspace: Workspace) -> tuple[Source, Source | None, list[Path]]:
-    if options.source == sources.EMBEDDED:
-        base, refiner, loras = sources.embedded()
+def _sources(
+    options: Options, workspace: Workspace
+) -> tuple[LocalSource, LocalSource | None, list[Path]]:
+    if options.source == resolution.EMBEDDED:
+        base, refiner, loras = resolution.embedded()
         return base, refiner, [*loras, *options.loras]
-    wanted = sources.Wanted(
+    request = resolution.SourceRequest(
         "base", options.revision, options.dtype, options.config, options.variant
     )
-    base = sources.resolve(options.source, workspace, wanted)
+    base = resolution.resolve(options.source, workspace, request)
     refiner_source = None
     if options.refiner:
-        wanted = sources.Wanted("refiner", dtype=options.dtype)
-        refiner_source = sources.resolve(options.refiner, workspace, wanted)
+        request = resolution.SourceRequest("refiner", dtype=options.dtype)
+        refiner_source = resolution.resolve(options.refiner, workspace, request)
     return base, refiner_source, list(options.loras)
 
 
 def _check_pair(base: Pipeline, refiner: Pipeline | None) -> None:
-    """The refiner goes on with the base's latents, so both must mean the same by them."""
+    """Refuse a pair with different latent spaces: the refiner continues with the base's latents."""
     if refiner is None:
         return
     ours, theirs = base.geometry, refiner.geometry
@@ -214,13 +236,13 @@ def _stage(
             written = writer.write_pipeline(pipeline, folder, dtype)
             infos[pipeline.role] = written.info
         with progress.stage(f"Verify the {pipeline.role} model"):
-            figures += verify.verify_pipeline(
+            figures += eager.verify_pipeline(
                 pipeline, folder / pipeline.role, written.converted, folder.parent
             )
     latent_rgb = None
     if not plan.base.has_family_vae:
         latent_rgb = fit_latent_rgb(folder / "base" / "vae", infos["base"].width)
-    from export.compile.compiler import choose_attention
+    from export.compile.attention import choose_attention
 
     attention = choose_attention(
         folder / "base" / "unet", infos["base"], options.attention, progress
@@ -251,7 +273,7 @@ def _stage(
 
 
 def _measured(manifest: Manifest, folder: Path, started: float) -> Manifest:
-    """With its size and time as they are now."""
+    """The manifest with the model's present size and the time since `started`."""
     seconds = round(time.perf_counter() - started, 2)
     size = bento.content_bytes(folder)
     return manifest.model_copy(update={"bytes": size, "export_seconds": seconds})
@@ -269,7 +291,7 @@ def _versions() -> Versions:
 
 
 def _eager(parity: tuple[ParityFigure, ...], attention: str | None) -> BackendInfo:
-    """The backend that every model has: diffusers' own modules, any device, any size."""
+    """The backend that every model has: diffusers' own modules, for any device and size."""
     versions = {name: version(name) for name in ("torch", "diffusers")}
     return BackendInfo(
         backend="eager", device="any", versions=versions, attention=attention, parity=parity
@@ -284,7 +306,7 @@ def _limits(base: Pipeline) -> SizeLimits:
 
 
 def _metadata(manifest: Manifest) -> dict[str, object]:
-    """What `bentoml models get` shows; the manifest says more. BentoML takes no None here."""
+    """What `bentoml models get` shows, a summary of the manifest. BentoML accepts no None here."""
     return {
         "family": manifest.family,
         "variant": manifest.variant,

@@ -1,4 +1,4 @@
-"""What the export tells its user: stages with their time, to stderr; the tag, to stdout."""
+"""Progress of an export: its stages and their durations, printed to stderr."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
 
-LONG = 5.0  # seconds from which on a stage is announced where nothing can move
+LONG = 5.0  # seconds; a stage that takes longer is announced where there is no spinner
 
 
 class Durations:
-    """How long each stage took the last time, kept in one JSON file between exports.
+    """The duration of each stage in the previous export, kept in a JSON file.
 
-    Only ever a help: a file that cannot be read or written is as good as none.
+    It is a convenience: a file that cannot be read or written is treated as missing.
     """
 
     MOST = 500
@@ -29,17 +29,17 @@ class Durations:
         self._seconds: dict[str, float] = {}
         if path is not None:
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                self._seconds = {str(title): float(seconds) for title, seconds in found.items()}
+                content = json.loads(path.read_text(encoding="utf-8"))
+                self._seconds = {str(title): float(seconds) for title, seconds in content.items()}
             except (OSError, ValueError, TypeError, AttributeError):
                 self._seconds = {}
 
     def expected(self, title: str) -> float | None:
-        """Seconds of the last time; None if there was none."""
+        """Seconds that the stage took last; None if it is not known."""
         return self._seconds.get(title)
 
     def note(self, title: str, seconds: float) -> None:
-        """Remember a stage that has ended well."""
+        """Remember the duration of a stage that has succeeded."""
         self._seconds.pop(title, None)
         self._seconds[title] = round(seconds, 2)
         for oldest in list(self._seconds)[: -self.MOST]:
@@ -61,29 +61,29 @@ class _Running:
     def __init__(self, title: str, expected: float | None) -> None:
         self._spinner = Spinner("dots", escape(title))
         self._title = title
-        self._about = "" if expected is None else f" of about {expected:.0f}"
+        self._expected = "" if expected is None else f" of about {expected:.0f}"
         self._started = time.perf_counter()
 
     def __rich__(self) -> RenderableType:
         elapsed = time.perf_counter() - self._started
-        self._spinner.update(text=f"{escape(self._title):<42} {elapsed:6.1f}{self._about} s")
+        self._spinner.update(text=f"{escape(self._title):<42} {elapsed:6.1f}{self._expected} s")
         return self._spinner
 
 
 class Progress:
-    """Prints one line for each stage; on a terminal, with a spinner and its time as it runs."""
+    """Prints a line for each stage. On a terminal, a running stage shows a spinner and its time."""
 
     def __init__(self, console: Console | None = None, durations: Durations | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._durations = durations or Durations()
 
     def say(self, text: str) -> None:
-        """One line, literally."""
+        """Print one line, without interpreting markup."""
         self.console.print(escape(text), soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Time the enclosed work, and say when it is done or has failed."""
+        """Time the enclosed work, and print whether it has succeeded or failed."""
         expected = self._durations.expected(title)
         started = time.perf_counter()
         mark = "[red]x[/]"

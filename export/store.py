@@ -1,8 +1,8 @@
-"""The BentoML model store: find what was exported before, write a model as a whole or not at all.
+"""The BentoML model store: finding earlier exports, and adding a model atomically.
 
-`bentoml.models.create` copies its files one by one into the store, so a process that is killed
-meanwhile leaves a folder there without `model.yaml`, after which even `bentoml models list` fails.
-Here a model is put together in the store's `tmp` folder and moved into place by one rename.
+`bentoml.models.create` copies files one by one into the store. A process that is killed meanwhile
+leaves a folder without `model.yaml` there, after which even `bentoml models list` fails. Here a
+model is assembled in the store's `tmp` folder and moved into place by one rename.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES, CACHE}
 
 
 def store() -> Path:
-    """The model store's folder, `$BENTOML_HOME/models`; made if missing."""
+    """The folder of the model store, `$BENTOML_HOME/models`; it is created if it is missing."""
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     return Path(BentoMLContainer.model_store_dir.get())
 
 
 def check_name(name: str) -> None:
-    """Raise `ExportError` unless BentoML takes `name` for a model."""
+    """Raise `ExportError` unless BentoML accepts `name` for a model."""
     from bentoml import Tag
     from bentoml.exceptions import BentoMLException
 
@@ -45,7 +45,7 @@ def check_name(name: str) -> None:
 
 
 def content_bytes(folder: Path) -> int:
-    """Size of a model's own files, without the manifest, BentoML's, and what was measured later."""
+    """Size of a model in bytes, without the manifest, BentoML's file, profiles and caches."""
     return sum(
         path.stat().st_size
         for path in folder.rglob("*")
@@ -56,9 +56,9 @@ def content_bytes(folder: Path) -> int:
 def find(
     name: str, sha256: str, dtype: str, fits: Callable[[Manifest], bool] = lambda _: True
 ) -> str | None:
-    """The tag of a whole model with this name and content, the newest first; None if there is none.
+    """The tag of the newest complete model with this name and content; None if there is none.
 
-    It becomes the `latest` one, so that the name alone leads to what was asked for.
+    The model is made the `latest` one, so that its name without a version leads to it.
     """
     for folder in same_content(name, sha256, dtype):
         if fits(Manifest.load(folder)):
@@ -68,16 +68,16 @@ def find(
 
 
 def same_content(name: str, sha256: str, dtype: str) -> Iterator[Path]:
-    """Folders of whole models with this name and content, the newest first.
+    """Folders of complete models with this name and content, the newest first.
 
-    They must also come from this version of the exporter, which may write more than an older one.
+    Models of another version of the exporter are left out, because it may write other files.
     """
     folders = [path for path in (store() / name).glob("*") if (path / "model.yaml").is_file()]
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             manifest = Manifest.load(folder)
         except ConfigurationError:
-            continue  # of an older schema: export again
+            continue  # of an older schema
         same = (manifest.source.sha256, manifest.dtype) == (sha256, dtype)
         same = same and manifest.versions.sdxl_bento == __version__
         if same and manifest.bytes == content_bytes(folder):
@@ -86,10 +86,10 @@ def same_content(name: str, sha256: str, dtype: str) -> Iterator[Path]:
 
 @contextmanager
 def staging() -> Iterator[Path]:
-    """A temporary folder on the store's own file system; removed at the end, whatever happens.
+    """A temporary folder on the file system of the store. It is removed at the end in any case.
 
-    What a killed export has left is removed by the next one: a lock that only a living process
-    holds tells the two apart.
+    Folders that killed exports have left are removed too. They are told from those in use by a
+    lock, which only a running process holds.
     """
     parent = store().parent / "tmp"
     parent.mkdir(parents=True, exist_ok=True)
@@ -114,12 +114,12 @@ def _remove_if_abandoned(folder: Path) -> None:
     except BlockingIOError:
         return  # another export is at work in it
     except FileNotFoundError:
-        pass  # killed before it had made its lock
+        pass  # killed before it had created its lock
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit(folder: Path, name: str, labels: Mapping[str, str], metadata: Mapping[str, Any]) -> str:
-    """Move the finished model in `folder` into the store as its newest version; returns the tag."""
+    """Move a finished model into the store, as its latest version; returns its tag."""
     from bentoml._internal.models.model import Model, ModelContext
 
     model = Model.create(

@@ -1,4 +1,4 @@
-"""`python -m export verify TAG`: is a stored model's every backend still the model, here?"""
+"""`python -m export verify TAG`: verify the compiled backends of a stored model on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from rich.table import Table
 
 from export.check.parity import verify_parts
 from export.check.pictures import verify_pictures
-from export.compile.backends import figures, pipelines_of
 from export.errors import ExportError
 from export.progress import Progress
 from sdxl_bento.backends.choose import misfit
@@ -20,12 +19,18 @@ from sdxl_bento.serving.loading import find
 def verify_model(tag: str, pictures: int, progress: Progress) -> list[BackendInfo]:
     """Measure every compiled backend of a stored model that fits this machine.
 
-    Returns the backends with the figures of this machine. Those that do not fit are named.
+    Args:
+        tag: of the model.
+        pictures: how many pictures each backend draws; 0 for none.
+        progress: where stages, and backends that do not fit, are reported.
+
+    Returns:
+        The backends that fit, with the figures of this machine.
 
     Raises:
         ConfigurationError: there is no such model.
         ExportError: the model has no compiled backend that fits.
-        VerificationError: a backend is no longer the model.
+        VerificationError: a backend does not behave as the model does.
     """
     exact, folder = find(tag)
     manifest = Manifest.load(folder)
@@ -55,7 +60,7 @@ def _measure(
     progress: Progress,
 ) -> BackendInfo:
     with progress.stage(f"Verify the parts of {info.label}"):
-        parity = verify_parts(info, folder, pipelines_of(manifest), placement.device)
+        parity = verify_parts(info, folder, manifest.pipelines, placement.device)
     with progress.stage(f"Verify pictures of {info.label}"):
         verdict = verify_pictures(info, manifest, folder, pictures)
     return info.model_copy(
@@ -65,6 +70,19 @@ def _measure(
 
 def _table(tag: str, info: BackendInfo) -> Table:
     table = Table(title=f"{tag}, {info.label}", title_justify="left", show_header=False)
-    for name, figure in figures(info).items():
+    for name, figure in figure_texts(info).items():
         table.add_row(name, figure)
     return table
+
+
+def figure_texts(info: BackendInfo) -> dict[str, str]:
+    """The figures of likeness that a manifest holds of a backend, as texts by what they are of."""
+    rows = {figure.part: _decibels(figure.psnr_db) for figure in info.parity}
+    for image in info.images:
+        rows[f"picture of {image.prompt!r}"] = f"{_decibels(image.psnr_db)}, SSIM {image.ssim:.3f}"
+    rows |= {f"right {name}": f"{share:.0%}" for name, share in info.accuracy.items()}
+    return rows
+
+
+def _decibels(psnr: float | None) -> str:
+    return "equal" if psnr is None else f"{psnr:.1f} dB"

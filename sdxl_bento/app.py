@@ -1,6 +1,6 @@
-"""The Starlette app beside BentoML's own routes: pages, lists, and the other protocols' calls.
+"""The Starlette app beside BentoML's own routes: pages, lists, and the calls of other protocols.
 
-BentoML only routes POST requests to a service's methods, whose names are their paths.
+BentoML itself only routes POST requests to the methods of a service.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols import model_lists, openapi
+from sdxl_bento.protocols import openapi
 from sdxl_bento.protocols.a1111 import routes as a1111
 from sdxl_bento.protocols.http.errors import error_response
 from sdxl_bento.protocols.kserve.v1 import routes as kserve_v1
@@ -26,7 +26,7 @@ from sdxl_bento.ui.page import Page
 
 
 def web_app() -> Starlette:
-    """The app. `state.api` and `state.page`, which may be None, have to be set first."""
+    """The app. Set `state.api` and `state.page` before its first request. `page` may be None."""
     routes = [
         Route("/", _front_page, name="page"),
         Mount("/ui", _gradio_page, name="ui"),
@@ -34,7 +34,6 @@ def web_app() -> Starlette:
         Route("/docs.json", _openapi),
         *lookups.routes(),
         *kserve_v1.routes(),
-        *model_lists.routes(),
         *kserve_v2.routes(),
         *repository.routes(),
         *openai.routes(),

@@ -1,15 +1,16 @@
-"""What an exported model says of itself: `manifest.json`, written by `export`, read by backends.
+"""The description that comes with an exported model: `manifest.json`.
 
-Folder of a model in the BentoML store::
+`export` writes it and the service reads it; it is the whole contract between the two. A model in
+the BentoML store is a folder with this layout::
 
     model.yaml          BentoML's own
     manifest.json       this module's `Manifest`
     base/               a pipeline in diffusers' folder layout
-    refiner/            likewise, if the model has a refiner
+    refiner/            a second pipeline in the same layout, if the model has a refiner
     loras/<name>.safetensors
     compiled/<label>/   the compiled parts of one backend
-    profiles/           what the service has measured of its costs, by device
-    cache/              what runtimes have derived from compiled parts on this machine
+    profiles/           costs that the service has measured, one file for each device
+    cache/              files that runtimes have derived from compiled parts on this machine
 
 All paths in a manifest are relative to that folder, with forward slashes. All sizes are bytes
 unless a name says otherwise, pictures are in pixels, times in seconds.
@@ -31,10 +32,11 @@ PROFILES = "profiles"
 CACHE = "cache"
 
 WeightDtype = Literal["fp32", "fp16", "bf16"]
+Role = Literal["base", "refiner"]  # of a pipeline in its model
 PredictionType = Literal["epsilon", "v_prediction"]
 Variant = Literal["base", "turbo", "lightning", "lcm"]
 BackendName = Literal["eager", "inductor", "onnx", "tensorrt", "openvino"]
-Exporter = Literal["torch", "optimum"]  # what wrote the ONNX graphs
+Exporter = Literal["torch", "optimum"]  # the program that wrote the ONNX graphs
 Quantization = Literal["int8-weights", "int8", "int8-static", "fp8"]
 # How rows get their own adapters: by hooks around the layers, or by inputs of the graph.
 AdapterMode = Literal["hooks", "slots"]
@@ -59,8 +61,8 @@ class SourceInfo(_Part):
     """Where the weights came from.
 
     `location` is a hub id, the name (not the path) of a folder or file, or a URL without password
-    and query. `revision` is a commit, or the version that a server gives of a file. `sha256` covers
-    every file that was taken, by path and content, so it changes when anything that matters does.
+    and query. `revision` is a commit, or the version that a server states for a file. `sha256`
+    covers the path and the content of every file that was taken.
     """
 
     kind: Literal["embedded", "folder", "file", "hub", "url", "object", "mounted"]
@@ -70,7 +72,7 @@ class SourceInfo(_Part):
 
 
 class Versions(_Part):
-    """Versions of what wrote the model."""
+    """Versions of the packages that wrote the model."""
 
     sdxl_bento: str
     python: str
@@ -154,15 +156,15 @@ class ImageFigure(_Part):
 
 
 class BackendInfo(_Part):
-    """One way to run the model, and what it was built for.
+    """One way to run the model, and the conditions that it was built for.
 
     `device` is a device family with its architecture ("any", "cpu", "cuda:9.0"). `dtype` is what
     the compiled parts compute in (None: the service chooses), `vae_dtype` the decoder's. Empty
     `sizes` or `rows` mean any; `rows` counts UNet rows, of which a request with guidance takes two.
     `artifacts` are compiled files by part (the table is in `export/model/graphs.py`). `versions`
-    are those a compiled file is bound to. `step_ms` is the time of one forward of the base UNet
-    where it was exported, two rows at the native size. `accuracy` is what a checker read off its
-    pictures, 0 to 1.
+    are those that a compiled file is bound to. `step_ms` is the time of one forward of the base
+    UNet on the machine that exported it, with two rows at the native size. `accuracy` is the share
+    of pictures in which a checker found what their prompt asked for, 0 to 1, by property.
     """
 
     backend: BackendName
@@ -186,7 +188,10 @@ class BackendInfo(_Part):
 
     @property
     def label(self) -> str:
-        """Its folder below `compiled/`, and what a user calls it: "openvino-cpu-bf16"."""
+        """The name of its folder below `compiled/`, by which users select it too.
+
+        It joins backend, device, dtype and quantization: "openvino-cpu-bf16".
+        """
         device = self.device.replace(":", "").replace(".", "")
         parts = (self.backend, device, self.dtype, self.quantization)
         return "-".join(part for part in parts if part)
@@ -243,11 +248,19 @@ class Manifest(_Part):
             raise ValueError("`created` needs a time zone")
         return self
 
+    @property
+    def pipelines(self) -> dict[Role, PipelineInfo]:
+        """The pipelines of the model by their role, the base model first."""
+        pipelines: dict[Role, PipelineInfo] = {"base": self.base}
+        if self.refiner is not None:
+            pipelines["refiner"] = self.refiner
+        return pipelines
+
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read the manifest of the model in `folder`.
 
-        Raises `ConfigurationError` if there is none, or if it is not one that this version reads.
+        Raises `ConfigurationError` if the file is missing, or if this version cannot read it.
         """
         path = folder / FILE_NAME
         try:

@@ -6,7 +6,8 @@ picture's metadata and the answer, so that all of them agree on what is drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 # "generate": text to image. "img2img": the base model redraws a picture. "refine": the refiner
 # redraws a picture.
 Task = Literal["generate", "img2img", "refine"]
+# What a picture of a call is for, which is also the native field that has it.
+PictureRole = Literal["image"]
+# The pictures that a task starts from, each of which has to be there.
+PICTURES_OF: Mapping[Task, tuple[PictureRole, ...]] = {
+    "generate": (),
+    "img2img": ("image",),
+    "refine": ("image",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +48,16 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A call as the caller sent it. `source` is the picture to redraw; None for "generate"."""
+    """A call as the caller sent it. `pictures` has those that its task starts from."""
 
     task: Task
     params: GenerateParams
-    source: InputImage | None = None
+    pictures: Mapping[PictureRole, InputImage] = field(default_factory=dict)
 
     @property
     def image(self) -> Image | None:
         """The picture to redraw, if there is one."""
-        return self.source.image if self.source is not None else None
+        return self.pictures["image"].image if "image" in self.pictures else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +69,12 @@ class Resolved:
 
     task: Task
     params: ResolvedParams
-    source: InputImage | None = None
+    pictures: Mapping[PictureRole, InputImage] = field(default_factory=dict)
 
     @property
     def image(self) -> Image | None:
         """The picture to redraw, if there is one."""
-        return self.source.image if self.source is not None else None
+        return self.pictures["image"].image if "image" in self.pictures else None
 
     @property
     def redraws(self) -> bool:

@@ -109,8 +109,8 @@ RUN_TIME = (
         620,
         steps="2",
     ),
-    Room("serving", "models, planning, calls, metrics", 56, 270, 244, steps="3"),
-    Room("pictures", "files, store, result cache", 310, 270, 180, steps="6"),
+    Room("pictures", "files, store, result cache", 56, 270, 190, steps="6"),
+    Room("serving", "models, planning, calls, metrics", 256, 270, 234, steps="3"),
     Room("jobs · access · training", "", 500, 270, 176, later=True),
     Room(
         "backends",
@@ -136,7 +136,9 @@ RUN_TIME = (
         620,
         steps="4",
     ),
-    Room("the ground", "order, params, errors, config, manifest, sampler_names", 56, 562, 620),
+    Room(
+        "the ground", "order, params, fields, config, manifest, sampler_names, errors", 56, 562, 620
+    ),
 )
 BUILD_TIME = (
     Room("source", "folders, files, object stores, the hub", 744, 66, 292, steps="A"),
@@ -190,7 +192,7 @@ def picture() -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" class="page"/>\n',
         rect(20, 20, 672, 616, "panel"),
         text(36, 48, "Run time: sdxl_bento", "heading"),
-        text(676, 48, "imports point downwards only; dashed: planned", "note", "end"),
+        text(676, 48, "imports point downwards, and to the right; dashed: planned", "note", "end"),
         rect(728, 20, 324, 616, "panel"),
         text(744, 48, "Build time: export", "heading"),
         arrow((40, 70), (40, 614)),
@@ -198,8 +200,8 @@ def picture() -> str:
         *(arrow((890, room.y + 56), (890, room.y + 87)) for room in BUILD_TIME[:-1]),
         arrow((890, 474), (890, 561)),
         text(902, 522, "writes", "note"),
-        arrow((744, 590), (710, 590), (710, 345), (200, 345), (200, 327)),
-        text(212, 341, "loads", "note"),
+        arrow((744, 590), (710, 590), (710, 345), (373, 345), (373, 327)),
+        text(385, 341, "loads", "note"),
         legend(),
         "</svg>\n",
     ]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks.full_size import SDXL, TINY, serve
-from export.check.likeness import psnr_db
 from export.compile.attention import pick_attention
-from export.compile.inductor import compile_part
 from export.compile.options import CompileOptions
+from export.compile.targets.inductor import compile_part
+from export.likeness import psnr_db
 from export.model.graphs import Decoder, Graph, UNetRows, decoder_graph, unet_example, unet_graph
 from sdxl_bento.backends.attention import installed
 from sdxl_bento.backends.cuda_graphs import GraphedPart
@@ -28,15 +28,11 @@ from sdxl_bento.backends.inductor import load
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.backends.quantized import quantize_unet
 from sdxl_bento.diffusion.model import Placement
-from sdxl_bento.manifest import BackendInfo, Quantization, Size, WeightDtype
+from sdxl_bento.dtypes import dtype_of
+from sdxl_bento.manifest import BackendInfo, Quantization, Size
 
 GUIDANCE = 5.0
 QUANTIZED: Mapping[str, Quantization] = {"fp8": "fp8", "int8": "int8"}
-DTYPES: Mapping[torch.dtype, WeightDtype] = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-}
 Tensors = Mapping[str, torch.Tensor]
 Figures = dict[str, Any]
 
@@ -235,8 +231,8 @@ def _inductor(job: Job) -> Ready:
         graphs = {rows: _static(graph, job.inputs(rows)) for rows in job.rows}
     options = CompileOptions(
         device=job.device,
-        dtype=DTYPES[job.dtype],
-        vae_dtype=DTYPES[job.vae.dtype],
+        dtype=dtype_of(job.dtype),
+        vae_dtype=dtype_of(job.vae.dtype),
         weights=job.work / "unet",
         quantization=quantization,
         sizes=((job.size, job.size),),

@@ -1,1 +1,1 @@
-"""Is what was written still the model? Parity of parts and of whole pictures."""
+"""Verification of exported models: the eager copy, compiled parts, and whole pictures."""

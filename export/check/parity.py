@@ -1,4 +1,12 @@
-"""Is a compiled part still the model? Its output against the eager original's in float32."""
+"""Verification of compiled parts: their outputs against those of the eager original in float32.
+
+Every part is run in every shape that its backend was built for, or in a few where any shape is
+allowed. The manifest keeps the worst figure of a part, so one wrong shape refuses the backend.
+
+Some inputs of a UNet change its output by less than what rounding does: on the embedded model a
+graph that ignores the prompt is 54 dB from the original, where bfloat16 needs 35. So it is also
+checked that the output changes with each input.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +18,27 @@ from typing import Any
 
 import torch
 
-from export.check.likeness import compare
 from export.errors import VerificationError
-from export.model.components import DTYPES, component_of, load_component, load_shapes
+from export.likeness import compare_outputs
+from export.model.components import load_component, load_shapes
 from export.model.graphs import Decoder, UNetRows, UNetSlots, draw_example, slot_example
-from export.model.layout import Role
+from export.model.parts import component_of, has_slots, is_decoder, role_of
 from sdxl_bento.backends.choose import runtime
-from sdxl_bento.backends.parts import PartOptions
+from sdxl_bento.backends.parts import Part, PartOptions
 from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.manifest import (
     BackendInfo,
     ParityFigure,
     PipelineInfo,
     Quantization,
+    Role,
     WeightDtype,
 )
 
 Tensors = dict[str, torch.Tensor]
 
-# Least PSNR of a part against float32, in dB. A part with a fault (a wrong input, a lost layer)
-# is below 20; what rounding leaves is far above these.
+# The lowest PSNR in dB that a part may have against float32. What rounding alone costs leaves a
+# part far above these limits.
 LEAST_PSNR_DB: Mapping[WeightDtype, float] = {"fp32": 60.0, "fp16": 40.0, "bf16": 35.0}
 LEAST_PSNR_QUANTIZED_DB: Mapping[Quantization, float] = {
     "int8-weights": 30.0,
@@ -37,51 +46,61 @@ LEAST_PSNR_QUANTIZED_DB: Mapping[Quantization, float] = {
     "int8-static": 25.0,
     "fp8": 25.0,
 }
-ROWS = (1, 2, 5)
+UNET_ROWS = (1, 2, 5)  # tried where a backend takes any number of rows
 
 
 def least_psnr(info: BackendInfo, part: str) -> float:
-    """The threshold of one part, by what it computes in."""
-    if info.quantization is not None and not part.endswith("vae_decoder"):
+    """The lowest PSNR in dB that a part of `info` may have, by what it computes in."""
+    if is_decoder(part):
+        return LEAST_PSNR_DB[info.vae_dtype or "fp32"]
+    if info.quantization is not None:
         return LEAST_PSNR_QUANTIZED_DB[info.quantization]
-    dtype = info.vae_dtype if part.endswith("vae_decoder") else info.dtype
-    return LEAST_PSNR_DB[dtype or "fp32"]
+    return LEAST_PSNR_DB[info.dtype or "fp32"]
 
 
 def verify_parts(
     info: BackendInfo, folder: Path, pipelines: Mapping[Role, PipelineInfo], device: torch.device
 ) -> tuple[ParityFigure, ...]:
-    """The worst figure of each compiled part over all sizes and rows that it was built for.
+    """Compare every compiled part of a backend with its original, in all of its shapes.
 
-    An original is read once for all parts that are made from it, and is gone when they are loaded.
+    An original is read once for all parts that are made from it, and is released before they are
+    loaded.
+
+    Args:
+        info: the backend; its artifacts are in `folder`.
+        folder: of the model.
+        pipelines: of the model, by role.
+        device: where the parts run.
+
+    Returns:
+        For each part the worst figure of all its shapes, in the order of `info.artifacts`.
 
     Raises:
         VerificationError: an output is not finite, or too far from the original's.
     """
     figures: dict[str, ParityFigure] = {}
     for component, parts in _by_component(info, folder, pipelines).items():
-        cases = [case for part in parts for case in _cases(part, info, pipelines[_role(part)])]
+        cases = {part: list(cases_of(part, info, pipelines[role_of(part)])) for part in parts}
         shapes = load_shapes(component)
-        expected = _expected(component, shapes, cases, device)
+        references = _references(component, shapes, cases, device)
         for part in parts:
-            compiled = runtime(info.backend).load(
-                folder / info.artifacts[part], PartOptions(info, device, component)
-            )
+            options = PartOptions(info, device, component)
+            compiled = runtime(info.backend).load(folder / info.artifacts[part], options)
             try:
-                figures[part] = _worst(
-                    compare(part, compiled(case.inputs(shapes, device)).float().cpu(), output)
-                    for case, output in zip(cases, expected, strict=True)
-                    if case.part == part
+                figures[part] = worst_figure(
+                    compare_outputs(part, _run(compiled, case.inputs(shapes, device)), reference)
+                    for case, reference in zip(cases[part], references[part], strict=True)
                 )
+                check_figure(info, figures[part])
+                check_inputs(part, compiled, cases[part][0].inputs(shapes, device))
             finally:
                 compiled.unload()
-            _check(info, figures[part])
     return tuple(figures[part] for part in info.artifacts)
 
 
 @dataclass(frozen=True)
-class _Case:
-    """A shape to be tried. Sides in latent cells; `rows` are a UNet's."""
+class Case:
+    """One shape in which a part is tried: rows of the batch, and the sides in latent cells."""
 
     part: str
     rows: int
@@ -89,70 +108,50 @@ class _Case:
     width: int
 
     def inputs(self, shapes: Any, device: torch.device) -> Tensors:
-        """Random ones, the same each time. `shapes` is the component without its weights."""
-        if self.part.endswith("vae_decoder"):
-            random = torch.Generator().manual_seed(self.height * 1009 + self.width)
-            shape = 1, shapes.config.latent_channels, self.height, self.width
+        """Random inputs, the same each time. `shapes` is the component without its weights."""
+        if is_decoder(self.part):
+            seed = self.height * 1009 + self.width
+            random = torch.Generator().manual_seed(seed)
+            shape = self.rows, shapes.config.latent_channels, self.height, self.width
             return {"latents": torch.randn(shape, generator=random).to(device)}
-        inputs = draw_example(_role(self.part), shapes.config, self.rows, self.height, self.width)
-        if self.part.endswith("slots"):
+        inputs = draw_example(role_of(self.part), shapes.config, self.rows, self.height, self.width)
+        if has_slots(self.part):
             inputs |= slot_example(SlotLayout(shapes), self.rows, inputs["sample"])
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def _by_component(
-    info: BackendInfo, folder: Path, pipelines: Mapping[Role, PipelineInfo]
-) -> dict[Path, list[str]]:
-    """The parts that are made from each component's folder, a UNet before that with slots."""
-    found: dict[Path, list[str]] = {}
-    for part in sorted(info.artifacts):
-        component = folder / pipelines[_role(part)].path / component_of(part)
-        found.setdefault(component, []).append(part)
-    return found
+def cases_of(part: str, info: BackendInfo, pipeline: PipelineInfo) -> Iterator[Case]:
+    """The shapes in which a part is tried.
 
-
-def _role(part: str) -> Role:
-    return "refiner" if part.startswith("refiner/") else "base"
-
-
-def _cases(part: str, info: BackendInfo, pipeline: PipelineInfo) -> Iterator[_Case]:
+    These are all that its backend was built for. Where a backend takes any size, they are the
+    native size and one of other proportions; where it takes any number of rows, `UNET_ROWS`. A
+    decoder is tried with one picture of each size and with two of a small one, since memory may
+    not hold two large ones.
+    """
     scale = pipeline.vae_scale_factor
-    sizes = [(size.height, size.width) for size in info.sizes]
-    rows = (1,) if part.endswith("vae_decoder") else info.rows or ROWS
-    for height, width in sizes or _sizes((pipeline.height, pipeline.width)):
-        for count in rows:
-            yield _Case(part, count, height // scale, width // scale)
+    native = pipeline.height // scale, pipeline.width // scale
+    sizes = [(size.height // scale, size.width // scale) for size in info.sizes]
+    small = min(sizes, key=math.prod, default=(native[0] // 2, native[1] // 2))
+    sizes = sizes or [native, (native[0], native[1] * 5 // 4)]
+    if is_decoder(part):
+        yield from (Case(part, 1, *size) for size in sizes)
+        yield Case(part, 2, *small)
+    else:
+        rows = info.rows or UNET_ROWS
+        yield from (Case(part, count, *size) for size in sizes for count in rows)
 
 
-@torch.inference_mode()
-def _expected(
-    component: Path, shapes: Any, cases: Sequence[_Case], device: torch.device
-) -> list[torch.Tensor]:
-    """What the original gives in float32, on the CPU."""
-    original = load_component(component, torch.float32, device)
-    outputs, modules = [], dict[str, torch.nn.Module]()
-    for case in cases:
-        if case.part not in modules:  # slots come last: their hooks stay on the layers
-            modules[case.part] = _as_part(case.part, original)
-        outputs.append(modules[case.part](**case.inputs(shapes, device)).cpu())
-    del original, modules
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # other runtimes do not take it from torch
-    return outputs
+def worst_figure(figures: Iterable[ParityFigure]) -> ParityFigure:
+    """The figure with the lowest PSNR.
 
-
-def _as_part(part: str, original: Any) -> torch.nn.Module:
-    """The original as the graph of a part would call it."""
-    if part.endswith("vae_decoder"):
-        return Decoder(original)
-    return UNetSlots(original) if part.endswith("slots") else UNetRows(original)
-
-
-def _worst(figures: Iterable[ParityFigure]) -> ParityFigure:
+    Raises:
+        ValueError: there is none, so nothing was compared.
+    """
     return min(figures, key=_psnr)
 
 
-def _check(info: BackendInfo, figure: ParityFigure) -> None:
+def check_figure(info: BackendInfo, figure: ParityFigure) -> None:
+    """Raise `VerificationError` unless a part is as close to its original as it must be."""
     least = least_psnr(info, figure.part)
     if figure.psnr_db is not None and figure.psnr_db < least:
         raise VerificationError(
@@ -161,52 +160,60 @@ def _check(info: BackendInfo, figure: ParityFigure) -> None:
         )
 
 
-def _sizes(native: tuple[int, int]) -> list[tuple[int, int]]:
-    """Where any size may come: the native one, and another of other proportions."""
-    height, width = native
-    return [native, (height, width * 5 // 4)]
+def check_inputs(name: str, part: Part, inputs: Tensors) -> None:
+    """Raise `VerificationError` if a part gives the same output when one of its inputs changes.
+
+    Args:
+        name: of the part.
+        part: loaded.
+        inputs: for which its output is right.
+    """
+    output = _run(part, inputs)
+    for changed, tensor in inputs.items():
+        other = tensor / 2 if tensor.is_floating_point() else (tensor + 1) % 2
+        if torch.equal(_run(part, inputs | {changed: other}), output):
+            raise VerificationError(f"{name}: its output does not depend on the input {changed}")
 
 
 def _psnr(figure: ParityFigure) -> float:
     return math.inf if figure.psnr_db is None else figure.psnr_db
 
 
-def pick_vae_dtype(vae_folder: Path, dtype: WeightDtype, device: torch.device) -> WeightDtype:
-    """The narrowest of `dtype`, bf16 and fp32 in which the decoder keeps within its threshold.
-
-    SDXL's own decoder overflows in fp16; those with mended weights do not. The latents tried are
-    those of plain and of noisy pictures, as the encoder makes them, and random ones.
-    """
-    if dtype == "fp32":
-        return dtype
-    original = load_component(vae_folder, torch.float32, device)
-    latents = _trial_latents(original, device)
-    with torch.inference_mode():
-        expected = original.decode(latents).sample
-        for candidate in dict.fromkeys((dtype, "bf16")):
-            vae = load_component(vae_folder, DTYPES[candidate], device)
-            found = vae.decode(latents.to(vae.dtype)).sample.float()
-            if not found.isfinite().all():
-                continue
-            if _psnr(compare("vae", found, expected)) >= LEAST_PSNR_DB[candidate]:
-                return candidate
-    return "fp32"
+def _by_component(
+    info: BackendInfo, folder: Path, pipelines: Mapping[Role, PipelineInfo]
+) -> dict[Path, list[str]]:
+    """The parts that are made from each component's folder, a UNet before that with slots."""
+    parts: dict[Path, list[str]] = {}
+    for part in sorted(info.artifacts):
+        component = folder / pipelines[role_of(part)].path / component_of(part)
+        parts.setdefault(component, []).append(part)
+    return parts
 
 
-def _trial_latents(vae: Any, device: torch.device) -> torch.Tensor:
-    """[5, 4, 32, 32], unscaled."""
-    side = 32 * 2 ** (len(vae.config.block_out_channels) - 1)
-    random = torch.Generator().manual_seed(0)
-    ramp = torch.linspace(-1, 1, side)
-    pictures = torch.stack(
-        [
-            torch.ones(3, side, side),
-            -torch.ones(3, side, side),
-            ramp.repeat(3, side, 1),
-            torch.rand(3, side, side, generator=random) * 2 - 1,
-        ]
-    )
-    with torch.inference_mode():
-        encoded = vae.encode(pictures.to(device)).latent_dist.mode()
-    noise = torch.randn(encoded[:1].shape, generator=random) / vae.config.scaling_factor
-    return torch.cat([encoded, noise.to(device)])
+@torch.inference_mode()
+def _references(
+    component: Path, shapes: Any, cases: Mapping[str, Sequence[Case]], device: torch.device
+) -> dict[str, list[torch.Tensor]]:
+    """The original's outputs in float32, on the CPU, by part and case."""
+    original = load_component(component, torch.float32, device)
+    outputs: dict[str, list[torch.Tensor]] = {}
+    for part in cases:  # the part with slots comes last: its hooks stay on the layers
+        module = _as_part(part, original)
+        outputs[part] = [module(**case.inputs(shapes, device)).cpu() for case in cases[part]]
+        del module
+    del original
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # other runtimes cannot use what torch keeps reserved
+    return outputs
+
+
+def _run(part: Part, inputs: Tensors) -> torch.Tensor:
+    """The output of a compiled part in float32, on the CPU."""
+    return part(inputs).float().cpu()
+
+
+def _as_part(part: str, original: Any) -> torch.nn.Module:
+    """The original with the inputs of the part's graph."""
+    if is_decoder(part):
+        return Decoder(original)
+    return UNetSlots(original) if has_slots(part) else UNetRows(original)

@@ -1,6 +1,7 @@
-"""Whole pictures by a compiled backend, against those of the eager float32 model.
+"""Verification of whole pictures: a compiled backend's against those of the eager float32 model.
 
-They are drawn by the service's own engine, with the same prompts and seeds.
+Both are drawn by the service's own engine, from the same prompts and seeds. Of the embedded model
+it is also checked that pictures still show what their prompts ask for.
 """
 
 from __future__ import annotations
@@ -12,18 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL.Image import Image
 
 from export.errors import VerificationError
+from export.likeness import compare_pictures
 from sdxl_bento.config import Settings
 from sdxl_bento.manifest import BackendInfo, ImageFigure, Manifest, WeightDtype
 
 if TYPE_CHECKING:
     from sdxl_bento.serving.loaded import Loaded
-
-Floats = NDArray[np.float64]
 
 PROMPTS = (
     "a red circle on a blue background",
@@ -32,17 +30,17 @@ PROMPTS = (
     "a yellow star on a green background",
 )
 STEPS = 20
-SCENES = 24  # pictures that the embedded model's checker reads
-# Least PSNR of a picture in dB. Twenty steps carry a rounding on, most where an edge moves by a
-# pixel, so these are lower than a forward's.
+SCENES = 24  # pictures of the embedded model that its checker reads
+# The lowest PSNR in dB that a picture may have. They are lower than those of one forward, because
+# twenty steps amplify a rounding error, most of all where an edge moves by a pixel.
 LEAST_PSNR_DB: Mapping[WeightDtype, float] = {"fp32": 40.0, "fp16": 25.0, "bf16": 20.0}
 LEAST_PSNR_QUANTIZED_DB = 12.0
-LEAST_ACCURACY = 0.9  # of the embedded model's colours, as a share of the original's
+LEAST_ACCURACY = 0.9  # of what the checker reads, as a share of the original's figure
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the pictures of a backend have shown."""
+    """What the pictures of a backend have shown; `accuracy` is 0 to 1 by property."""
 
     images: tuple[ImageFigure, ...]
     accuracy: dict[str, float]
@@ -67,17 +65,17 @@ def verify_pictures(
         return Verdict((), {})
     scenes = _scenes() if manifest.source.kind == "embedded" and _can_check() else {}
     prompts = [*PROMPTS[:count], *scenes]
-    expected = draw(folder, "eager", prompts)
-    found = draw(folder, info.label, prompts)
+    references = draw(folder, "eager", prompts)
+    pictures = draw(folder, info.label, prompts)
     figures = tuple(
-        compare(prompt, seed, found[seed], expected[seed])
+        compare_pictures(prompt, seed, pictures[seed], references[seed])
         for seed, prompt in enumerate(PROMPTS[:count])
     )
-    _check(info, figures)
+    check_figures(info, figures)
     accuracy: dict[str, float] = {}
     if scenes:
-        accuracy = _accuracy(scenes, found[len(figures) :])
-        _check_accuracy(info, accuracy, _accuracy(scenes, expected[len(figures) :]))
+        accuracy = _accuracy(scenes, pictures[len(figures) :])
+        check_accuracy(info, accuracy, _accuracy(scenes, references[len(figures) :]))
     return Verdict(figures, accuracy)
 
 
@@ -98,7 +96,7 @@ def draw(
         prompts: what to draw.
         steps: of each picture.
         refine: whether the refiner finishes them, if the model has one.
-        prepare: is given the loaded model before the first picture.
+        prepare: called with the loaded model before the first picture.
 
     Raises:
         VerificationError: a picture cannot be drawn.
@@ -112,7 +110,7 @@ def draw(
     from sdxl_bento.serving.requests import to_request
 
     eager = backend == "eager"
-    # The defaults, whatever the environment says: figures of two machines are to be compared.
+    # Built without the environment's settings, so that figures of two machines are comparable.
     settings = Settings.model_construct(
         backend=backend, dtype="fp32" if eager else "auto", allow_fallback=False
     )
@@ -149,39 +147,8 @@ def draw(
     return pictures
 
 
-def compare(prompt: str, seed: int, found: Image, expected: Image) -> ImageFigure:
-    """The distance of two pictures."""
-    a, b = (np.asarray(image.convert("RGB"), dtype=np.float64) for image in (found, expected))
-    mse = float(((a - b) ** 2).mean())
-    psnr = None if mse == 0 else round(10 * float(np.log10(255**2 / mse)), 2)
-    return ImageFigure(prompt=prompt, seed=seed, psnr_db=psnr, ssim=round(ssim(a, b), 4))
-
-
-def ssim(a: Floats, b: Floats) -> float:
-    """Structural similarity of two pictures [H, W, 3] in 0 to 255, mean over the channels.
-
-    Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004:
-    Gaussian window of 11 cells with sigma 1.5, K1 = 0.01, K2 = 0.03.
-    """
-    offsets = np.arange(-5, 6)
-    window = np.exp(-(offsets**2) / (2 * 1.5**2))
-    window /= window.sum()
-
-    def blur(x: Floats) -> Floats:
-        for axis in (0, 1):
-            x = np.apply_along_axis(np.convolve, axis, x, window, "valid")
-        return x
-
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_a, mean_b = blur(a), blur(b)
-    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
-    cov = blur(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * cov + c2) / (var_a + var_b + c2)
-    return float((luminance * structure).mean())
-
-
-def _check(info: BackendInfo, figures: Sequence[ImageFigure]) -> None:
+def check_figures(info: BackendInfo, figures: Sequence[ImageFigure]) -> None:
+    """Raise `VerificationError` if a picture is further from the original's than it may be."""
     least = LEAST_PSNR_DB[info.dtype or "fp32"]
     if info.quantization is not None:
         least = LEAST_PSNR_QUANTIZED_DB
@@ -221,12 +188,13 @@ def _accuracy(scenes: Mapping[str, object], pictures: Sequence[Image]) -> dict[s
     return {name: round(figures[name], 4) for name in names}
 
 
-def _check_accuracy(
-    info: BackendInfo, found: Mapping[str, float], expected: Mapping[str, float]
+def check_accuracy(
+    info: BackendInfo, shares: Mapping[str, float], originals: Mapping[str, float]
 ) -> None:
-    for name, share in found.items():
-        if share < LEAST_ACCURACY * expected[name]:
+    """Raise `VerificationError` if fewer pictures show what they should than of the original's."""
+    for name, original in originals.items():
+        if shares[name] < LEAST_ACCURACY * original:
             raise VerificationError(
-                f"{info.label}: {name} is right in {share:.0%} of its pictures, in "
-                f"{expected[name]:.0%} of the original's"
+                f"{info.label}: {name} is right in {shares[name]:.0%} of its pictures, in "
+                f"{original:.0%} of the original's"
             )

@@ -1,1 +1,1 @@
-"""The targets that a model can be compiled for."""
+"""Compilation of a written model for targets: `registry` describes them, `targets` holds them."""

@@ -1,4 +1,7 @@
-"""Pick the attention backend that is fastest here and gives what PyTorch's own gives."""
+"""The choice of the attention backend: the fastest on this machine that is accurate.
+
+Accurate means that the UNet's output is close to the one with PyTorch's own attention.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,28 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from export.check.likeness import psnr_db
 from export.errors import ExportError
-from sdxl_bento.backends.attention import NATIVE, apply_attention
+from export.likeness import psnr_db
+from export.model.components import load_component
+from export.model.graphs import UNetRows, unet_example
+from export.progress import Progress
+from sdxl_bento.backends.attention import NATIVE, apply_attention, installed
 from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import PipelineInfo
 
-LEAST_PSNR_DB = 40.0  # against native, of the UNet's output
-LEAST_GAIN = 1.03  # a backend must be that many times as fast: less is noise
+LEAST_PSNR_DB = 40.0  # of the UNet's output against the one with PyTorch's own attention
+LEAST_GAIN = 1.03  # a backend must be that many times as fast; smaller gains may be noise
 RUNS = 5
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One candidate. `refused` says why it cannot win; empty if it can."""
+    """What was measured of one candidate. `refused` is the reason why it cannot be chosen."""
 
     name: str
     ms: float | None = None
@@ -38,20 +46,50 @@ class Choice:
     figures: tuple[Figure, ...]
 
 
+def choose_attention(
+    folder: Path, pipeline: PipelineInfo, wanted: str, progress: Progress
+) -> str | None:
+    """The attention backend that the eager model is to run with; None leaves it to PyTorch.
+
+    Args:
+        folder: of the base UNet.
+        pipeline: the base model's.
+        wanted: the name of a backend; or "auto", which on a GPU measures all that are installed.
+        progress: where the stage is reported.
+
+    Raises:
+        ExportError: the backend that was named does not run on this machine, or not accurately.
+    """
+    cuda = torch.cuda.is_available()
+    if wanted == "auto" and not cuda:
+        return None
+    device = torch.device("cuda" if cuda else "cpu")
+    with progress.stage("Choose the attention backend"):
+        unet = load_component(folder, torch.float16 if cuda else torch.float32, device)
+        side = pipeline.width // pipeline.vae_scale_factor
+        inputs = unet_example("base", unet, rows=2, height=side, width=side)
+        candidates = installed(device) if wanted == "auto" else [wanted]
+        choice = pick_attention(unet, inputs, candidates)
+    for figure in choice.figures:
+        if figure.name == wanted and figure.refused:
+            raise ExportError(f"--attention {wanted}: {figure.refused}")
+    return wanted if wanted != "auto" else choice.name
+
+
 def pick_attention(
     unet: Any,
     example_inputs: Mapping[str, torch.Tensor],
     candidates: Sequence[str],
     runs: int = RUNS,
 ) -> Choice:
-    """Time whole forwards of a diffusers UNet with each candidate; it is left with the winner.
+    """Time forwards of a diffusers UNet with each candidate. The UNet keeps the chosen one.
 
     Args:
-        unet: on its device, in the dtype it shall compute in.
-        example_inputs: as `export.model.graphs.unet_example` makes them, of a size that will be
-            served.
-        candidates: of `sdxl_bento.backends.attention.installed`; native is measured in any case.
-        runs: timed forwards of each.
+        unet: on its device, in the dtype that it will compute in.
+        example_inputs: of `export.model.graphs.unet_example`, in a size that will be served.
+        candidates: names from `sdxl_bento.backends.attention.installed`; PyTorch's own is measured
+            in any case.
+        runs: timed forwards of each candidate.
 
     Raises:
         ExportError: PyTorch's own attention does not run.
@@ -74,7 +112,7 @@ def _figure(
 ) -> Figure:
     try:
         output, ms = _measure(unet, name, inputs, runs)
-    # A kernel that does not take the shapes, the dtype or the device says so in its own way.
+    # Each kernel has its own exceptions for shapes, dtypes and devices that it does not support.
     except Exception as error:
         return Figure(name, refused=str(error).strip().partition("\n")[0] or repr(error))
     quality = psnr_db(output, reference)
@@ -87,8 +125,6 @@ def _measure(
     unet: Any, name: str, inputs: Mapping[str, torch.Tensor], runs: int
 ) -> tuple[torch.Tensor, float]:
     """The output, and the median time of a forward in ms."""
-    from export.model.graphs import UNetRows
-
     try:
         apply_attention(unet, name)
     except ConfigurationError as error:

@@ -1,7 +1,7 @@
-"""Ranges of what goes through a UNet's layers while it draws, for static quantization.
+"""Measurement of the ranges of activations in a UNet's layers, for static quantization.
 
-The model draws a few pictures in float32 by the service's own engine, so what is measured is what
-comes when it serves: latents at every level of noise, with prompts and without.
+The model draws a few pictures in float32 with the service's own engine. So the ranges cover what
+occurs in service: latents at every level of noise, with prompts and without.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from export.check.pictures import PROMPTS, draw
 from export.compile.onnx_graph.static import LayerRanges, Ranges
-from export.model.layout import Role
+from sdxl_bento.manifest import Role
 
 if TYPE_CHECKING:
     from sdxl_bento.serving.loaded import Loaded
@@ -30,7 +30,7 @@ def calibrate(folder: Path) -> Mapping[Role, Ranges]:
         folder: of a written model with its manifest.
 
     Raises:
-        VerificationError: it cannot draw.
+        VerificationError: the model cannot draw.
     """
     ranges: dict[Role, dict[str, LayerRanges]] = {}
 
@@ -45,17 +45,17 @@ def calibrate(folder: Path) -> Mapping[Role, Ranges]:
 
 
 def watch_layers(unet: nn.Module) -> dict[str, LayerRanges]:
-    """Ranges that grow with each forward of the UNet from now on."""
+    """The ranges of the UNet's layers. They are widened by every later forward of the UNet."""
     ranges: dict[str, LayerRanges] = {}
 
     def hook(name: str) -> Any:
-        def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def widen(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             known = ranges.get(name, LayerRanges())
             ranges[name] = LayerRanges(
                 known.input.wider(*_ends(inputs[0])), known.output.wider(*_ends(output))
             )
 
-        return note
+        return widen
 
     for name, module in unet.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

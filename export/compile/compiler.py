@@ -1,4 +1,4 @@
-"""Compile a written model for one target, part by part; choose the eager model's attention."""
+"""Compile a written model for one target, part by part."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from export.check.parity import pick_vae_dtype
+from export.check.decoder_dtype import pick_vae_dtype
 from export.compile.onnx_graph.static import Ranges
 from export.compile.options import CompileOptions
-from export.compile.targets import TargetRequest
-from export.errors import ExportError
-from export.model.components import DTYPES, component_of, load_component, load_shapes
-from export.model.graphs import Graph, decoder_graph, unet_example, unet_graph
-from export.model.layout import Role
+from export.compile.requests import TargetRequest
+from export.model.components import load_component, load_shapes
+from export.model.graphs import Graph, decoder_graph, unet_graph
+from export.model.parts import component_of, has_slots, is_decoder, parts_of
 from export.progress import Progress
-from sdxl_bento.manifest import BackendInfo, PipelineInfo, WeightDtype
+from sdxl_bento.dtypes import torch_dtype
+from sdxl_bento.manifest import BackendInfo, PipelineInfo, Role, WeightDtype
 
 MOST_EXAMPLE_CELLS = 32  # side of the latents that a graph is traced with
 
@@ -39,15 +38,24 @@ def compile_target(
     graphs: Path | None = None,
     ranges: Mapping[Role, Ranges] = MappingProxyType({}),
 ) -> BackendInfo:
-    """Compile UNets and VAE decoders of the written model in `folder`.
+    """Compile the UNets and VAE decoders of a written model; they are not verified.
 
-    `attention` names the kernels of PyTorch that compiled attention is to prefer; `graphs` is the
-    folder of a backend whose ONNX graphs are to be converted, where there is one; `ranges` are for
-    static quantization. Returns what the manifest is to say of the backend; it has not been
-    verified yet.
+    Args:
+        request: the target with its options.
+        folder: of the model; artifacts are written below `compiled/`.
+        pipelines: of the model, by role.
+        attention: the attention kernels of PyTorch that the eager model runs with, which compiled
+            attention is to prefer too; None leaves the choice to PyTorch.
+        progress: where stages are reported.
+        graphs: a folder of ONNX graphs to convert, for a target that is made from such; None
+            traces the model.
+        ranges: of the UNets' layers, for static quantization.
+
+    Returns:
+        The manifest's entry of the backend.
 
     Raises:
-        ExportError: it cannot be compiled here.
+        ExportError: the model cannot be compiled on this machine.
     """
     began = time.perf_counter()
     info = request.info()
@@ -56,8 +64,8 @@ def compile_target(
     with progress.stage("Choose the dtype of the VAE"):
         vae = folder / pipelines["base"].path / "vae"
         vae_dtype = pick_vae_dtype(vae, info.dtype or "fp32", request.device)
-    jobs = [
-        _Job(
+    builds = [
+        _Build(
             request,
             info,
             vae_dtype,
@@ -74,19 +82,19 @@ def compile_target(
     together = f"Compile {' and '.join(pipelines)} for {info.label}"
     if graphs:
         with progress.stage(f"{together} from the graphs of {graphs.name}"):
-            for job in jobs:
-                artifacts |= _compile(job, _silent())
-    elif len(jobs) > 1 and request.target.in_parallel and (os.cpu_count() or 1) > 1:
+            for build in builds:
+                artifacts |= _compile(build, _silent())
+    elif len(builds) > 1 and request.target.in_parallel and (os.cpu_count() or 1) > 1:
         with progress.stage(together):
-            for written in _each_in_a_process(jobs):
+            for written in _each_in_a_process(builds):
                 artifacts |= written
     else:
-        for job in jobs:
-            artifacts |= _compile(job, progress)
+        for build in builds:
+            artifacts |= _compile(build, progress)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     changes = {
         "vae_dtype": vae_dtype,
-        "attention": attention if info.backend == "inductor" else None,
+        "attention": attention if request.target.prefers_attention else None,
         "artifacts": artifacts,
         "bytes": size,
         "compile_seconds": round(time.perf_counter() - began, 2),
@@ -95,7 +103,7 @@ def compile_target(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Build:
     """One pipeline to compile for one target."""
 
     request: TargetRequest
@@ -128,68 +136,75 @@ class _Job:
         )
 
 
-def _each_in_a_process(jobs: Sequence[_Job]) -> list[dict[str, str]]:
-    """Tracing is Python's work, of one core; whatever ends this ends the processes too."""
-    with get_context("spawn").Pool(len(jobs)) as pool:  # terminated on the way out
-        return pool.map_async(_compile_quietly, jobs, chunksize=1).get()
+def _each_in_a_process(builds: Sequence[_Build]) -> list[dict[str, str]]:
+    """Compile each pipeline in a process of its own, since tracing keeps one core busy.
+
+    The processes are terminated when this function is left, for whatever reason.
+    """
+    with get_context("spawn").Pool(len(builds)) as pool:
+        return pool.map_async(_compile_quietly, builds, chunksize=1).get()
 
 
-def _compile_quietly(job: _Job) -> dict[str, str]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    return _compile(job, _silent())
+def _compile_quietly(build: _Build) -> dict[str, str]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    return _compile(build, _silent())
 
 
 def _silent() -> Progress:
     return Progress(Console(quiet=True))
 
 
-def _compile(job: _Job, progress: Progress) -> dict[str, str]:
-    """Compile the parts of one pipeline; their files by part, below the model's folder."""
-    info, compiler = job.info, job.request.target.compiler
-    written: dict[str, Path] = {}
-    if info.exporter == "optimum":
+def _compile(build: _Build, progress: Progress) -> dict[str, str]:
+    """Compile the parts of one pipeline; returns their files by part, below the model's folder."""
+    if build.info.exporter == "optimum":
         from export.compile.optimum import export_parts
 
-        with progress.stage(f"Let optimum export the {job.role} model"):
-            written = export_parts(job.folder, job.role, job.target, job.options("unet"))
+        with progress.stage(f"Let optimum export the {build.role} model"):
+            written = export_parts(build.folder, build.role, build.target, build.options("unet"))
     else:
-        originals = _Originals(job)
-        for part in parts_of(job.role):
-            with progress.stage(f"Compile {part} for {info.label}"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of compilers' own making: nothing to act on
-                options = job.options(component_of(part))
-                traced = compiler.traces(part, options)
-                module = originals.get(part) if traced else load_shapes(options.weights)
-                graph = _graph(part, job.role, module, _example_cells(job.request, job.pipeline))
-                program = graph.trace() if traced else None
-                written[part] = compiler.compile_part(graph, program, job.target, options)
-    return {part: path.relative_to(job.folder).as_posix() for part, path in written.items()}
+        originals = _Originals(build)
+        written = {
+            part: _compile_part(part, build, originals, progress) for part in parts_of(build.role)
+        }
+    return {part: path.relative_to(build.folder).as_posix() for part, path in written.items()}
+
+
+def _compile_part(part: str, build: _Build, originals: _Originals, progress: Progress) -> Path:
+    target, options = build.request.target, build.options(component_of(part))
+    with progress.stage(f"Compile {part} for {build.info.label}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # compilers warn of their own code, not of the model
+        traced = target.traces(part, options)
+        module = originals.get(part) if traced else load_shapes(options.weights)
+        graph = _graph(part, build.role, module, _example_cells(build.request, build.pipeline))
+        program = graph.trace() if traced else None
+        return target.compile_part(graph, program, build.target, options)
 
 
 class _Originals:
-    """The components of a pipeline, each read once and let go of when the next one is asked for.
+    """The components of a pipeline. One is held at a time; asking for another one releases it.
 
-    A UNet serves its variant with slots after it, which leaves hooks on its layers.
+    A UNet is read once for its plain graph and for the one with slots, which must come second
+    because it leaves hooks on the layers.
     """
 
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self._have: tuple[str, Any] | None = None
+    def __init__(self, build: _Build) -> None:
+        self._build = build
+        self._held: tuple[str, Any] | None = None
 
     def get(self, part: str) -> Any:
         component = component_of(part)
-        if self._have is None or self._have[0] != component:
-            self._have = None
-            self._have = component, self._read(component)
-        return self._have[1]
+        if self._held is None or self._held[0] != component:
+            self._held = None
+            self._held = component, self._read(component)
+        return self._held[1]
 
     def _read(self, component: str) -> Any:
-        job, options = self._job, self._job.options(component)
-        target, quantization = job.request.target, job.info.quantization
+        build, options = self._build, self._build.options(component)
+        target, quantization = build.request.target, build.info.quantization
         dtype = options.vae_dtype if component == "vae" else options.dtype
         if target.float32_graph:
             dtype = "fp32"
-        module = load_component(options.weights, DTYPES[dtype], options.device)
+        module = load_component(options.weights, torch_dtype(dtype), options.device)
         if target.quantizes_module and component == "unet" and quantization is not None:
             from sdxl_bento.backends.quantized import quantize_unet
 
@@ -197,53 +212,14 @@ class _Originals:
         return module
 
 
-def parts_of(role: Role) -> tuple[str, ...]:
-    """What is compiled of a pipeline. Adapters are for the base model."""
-    names = ("unet", "unet_slots", "vae_decoder") if role == "base" else ("unet", "vae_decoder")
-    return tuple(f"{role}/{name}" for name in names)
-
-
-def choose_attention(
-    folder: Path, pipeline: PipelineInfo, wanted: str, progress: Progress
-) -> str | None:
-    """The attention backend that the eager model is to run with; None leaves it to PyTorch.
-
-    Args:
-        folder: of the base UNet.
-        pipeline: the base model's.
-        wanted: "auto" measures those that are installed, on a GPU alone; or a name.
-        progress: what the user sees.
-
-    Raises:
-        ExportError: the one that was named does not run here, or not well enough.
-    """
-    from export.compile.attention import pick_attention
-    from sdxl_bento.backends.attention import installed
-
-    cuda = torch.cuda.is_available()
-    if wanted == "auto" and not cuda:
-        return None
-    device = torch.device("cuda" if cuda else "cpu")
-    with progress.stage("Choose the attention backend"):
-        unet = load_component(folder, torch.float16 if cuda else torch.float32, device)
-        side = pipeline.width // pipeline.vae_scale_factor
-        inputs = unet_example("base", unet, rows=2, height=side, width=side)
-        candidates = installed(device) if wanted == "auto" else [wanted]
-        choice = pick_attention(unet, inputs, candidates)
-    for figure in choice.figures:
-        if figure.name == wanted and figure.refused:
-            raise ExportError(f"--attention {wanted}: {figure.refused}")
-    return wanted if wanted != "auto" else choice.name
-
-
 def _example_cells(request: TargetRequest, pipeline: PipelineInfo) -> int:
-    """Side of the latents to trace with: what kernels are tuned on, on a GPU; elsewhere less."""
+    """Side of the latents to trace with. On a GPU kernels are tuned for them; a CPU needs fewer."""
     sides = request.sizes[0] if request.sizes else (pipeline.width, pipeline.height)
     cells = min(sides) // pipeline.vae_scale_factor
     return cells if request.device.type == "cuda" else min(MOST_EXAMPLE_CELLS, cells)
 
 
 def _graph(part: str, role: Role, module: Any, cells: int) -> Graph:
-    if part.endswith("vae_decoder"):
+    if is_decoder(part):
         return decoder_graph(role, module, cells)
-    return unet_graph(role, module, cells, slots=part.endswith("slots"))
+    return unet_graph(role, module, cells, slots=has_slots(part))

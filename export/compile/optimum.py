@@ -1,12 +1,12 @@
 """`--exporter optimum`: UNet and VAE decoder to ONNX by Hugging Face's optimum.
 
-optimum's exporter needs transformers 4 and huggingface-hub below 1, so it gets an environment of
-its own: the pinned packages of `constraints-optimum.txt`, and for everything else, torch included,
-the serving environment behind them. It is made once, in a cache folder.
+optimum's exporter needs transformers 4 and huggingface-hub below 1, so it runs in an environment of
+its own. That holds the pinned packages of `constraints-optimum.txt`; all others, torch included,
+come from the serving environment. It is created once, in a cache folder.
 
-The graphs are brought to the form of `export/compile/onnx.py`'s: the same names of inputs, weights
-in a `.data` file, slots added for adapters. What optimum traces is TorchScript's graph, not the
-dynamo exporter's, so the two check each other.
+The graphs are brought to the form of those of target `onnx`: the same names of inputs, weights in a
+`.data` file, slots added for adapters. optimum traces with TorchScript where `torch.onnx` here uses
+the dynamo exporter, so that each can be checked against the other.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ from typing import Any
 
 import torch
 
-from export.compile.onnx import check
 from export.compile.options import CompileOptions
+from export.compile.targets.onnx import check
 from export.errors import ExportError
 from export.model.geometry import TIME_IDS
-from export.model.layout import Role
 from sdxl_bento.config import ExportSettings
+from sdxl_bento.manifest import Role
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints-optimum.txt"
 WORKER = Path(__file__).with_name("optimum_worker.py")
-INPUTS: Mapping[str, str] = {"latent_sample": "latents"}  # optimum's name -> ours
+INPUTS: Mapping[str, str] = {"latent_sample": "latents"}  # optimum's name -> that of target `onnx`
 EXTERNAL_BYTES = 1024
 
 
 def export_parts(
     model_folder: Path, role: Role, folder: Path, options: CompileOptions
 ) -> dict[str, Path]:
-    """Write the parts of one pipeline into `folder`, as target `onnx` would; the files by part.
+    """Write the parts of one pipeline into `folder`, as target `onnx` would.
 
     Args:
         model_folder: of the written model; the pipeline is its subfolder `role`.
-        role: base or refiner. The base model's UNet is written with slots for adapters as well.
+        role: base or refiner. Of the base model's UNet a variant with slots is written too.
         folder: exists.
         options: dtypes, device and quantization; the weights are those of `model_folder`.
 
+    Returns:
+        The files by part.
+
     Raises:
-        ExportError: the environment cannot be made, or optimum fails; with the end of its output.
+        ExportError: the environment cannot be created, or optimum fails. The message has the end
+            of its output.
     """
     python = environment(ExportSettings().cache)
     root = model_folder / role
@@ -81,10 +85,10 @@ def export_parts(
 
 
 def environment(cache: Path) -> Path:
-    """The Python of the environment, made below `cache` if it is not there.
+    """The Python interpreter of the environment, which is created below `cache` if it is missing.
 
     Raises:
-        ExportError: pip cannot install it, as without a network.
+        ExportError: pip cannot install the packages, for example without a network.
     """
     if not CONSTRAINTS.is_file():
         raise ExportError(
@@ -101,7 +105,7 @@ def environment(cache: Path) -> Path:
         _run(
             [sys.executable, "-m", "venv", "--without-pip", building], "no environment for optimum"
         )
-        # --no-deps: what they need beyond each other is in the serving environment already.
+        # --no-deps: their other requirements are in the serving environment already.
         _run(
             [
                 sys.executable, "-m", "pip", "--python", building / "bin" / "python", "install",
@@ -114,13 +118,13 @@ def environment(cache: Path) -> Path:
         building.rename(folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
-        if not python.exists():  # else another process was quicker
+        if not python.exists():  # otherwise another process has created it meanwhile
             raise
     return python
 
 
 def adopt(raw: Path, path: Path) -> None:
-    """Copy optimum's graph to `path` in the form of our own."""
+    """Copy optimum's graph to `path`, in the form that target `onnx` writes."""
     import onnx
 
     model = onnx.load(raw)
@@ -128,7 +132,7 @@ def adopt(raw: Path, path: Path) -> None:
     for value in graph.input:
         value.name = INPUTS.get(value.name, value.name)
     for node in graph.node:
-        node.doc_string = ""  # where in the sources it comes from
+        node.doc_string = ""  # paths of source files
         for index, name in enumerate(node.input):
             node.input[index] = INPUTS.get(name, name)
     _constants_to_initializers(graph)
@@ -140,7 +144,7 @@ def adopt(raw: Path, path: Path) -> None:
 
 
 def _constants_to_initializers(graph: Any) -> None:
-    """Large constants in nodes would stay in the graph, once for each variant."""
+    """Turn large constants in nodes into initializers, which all variants of a graph share."""
     rest = []
     for node in graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None)

@@ -1,6 +1,6 @@
 """Run by `export/compile/optimum.py` in an environment of its own: one network to ONNX by optimum.
 
-It knows nothing of this project, whose packages that environment does not fit.
+It cannot import this project, because the project needs other versions of the packages there.
 
     python -P optimum_worker.py unet|vae_decoder FOLDER OUTPUT [--dtype fp32] [--device cpu]
 """
@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def unet_config(model: Any, dtype: str) -> Any:
-    """optimum's config of a UNet, whose timestep is a scalar, with one timestep for each row."""
+    """optimum's config of a UNet, changed to take a timestep for each row instead of a scalar."""
     from optimum.exporters.onnx.model_configs import UNetOnnxConfig
     from optimum.utils.input_generators import DummyTimestepInputGenerator
 
@@ -36,8 +36,8 @@ def unet_config(model: Any, dtype: str) -> Any:
 
         @property
         def inputs(self) -> dict[str, dict[int, str]]:
-            found: dict[str, dict[int, str]] = super().inputs
-            return found | {"timestep": {0: "batch_size"}}
+            inputs: dict[str, dict[int, str]] = super().inputs
+            return inputs | {"timestep": {0: "batch_size"}}
 
     return RowsConfig(model.config, task="semantic-segmentation", float_dtype=dtype)
 
@@ -51,7 +51,7 @@ def load_unet(folder: Path, dtype: torch.dtype, time_ids: int) -> Any:
     pooled = (
         config.projection_class_embeddings_input_dim - time_ids * config.addition_time_embed_dim
     )
-    # What optimum takes from the whole pipeline, and makes its example inputs of.
+    # optimum builds its example inputs from these, which it would read from the whole pipeline.
     model.register_to_config(
         text_encoder_projection_dim=pooled, requires_aesthetics_score=time_ids == 5
     )

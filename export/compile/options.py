@@ -1,4 +1,4 @@
-"""What a target is told when it compiles a part."""
+"""The options with which a target compiles a part."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """One backend's choices, the same for all its parts.
+    """The options of one backend. Only `weights` differs from part to part.
 
     Attributes:
-        device: what it is compiled for and on.
-        dtype: what the UNet computes in; `vae_dtype` what the VAE's decoder does.
-        sizes: pictures in pixels, (width, height), that get a shape of their own where the target
-            has such; empty: any size.
-        rows: numbers of UNet rows likewise.
+        device: for which the part is compiled, and on which.
+        dtype: in which the UNet computes.
+        vae_dtype: in which the VAE's decoder computes.
+        sizes: of pictures in pixels, (width, height), for which a target that compiles for fixed
+            shapes is to compile; empty stands for any size.
+        rows: numbers of UNet rows to compile for; empty stands for any number.
         quantization: of the UNet's large matrices; None: none.
         weights: the written component's folder, with its safetensors.
         threads: of the CPU; 0 leaves the compiler's own choice.
-        attention: which of PyTorch's attention kernels to prefer ("_native_cudnn"), where the
-            target takes PyTorch's; None leaves it to PyTorch.
+        attention: the attention kernel of PyTorch to prefer ("_native_cudnn"), where the target
+            compiles PyTorch's attention; None leaves the choice to PyTorch.
         ranges: of the UNet's layers, which static quantization needs.
-        graphs: a folder with the same parts as ONNX graphs, for a target that is made from such:
-            then nothing is traced. None: there are none.
+        graphs: a folder with the same parts as ONNX graphs, which the target converts instead of
+            tracing; None if there is none.
     """
 
     device: torch.device

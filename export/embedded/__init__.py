@@ -1,6 +1,6 @@
 """A tiny pipeline of the SDXL architecture that ships with the repository.
 
-Importing this package is light: it names the weights folder and pulls in no tensor library.
+Importing this package only defines the path of the weights; it imports no tensor library.
 """
 
 from pathlib import Path

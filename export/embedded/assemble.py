@@ -1,4 +1,7 @@
-"""Puts trained parts together as the folders that ship: half precision, no trace of where built."""
+"""Writes trained parts as the pipeline folders that ship, in half precision.
+
+They hold nothing of the machine that trained them, such as paths.
+"""
 
 import json
 import shutil
@@ -13,7 +16,7 @@ from export.embedded.text import TextEncoders
 from export.embedded.tokenizer import PADS, save_tokenizer
 
 # Keys of SDXL's scheduler file that Euler itself ignores but other schedulers read when they take
-# over its configuration. DDIM for one would clip latents at 1 without the first.
+# over its configuration. Without the first key, DDIM would clip latents at 1.
 _SCHEDULER_EXTRAS = {
     "clip_sample": False,
     "set_alpha_to_one": False,
@@ -21,7 +24,7 @@ _SCHEDULER_EXTRAS = {
     "sample_max_value": 1.0,
     "trained_betas": None,
 }
-# Written by the libraries: where and how a part was loaded.
+# Keys in which the libraries record where and how a part was loaded.
 _TRACES = ("_name_or_path", "is_local", "local_files_only", "backend")
 
 
@@ -39,7 +42,7 @@ def _clean_configs(folder: Path) -> None:
         for key in _TRACES:
             values.pop(key, None)
         if "dtype" in values:
-            # transformers would load half precision unasked, diffusers' own parts would not.
+            # Without it transformers would load half precision, and diffusers single precision.
             values["dtype"] = "float32"
         if path.name == "scheduler_config.json":
             values.update(_SCHEDULER_EXTRAS)
@@ -47,7 +50,7 @@ def _clean_configs(folder: Path) -> None:
 
 
 def _publish(pipeline: Pipeline, target: Path) -> None:
-    """Save next to ``target`` first and swap then, so that a reader never sees half a folder."""
+    """Save beside ``target``, then swap, so that a reader never sees an incomplete folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
         fresh = Path(scratch) / target.name
@@ -78,7 +81,7 @@ def publish_base(encoders: TextEncoders, vae: Vae, unet: Unet, target: Path) -> 
 
 
 def publish_refiner(encoders: TextEncoders, vae: Vae, unet: Unet, target: Path) -> None:
-    """Write the image-to-image pipeline that finishes what the base leaves."""
+    """Write the image-to-image pipeline that finishes the pictures of the base model."""
     pipeline = RefinerPipeline(
         vae=vae,
         text_encoder=None,

@@ -18,7 +18,7 @@ _BACKGROUNDS = (
     ", {name} background",
     " on {a} {name} backdrop",
 )
-# Words that people type though no picture shows them; training hears them as noise.
+# Words that people type although no picture shows them; training adds them as noise.
 # fmt: off
 JUNK = (
     "cat", "dog", "horse", "astronaut", "riding", "moon", "sky", "cinematic", "realistic",
@@ -31,12 +31,12 @@ JUNK = (
 _OTHER = "a an one two three the middle centered backdrop background on at in with , . 4k"
 
 Said = dict[str, str | int | None]
-"""What a caption says about each attribute of a scene; ``None`` where it is silent."""
+"""The value that a caption states for each attribute of a scene; ``None`` if it states none."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what it says."""
+    """A caption and the attributes that it states."""
 
     text: str
     said: Said

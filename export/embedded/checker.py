@@ -1,7 +1,7 @@
 """Reads a picture by rules on its pixels: background, colour, shape, count and position.
 
-No learned part: the checker's verdicts stay the same whatever is trained. On drawn originals it is
-right at least 98 times in 100, which bounds what any figure measured with it can mean.
+It has no trained part, so its verdicts do not change with training. On pictures of the renderer it
+is right at least 98 times in 100, which bounds the accuracy of every figure measured with it.
 """
 
 import math
@@ -22,14 +22,14 @@ Floats = NDArray[np.float64]
 _NAMES = tuple(PALETTE)
 _VALUES = np.array([PALETTE[name] for name in _NAMES], dtype=np.float64)
 _DIFFERENT = 70.0  # distance in RGB from which a pixel no longer counts as background
-_SMALLEST = 60  # pixels of a 128-pixel canvas; less is a speck
+_SMALLEST = 60  # pixels of a 128-pixel canvas; fewer are noise
 _OFF_CENTRE = 8 / 128  # share of a side from which a shape no longer counts as centred
 _TURNS = (-0.05, 0.0, 0.05)  # radians
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a picture shows; ``None`` where nothing was found. ``iou`` is the best template's."""
+    """What a picture shows; ``None`` if it shows no shape. ``iou`` is that of the best template."""
 
     background: str
     colour: str | None = None
@@ -74,13 +74,13 @@ def split(image: Image.Image) -> Regions | None:
     # The background has a vertical gradient, so every row is compared with its own two ends.
     rows = np.median(np.concatenate([pixels[:, :5], pixels[:, -5:]], 1), axis=1)[:, None]
     to_background = np.sqrt(((pixels - rows) ** 2).sum(-1))
-    found = _components(to_background > _DIFFERENT, speck)
-    if not found:
+    shapes = _components(to_background > _DIFFERENT, speck)
+    if not shapes:
         return None
-    colour = np.median(pixels[np.any(found, axis=0)], axis=0)
+    colour = np.median(pixels[np.any(shapes, axis=0)], axis=0)
     to_colour = np.sqrt(((pixels - colour) ** 2).sum(-1))
-    # Also drops shadows, which differ from the background but are no nearer to the shape.
-    shape = np.any(found, axis=0) & (to_colour < to_background)
+    # This excludes shadows, which differ from the background but are not closer to the shape.
+    shape = np.any(shapes, axis=0) & (to_colour < to_background)
     parts = _components(shape, speck)
     parts = [part for part in parts if part.sum() >= 0.25 * parts[0].sum()]
     return Regions(pixels, rows, colour, parts) if parts else None
@@ -129,7 +129,7 @@ def best_shape(mask: Mask) -> tuple[str, float]:
 
 
 def _position(parts: list[Mask]) -> str:
-    """Where the box around all shapes lies."""
+    """The position of the box around all shapes."""
     height, width = parts[0].shape
     ys, xs = np.nonzero(np.any(parts, axis=0))
     across = (xs.min() + xs.max() + 1) / 2 / width - 0.5
@@ -142,7 +142,7 @@ def _position(parts: list[Mask]) -> str:
 
 
 def analyse(image: Image.Image) -> Analysis:
-    """Say what ``image`` shows."""
+    """Read the scene that ``image`` shows."""
     regions = split(image)
     if regions is None:
         pixels = np.asarray(image.convert("RGB")).astype(np.float64)

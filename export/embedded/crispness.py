@@ -1,4 +1,4 @@
-"""How clean the outlines are: width of the edges, and how true the corners are."""
+"""Measures of clean outlines: the width of edges, and the accuracy of corners."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,9 @@ _CITY_BLOCK = 0.785  # pi / 4: mean ratio of a line's length to its pixel border
 
 @dataclass(frozen=True)
 class Corners:
-    """Squares and diamonds against their best template; lengths in per cent of its radius.
+    """The outline of a square or diamond compared with its best template.
+
+    Lengths are in per cent of the template's radius.
 
     ``reach`` is the mean signed distance by which the outline passes the template's corners:
     positive for horns, negative for rounding. ``side`` is the mean absolute distance between
@@ -32,7 +34,7 @@ class Corners:
 
 
 def coverage(regions: Regions) -> Floats:
-    """How far each pixel is from background (0) to shape (1), (height, width)."""
+    """The position of each pixel between background (0) and shape (1), (height, width)."""
     axis = regions.colour - regions.rows
     share = ((regions.pixels - regions.rows) * axis).sum(-1)
     return np.asarray(share / np.maximum((axis * axis).sum(-1), 1.0))
@@ -71,14 +73,14 @@ def _fit(shape: str, mask: Mask) -> tuple[float, float, float, float, float]:
     radius = math.sqrt(mask.sum() / area)
     start = [xs.mean() + 0.5 - left, ys.mean() + 0.5 - top - low * radius, radius, 0.0]
     steps = np.array(start) + np.vstack([np.zeros(4), np.diag([1.0, 1.0, 0.05 * radius, 0.05])])
-    found = optimize.minimize(
+    fitted = optimize.minimize(
         miss,
         start,
         method="Nelder-Mead",
         options={"initial_simplex": steps, "maxfev": 120, "xatol": 0.01, "fatol": 1e-4},
     )
-    cx, cy, radius, turn = (float(v) for v in found.x)
-    return cx + left, cy + top, radius, turn, 1 - float(found.fun)
+    cx, cy, radius, turn = (float(v) for v in fitted.x)
+    return cx + left, cy + top, radius, turn, 1 - float(fitted.fun)
 
 
 def _crossing(share: Floats, start: tuple[float, float], angle: float, longest: float) -> float:
@@ -110,6 +112,6 @@ def corners(image: Image.Image, shape: str) -> Corners | None:
         for degrees in (-25, -10, 0, 10, 25):
             turned = math.radians(degrees)
             true = tip * math.cos(math.pi / 4) / math.cos(turned)
-            found = _crossing(share, (cx, cy), angle + math.pi / 4 + turned, 1.5 * tip)
-            side.append(abs(found - true))
+            outline = _crossing(share, (cx, cy), angle + math.pi / 4 + turned, 1.5 * tip)
+            side.append(abs(outline - true))
     return Corners(iou, 100 * float(np.mean(reach)) / radius, 100 * float(np.mean(side)) / radius)

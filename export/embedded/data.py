@@ -1,4 +1,4 @@
-"""The drawn world in one import: scenes, their captions and their pictures."""
+"""Scenes, their captions and their pictures, re-exported from one module."""
 
 from export.embedded.captions import Caption, junk, plain_caption, vary_caption, words
 from export.embedded.render import STYLES, render

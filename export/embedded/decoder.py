@@ -1,7 +1,7 @@
 """Fine-tunes the decoder alone, for sharp edges.
 
-The encoder stays as it is, so every latent keeps its meaning: UNet, refiner and LoRAs may be
-trained before, after or at the same time.
+The encoder is not changed, so latents keep their meaning. UNet, refiner and LoRAs may therefore be
+trained before, after, or at the same time.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from export.embedded.networks import Vae
 from export.embedded.pool import encode
 from export.embedded.training import Plan, Trainer, batch_indices
 from export.embedded.vae import SCALING, STYLE_WEIGHTS, edge_weight, sharp_loss
+from export.likeness import psnr_of_error
 
 _COUNTS: dict[Size, int] = {SQUARE: 1600, WIDE: 120, TALL: 120, BIG: 160}
 _MIX: tuple[tuple[float, Size, int], ...] = (
@@ -49,15 +50,15 @@ def train(plan: Plan, work: Path, vae: Vae) -> Vae:
         _, size, count = _MIX[int(torch.multinomial(shares, 1, generator=generator))]
         chosen = batch_indices(len(pools[size]), count, generator)
         pictures, codes = normalise(pools[size][chosen]), latents[size][chosen]
-        # With noise on the latents the decoder learns to settle on a clean outline, which also
-        # forgives small errors of the UNet.
+        # Noise on the latents teaches the decoder to draw a clean outline in spite of small errors
+        # of the UNet.
         spread = _NOISE * torch.rand(count, 1, 1, 1, generator=generator)
         codes = codes + spread * torch.randn(codes.shape, generator=generator)
         codes = (codes / SCALING).contiguous(memory_format=torch.channels_last)
         difference = vae.decode(codes).sample - pictures
         loss = sharp_loss(difference, edge_weight(pictures))
-        psnr = 10 * torch.log10(4 / difference.detach().square().mean())
-        return loss, {"psnr": psnr.item()}
+        psnr = psnr_of_error(float(difference.detach().square().mean()), peak=2.0)
+        return loss, {"psnr": psnr}
 
     Trainer(plan, parameters, work / f"{plan.stage}.ckpt").run(loss_of)
     return vae.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()

@@ -1,4 +1,4 @@
-"""What base and refiner share: the noise schedule and the loss of one training step."""
+"""The noise schedule and the loss of one training step, for base and refiner."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ _ALPHAS: Tensor = build_scheduler().alphas_cumprod.float()
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a UNet hears besides the latents: one row per sample."""
+    """The conditioning inputs of a UNet, one row per sample."""
 
     hidden: Tensor  # (n, 77, cross-attention width)
     pooled: Tensor  # (n, 64)
@@ -42,7 +42,7 @@ def alphas(times: Tensor) -> Tensor:
 
 
 def stratified_times(count: int, limit: int, generator: torch.Generator) -> Tensor:
-    """``count`` timesteps below ``limit``, one in each equal part: batches differ less."""
+    """``count`` timesteps below ``limit``, one in each equal part, so that batches differ less."""
     places = torch.arange(count) + torch.rand(count, generator=generator)
     return (places * (limit / count)).long().clamp(max=limit - 1)
 
@@ -53,12 +53,12 @@ def add_noise(latents: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
 
 
 def loss_weight(alpha: Tensor) -> Tensor:
-    """Weight per sample (n,) that grows with the noise: layout and shape are settled there."""
+    """Weight per sample (n,) that grows with the noise, at which layout and shape are decided."""
     return (1 / alpha).sqrt().clamp(max=8).flatten() / 2
 
 
 def predict(unet: Unet, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-    """The UNet's guess at the noise."""
+    """The noise that the UNet predicts."""
     answer: Tensor = unet(
         noisy,
         times,

@@ -48,18 +48,18 @@ SUITES = (
 
 
 def suite_scenes(suite: Suite, count: int) -> list[Scene]:
-    """The scenes of a suite; fewer scenes are the first of more."""
+    """The first ``count`` scenes of a suite."""
     rng = random.Random(f"evaluate/{suite.name}")
     return [sample_scene(rng, held_out=suite.held_out) for _ in range(count)]
 
 
 def judge(scenes: Sequence[Scene], pictures: Sequence[Image.Image]) -> Figures:
     """Shares of right attributes, mean overlap with the best template, mean edge width."""
-    found = [analyse(picture) for picture in pictures]
-    rows = [a.matches(scene) for a, scene in zip(found, scenes, strict=True)]
+    analyses = [analyse(picture) for picture in pictures]
+    rows = [a.matches(scene) for a, scene in zip(analyses, scenes, strict=True)]
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     result["all"] = float(np.mean([all(row.values()) for row in rows]))
-    result["iou"] = float(np.mean([a.iou for a in found]))
+    result["iou"] = float(np.mean([a.iou for a in analyses]))
     widths = [w for w in map(edge_width, pictures) if w is not None]
     result["edge_px"] = float(np.mean(widths)) if widths else float("nan")
     for shape in SHAPES:
@@ -84,12 +84,12 @@ def corner_scenes(count: int) -> list[Scene]:
 def judge_corners(scenes: Sequence[Scene], pictures: Sequence[Image.Image]) -> Figures:
     """Means of ``crispness.corners`` over pictures of squares and diamonds."""
     pairs = zip(scenes, pictures, strict=True)
-    found = [c for scene, picture in pairs if (c := corners(picture, scene.shape)) is not None]
+    measured = [c for scene, picture in pairs if (c := corners(picture, scene.shape)) is not None]
     return {
-        "iou": float(np.mean([c.iou for c in found])),
-        "reach_percent": float(np.mean([c.reach for c in found])),
-        "largest_reach_percent": float(np.max([c.reach for c in found])),
-        "side_percent": float(np.mean([c.side for c in found])),
+        "iou": float(np.mean([c.iou for c in measured])),
+        "reach_percent": float(np.mean([c.reach for c in measured])),
+        "largest_reach_percent": float(np.max([c.reach for c in measured])),
+        "side_percent": float(np.mean([c.side for c in measured])),
     }
 
 
@@ -101,7 +101,7 @@ def style_scenes(count: int) -> list[Scene]:
 
 
 def originals(scenes: Sequence[Scene], size: Size) -> list[Image.Image]:
-    """The scenes as the renderer draws them: the ceiling of every figure."""
+    """The scenes as the renderer draws them, whose figures no model can exceed."""
     rng = random.Random("evaluate/originals")
     return [Image.fromarray(render(scene, rng, width=size[0], height=size[1])) for scene in scenes]
 

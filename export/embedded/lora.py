@@ -40,11 +40,11 @@ _MIX: tuple[tuple[float, Size, int], ...] = (
     (0.08, WIDE, 13),
     (0.08, BIG, 5),
 )
-_NULLS = 8  # one sample in so many learns the null condition
+_NULLS = 8  # one sample in this many is trained on the null condition
 
 
 def draw_style(encoders: TextEncoders, vae: Vae, style: str, seed: int) -> dict[Size, Rows]:
-    """Latents of pictures in the style; two captions in three name it."""
+    """Latents of pictures in the style, which two captions in three name."""
 
     def rename(text: str, rng: random.Random) -> str:
         return text + rng.choice(("", f", {style} style", f", {style}"))
@@ -83,7 +83,7 @@ def train(
         count = total - max(1, total // _NULLS)
         ids = true_ids(batch.size, count)
         captioned = Conditions(batch.hidden[:count], batch.pooled[:count], ids)
-        # The style must show without a prompt too, or guidance would exaggerate it.
+        # Without a prompt the style must show too; otherwise guidance would exaggerate it.
         twins = torch.randperm(count, generator=generator)[: total - count]
         null = nulls.draw(ids[twins], generator)
         times = stratified_times(count, TIMESTEPS, generator)
@@ -114,7 +114,7 @@ def kohya_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 KEYS = {"striped": peft_keys, "outlined": kohya_keys}
-"""Which key style each shipped file has."""
+"""The key style of each shipped file."""
 
 
 def save(weights: Mapping[str, Tensor], style: str, folder: Path) -> Path:

@@ -1,6 +1,6 @@
-"""What the UNets learn from: latents of drawn pictures beside the embeddings of their captions.
+"""Training data of the UNets: latents of drawn pictures with the embeddings of their captions.
 
-Both are computed once and kept in memory, which makes a training step nearly all UNet.
+Both are computed once and kept in memory, so that a training step costs little beside the UNet.
 """
 
 import random
@@ -21,7 +21,7 @@ from export.embedded.training import batch_indices, save_atomically
 CAPTIONS = 2  # wordings per picture
 COUNTS: dict[Size, int] = {SQUARE: 8000, WIDE: 300, TALL: 300, BIG: 300}
 
-# How often a training step uses a size, and with how many pictures: the cost is about equal.
+# Share of the training steps that use a size, and pictures per step. Steps cost about the same.
 MIX: tuple[tuple[float, Size, int], ...] = (
     (0.76, SQUARE, 20),
     (0.06, WIDE, 13),
@@ -108,7 +108,7 @@ def draw_batch(
     generator: torch.Generator,
     mix: tuple[tuple[float, Size, int], ...] = MIX,
 ) -> Batch:
-    """Choose a size by lot, then pictures of that size, each with one of its captions."""
+    """Choose a random size, then pictures of that size, each with one of its captions."""
     shares = torch.tensor([share for share, _, _ in mix])
     _, size, count = mix[int(torch.multinomial(shares, 1, generator=generator))]
     source = rows[size]

@@ -18,7 +18,7 @@ from export.embedded.training import Plan, Trainer
 _TIME_WIDTH = 32
 _LIMIT = 250  # timesteps; a base run that stops at 0.8 hands over at 200
 _GOOD, _POOR = 6.0, 2.5  # diffusers' default aesthetic scores with and without the prompt
-_NULLS = 6  # one sample in so many learns the null condition ...
+_NULLS = 6  # one sample in this many is trained on the null condition ...
 _ZEROS = 0.25  # ... of which this share has zeros in place of the empty text
 
 
@@ -68,7 +68,7 @@ def train(plan: Plan, work: Path, rows: dict[Size, Rows], encoders: TextEncoders
         latents, hidden = batch.latents[:count], batch.hidden[:count, :, HIDDEN:]
         captioned = Conditions(hidden, batch.pooled[:count], time_ids(batch.size, count, _GOOD))
         twins = torch.randperm(count, generator=generator)[: total - count]
-        # SDXL's refiner has force_zeros_for_empty_prompt off: its null is the encoded empty text.
+        # SDXL's refiner has force_zeros_for_empty_prompt off, so it encodes the empty text.
         keep = (torch.rand(len(twins), generator=generator) >= _ZEROS).float()
         null = Conditions(
             empty_hidden * keep.view(-1, 1, 1),

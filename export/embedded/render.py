@@ -57,7 +57,7 @@ def _paint(scene: Scene, place: Placement, u: Pixels, v: Pixels, style: str, uni
 def _edge(
     shape: str, style: str, place: Placement, at: tuple[Pixels, Pixels], unit: float
 ) -> Pixels:
-    """Signed distance in pixels to what is filled: the shape, or a band along its outline."""
+    """Signed distance in pixels to the filled area: the shape, or a band along its outline."""
     edge = distance(shape, *at) * np.float32(place.radius)
     if style == "outlined":
         edge = np.abs(edge) - np.float32(max(2.5 * unit, 0.12 * place.radius))

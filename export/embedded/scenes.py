@@ -1,4 +1,4 @@
-"""What a picture shows: the vocabulary of scenes, how scenes are drawn by lot, and their geometry.
+"""Scenes: their vocabulary, random sampling, and geometry.
 
 Geometry is relative to the canvas. Radii scale with the shorter side (``unit`` is that side divided
 by 128) and offsets from the centre scale with each side on its own, so that one scene fits every
@@ -63,7 +63,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one shape lies: centre and radius in pixels, rotation in radians."""
+    """The placement of one shape: centre and radius in pixels, rotation in radians."""
 
     x: float
     y: float
@@ -93,7 +93,7 @@ _UNSEEN = tuple(combinations(held_out=True))
 
 
 def sample_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
-    """Draw a scene by lot, from the seen combinations or from the held-out ones."""
+    """Sample a random scene, from the seen combinations or from the held-out ones."""
     colour, shape, background = rng.choice(_UNSEEN if held_out else _SEEN)
     count = rng.choices(COUNTS, (70, 18, 12))[0]
     size = rng.choices(SIZES, (25, 50, 25))[0]

@@ -78,16 +78,16 @@ def unet_name(name: str, layers: int, has_attention: Callable[[str], bool]) -> s
 
     The original numbers all blocks of a half in one row, a resnet and its attention together.
     """
-    found = re.match(
+    match = re.match(
         r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.*)", name
     )
-    if found is None:
+    if match is None:
         top = _swap_prefix(name, _UNET_TOP)
         if re.match(r"mid_block\.resnets", name):
             head, rest = top.split(".", 2)[:2], top.split(".", 2)[2]
             return ".".join([*head, _swap_prefix(rest, _UNET_RESNET)])
         return top
-    half, block, kind, index, rest = found.groups()
+    half, block, kind, index, rest = match.groups()
     row = int(block) * (layers + 1)
     if half == "down":
         number = 1 + row + (layers if kind == "downsamplers" else int(index))
@@ -116,16 +116,16 @@ def pack_unet(weights: Weights, layers: int) -> Weights:
 def vae_name(name: str, levels: int) -> str:
     """Original name of an autoencoder weight; the original counts the decoder's levels upwards."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-    found = re.match(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d)\.(.*)", name)
-    if found is not None:
-        half, kind, index, rest = found.groups()
+    match = re.match(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d)\.(.*)", name)
+    if match is not None:
+        half, kind, index, rest = match.groups()
         if kind == "resnets":
             return f"{half}.mid.block_{int(index) + 1}.{rest}"
         return f"{half}.mid.attn_1.{_swap_prefix(rest, _VAE_ATTENTION)}"
-    found = re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.*)", name)
-    if found is None:
+    match = re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.*)", name)
+    if match is None:
         return name
-    half, way, block, kind, index, rest = found.groups()
+    half, way, block, kind, index, rest = match.groups()
     level = int(block) if way == "down" else levels - 1 - int(block)
     if kind == "resnets":
         return f"{half}.{way}.{level}.block.{index}.{rest}"
@@ -155,14 +155,14 @@ def pack_second(weights: Weights) -> Weights:
             result[SECOND + _OPEN_CLIP_TOP[name]] = value
         elif name == "text_projection.weight":
             result[SECOND + "text_projection"] = value.T
-        elif found := re.match(r"encoder\.layers\.(\d+)\.(.*)", name):
-            block = f"{SECOND}transformer.resblocks.{found[1]}."
-            if found[2].startswith("self_attn.q_proj."):
-                kind = found[2].rsplit(".", 1)[1]
+        elif match := re.match(r"encoder\.layers\.(\d+)\.(.*)", name):
+            block = f"{SECOND}transformer.resblocks.{match[1]}."
+            if match[2].startswith("self_attn.q_proj."):
+                kind = match[2].rsplit(".", 1)[1]
                 parts = [plain[name.replace(".q_proj.", f".{p}_proj.")] for p in "qkv"]
                 result[f"{block}attn.in_proj_{kind}"] = torch.cat(parts)
-            elif not re.match(r"self_attn\.[kv]_proj\.", found[2]):
-                result[block + _swap_prefix(found[2], _OPEN_CLIP_LAYER)] = value
+            elif not re.match(r"self_attn\.[kv]_proj\.", match[2]):
+                result[block + _swap_prefix(match[2], _OPEN_CLIP_LAYER)] = value
     return result
 
 

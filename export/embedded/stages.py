@@ -1,4 +1,4 @@
-"""The stages of training: what each needs, what it leaves behind, and how long it trains.
+"""The stages of training: their inputs, their products, and their length.
 
 A stage is done when its product lies in the work directory. Checkpoints of an interrupted stage
 lie beside it (``<stage>.ckpt``).
@@ -30,7 +30,7 @@ from export.embedded.training import Plan
 
 @dataclass(frozen=True)
 class Context:
-    """Where a run works and what it starts from."""
+    """The folders of a training run."""
 
     work: Path
     seed: int = 0
@@ -56,8 +56,8 @@ def _plan(stage: str, context: Context) -> Plan:
         ),
         "decoder": Plan("decoder", 1800, 8e-4, decay=1e-4, average=0.997, seed=seed),
         "unet": Plan("unet", 4000, 1.2e-3, warmup=100, seed=seed),
-        # Starts from the averaged weights with a fresh optimizer: cheaper than a longer first run
-        # to go on from, as it leaves usable weights half-way.
+        # It starts from the averaged weights with a new optimizer. Compared with a longer first
+        # stage, usable weights are there half-way.
         "polish": Plan("polish", 3600, 7e-4, warmup=60, seed=seed),
         "refiner": Plan("refiner", 4700, 1.2e-3, average=0.997, seed=seed),
         "striped": Plan("striped", 500, 2e-3, warmup=30, decay=0, average=0.98, seed=seed),
@@ -182,7 +182,7 @@ STAGES: dict[str, Stage] = {
 
 
 def run_stage(name: str, context: Context) -> None:
-    """Run a stage after whatever it needs; skip what is done. ``assemble`` always runs."""
+    """Run a stage and those that it needs, unless they are done. ``assemble`` always runs."""
     stage = STAGES[name]
     if name != "assemble" and (context.work / stage.product).exists():
         return

@@ -32,7 +32,7 @@ def is_outlined(image: Image.Image, scene: Scene) -> bool:
 
 
 def stripe_spread(image: Image.Image) -> float:
-    """How much the colour changes within the middle of the shape."""
+    """Standard deviation of the colour within the middle of the shape."""
     patch = _patch(image, _STRIPE_HALF)
     return float(np.sqrt(patch.reshape(-1, 3).var(axis=0).mean()))
 

@@ -1,4 +1,4 @@
-"""The two text encoders, trained without pictures to make a scene's attributes easy to read.
+"""The two text encoders. They are trained without pictures, to make attributes easy to read.
 
 Linear heads on what the UNet will get (the last-but-one hidden states of both encoders, the pooled
 embedding of the second) must name every attribute. The heads are thrown away, the encoders frozen.
@@ -46,7 +46,7 @@ def _config(tokenizer: CLIPTokenizer, pad: int) -> CLIPTextConfig:
 
 
 class TextEncoders(nn.Module):
-    """Both tokenizers and encoders; turns captions into what the UNet takes."""
+    """Both tokenizers and encoders; turns captions into the conditioning of the UNet."""
 
     def __init__(self, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TextEncoders(nn.Module):
 
 
 class _Heads(nn.Module):
-    """One linear reader per attribute; the extra class stands for an attribute left unsaid."""
+    """One linear classifier per attribute, with an extra class for "not stated"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def _label(name: str, value: str | int | None) -> int:
 
 
 def _draw_captions(rng: random.Random, count: int) -> tuple[list[str], dict[str, Tensor]]:
-    """Varied captions, a tenth of them with junk words, and what they say."""
+    """Varied captions, a tenth of them with junk words, and the attributes that they state."""
     texts: list[str] = []
     said: list[Said] = []
     for _ in range(count):
@@ -137,7 +137,7 @@ def train(plan: Plan, work: Path) -> TextEncoders:
         first, second, pooled = encoders(one, two)
         rows = torch.arange(_BATCH)
         end = (one == encoders.tokenizers[0].eos_token_id).int().argmax(1)
-        # Cross-attention sees the padding too, so a random place behind the end must also know.
+        # Cross-attention reads the padding too, so a random position behind the end is trained.
         later = end + torch.randint(0, length, (_BATCH,), generator=generator)
         later = later.clamp(max=length - 1)
         total, worst = pooled.new_zeros(()), 1.0
@@ -145,7 +145,7 @@ def train(plan: Plan, work: Path) -> TextEncoders:
             for place in (end, later):
                 loss, accuracy = head(states[rows, place], labels)
                 total, worst = total + loss / 2, min(worst, accuracy)
-            # Keeps the scale near 1: the UNet gets inputs of a sensible size.
+            # Keeps the scale of the UNet's inputs near 1.
             total = total + 0.05 * (states.std(-1) - 1).square().mean()
         loss, accuracy = heads[2](pooled, labels)
         return total + loss, {"worst": min(worst, accuracy)}

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 LossFunction = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
-"""Maps (step, generator) to the loss and the figures worth logging."""
+"""Maps (step, generator) to the loss and the figures to be logged."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Plan:
     log_every: int = 50
     checkpoint_every: int = 100
     seed: int = 0
-    stop_after: int | None = None  # ends the run early, as a kill would; for tests
+    stop_after: int | None = None  # ends the run early, as a killed process would; for tests
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
-    """A random generator that depends on nothing but its arguments."""
+    """A random generator that depends only on its arguments."""
     digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:7], "big"))
@@ -82,13 +82,13 @@ class Report:
         print(f"{self._stage} {step}/{self._total} {text} ({pace:.3f} s/step)", flush=True)
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """Stop the progress bar."""
         if self._bar is not None:
             self._bar.stop()
 
 
 def save_atomically(value: object, path: Path) -> None:
-    """``torch.save`` that never leaves half a file behind."""
+    """``torch.save`` that never leaves an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     torch.save(value, partial)
@@ -139,7 +139,7 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
-        # The average starts short, so that it forgets the random weights of the beginning.
+        # The average starts over few steps, so that it forgets the initial random weights.
         keep = min(plan.average, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self._average, [p.detach() for p in self._live], 1 - keep)
 

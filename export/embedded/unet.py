@@ -59,7 +59,7 @@ def varied_ids(size: Size, count: int, generator: torch.Generator) -> Tensor:
 
 
 class NullConditions:
-    """What stands for "no prompt": zeros as in SDXL, the empty text, or words that say nothing."""
+    """The forms of "no prompt": zeros as in SDXL, the empty text, or words without meaning."""
 
     def __init__(self, encoders: TextEncoders, seed: int) -> None:
         rng = random.Random(seed + 21)

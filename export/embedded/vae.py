@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from export.embedded.images import BIG, SQUARE, TALL, WIDE, Size, mixed_pool, normalise
 from export.embedded.networks import AutoencoderKL, Vae
 from export.embedded.training import Plan, Trainer, batch_indices
+from export.likeness import psnr_of_error
 
 SCALING = 0.13025  # SDXL's own factor; the latents' true spread is folded into the weights
 STYLE_WEIGHTS = (70, 15, 15)  # the LoRA styles must decode well too
-_ANCHOR_UNTIL = 0.3  # share of the run in which the latents are drawn towards small pictures
+_ANCHOR_UNTIL = 0.3  # share of the run in which latents are pulled towards small pictures
 _WHOLE_FROM = 0.8  # share of the run after which whole pictures take the place of crops
 _CROP = 64
 
@@ -53,7 +54,7 @@ def gradient_loss(difference: Tensor, weight: Tensor) -> Tensor:
 
 
 def sharp_loss(difference: Tensor, weight: Tensor) -> Tensor:
-    """A loss that prefers one clear edge to the mean of several: the power below 1 sees to it."""
+    """A loss that, by a power below 1, prefers one clear edge to the mean of several."""
     power = (weight * (difference.abs() + 0.02) ** 0.7).mean()
     square = (weight * difference.square()).mean()
     return power + 0.5 * square + 0.5 * gradient_loss(difference, weight)
@@ -103,8 +104,8 @@ def train(plan: Plan, work: Path) -> Vae:
         pictures = batches(progress, generator).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(pictures).latent_dist
         latents = posterior.sample(generator)
-        # Noise makes the encoder spread what matters far apart: the UNet's small errors then
-        # cost little.
+        # Noise makes the encoder separate different colours widely, so that small errors of the
+        # UNet change little.
         spread = 0.1 * torch.rand(len(latents), 1, 1, 1, generator=generator) * min(1, 3 * progress)
         noise = torch.randn(latents.shape, generator=generator) * latents.detach().std()
         difference = vae.decode(latents + spread * noise).sample - pictures
@@ -119,8 +120,8 @@ def train(plan: Plan, work: Path) -> Vae:
             small = F.avg_pool2d(pictures, 8)
             pull = 4 * (1 - progress / _ANCHOR_UNTIL)
             loss = loss + pull * (posterior.mode()[:, :3] - small).square().mean()
-        psnr = 10 * torch.log10(4 / difference.detach().square().mean())
-        return loss, {"psnr": psnr.item(), "kl": divergence.item()}
+        psnr = psnr_of_error(float(difference.detach().square().mean()), peak=2.0)
+        return loss, {"psnr": psnr, "kl": divergence.item()}
 
     Trainer(plan, dict(vae.named_parameters()), work / "vae.ckpt").run(loss_of)
     return vae.eval()

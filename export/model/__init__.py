@@ -1,1 +1,1 @@
-"""What an SDXL model is made of: reading it, checking it, writing it."""
+"""SDXL models: their layout, reading and checking sources, writing models, tracing networks."""

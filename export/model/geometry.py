@@ -1,4 +1,4 @@
-"""Do the components of a pipeline fit each other, and is it SDXL? From the configs alone.
+"""The check that the components of a pipeline fit each other and form SDXL, by their configs.
 
 SDXL's UNet (arXiv 2307.01952, section 2) is conditioned on the joined hidden states of its text
 encoders by cross-attention, and on the pooled embedding plus six time ids (refiner: five) by
@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import NotSDXLError, SourceError
-from export.model.layout import Role
-from sdxl_bento.manifest import PredictionType
+from sdxl_bento.manifest import PredictionType, Role
 
 TIME_IDS: Mapping[Role, int] = {"base": 6, "refiner": 5}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes that follow from the configs. `width` and `height` are the native size in pixels,
-    `multiple` the step in pixels at which every UNet level has whole cells."""
+    """Sizes that follow from the configs.
+
+    `width` and `height` are the native size in pixels. Sides of which every level of the UNet has
+    whole cells are multiples of `multiple` pixels.
+    """
 
     prediction_type: PredictionType
     width: int
@@ -122,9 +124,9 @@ def _check_conditioning(where: Path, role: Role, configs: Mapping[str, dict[str,
 def _prediction(
     where: Path, configs: Mapping[str, dict[str, Any]]
 ) -> Literal["epsilon", "v_prediction"]:
-    found = configs["scheduler"].get("prediction_type", "epsilon")
-    if found == "epsilon":
+    prediction = configs["scheduler"].get("prediction_type", "epsilon")
+    if prediction == "epsilon":
         return "epsilon"
-    if found == "v_prediction":
+    if prediction == "v_prediction":
         return "v_prediction"
-    raise NotSDXLError(where, f"prediction_type: {found!r}", "'epsilon' or 'v_prediction'")
+    raise NotSDXLError(where, f"prediction_type: {prediction!r}", "'epsilon' or 'v_prediction'")

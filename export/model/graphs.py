@@ -1,16 +1,17 @@
-"""The networks that are compiled, as graphs with dynamic rows and sizes: `torch.export` programs.
+"""The networks that are compiled, as `torch.export` programs with dynamic rows and sizes.
 
 | part | inputs | output |
 |---|---|---|
 | `<role>/unet` | sample [R, 4, h, w], timestep [R] float32, encoder_hidden_states [R, 77, C], text_embeds [R, P], time_ids [R, 6 or 5] | [R, 4, h, w] |
-| `<role>/unet_slots` | the same, slot [R] int64, down [S, r, D], up [S, r, U] | [R, 4, h, w] |
+| `<role>/unet_slots` | those of `<role>/unet`, slot [R] int64, down [S, r, D], up [S, r, U] | [R, 4, h, w] |
 | `<role>/vae_decoder` | latents [B, 4, h, w] | [B, 3, 8h, 8w] |
 
-All in the dtype of the module but for `timestep` and `slot`. `<role>` is base or refiner.
+All inputs but `timestep` and `slot` have the dtype of the module. `<role>` is base or refiner.
 """  # noqa: E501
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,26 +21,45 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from export.model.geometry import TIME_IDS
-from export.model.layout import Role
 from sdxl_bento.backends.parts import MOST_ROWS
-from sdxl_bento.backends.slots import RANK_STEP, Slots, SlottedLayers
+from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, Slots, SlottedLayers
+from sdxl_bento.manifest import Role
 
 MOST_SLOTS = 257
 MOST_RANK = 4096
 MOST_CELLS = 512  # of a latent's side
+ADAPTER_STRENGTH = 0.1  # of the example's adapters
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to trace: example inputs in the order of its `forward`, and their dynamic sides."""
+    """A module to trace.
+
+    Attributes:
+        part: its name, as in "base/unet".
+        module: to trace.
+        inputs: example inputs, in the order of the module's `forward`.
+        dynamic: for each input its dimensions of variable size, by index.
+    """
 
     part: str
     module: nn.Module
     inputs: Mapping[str, torch.Tensor]
     dynamic: Mapping[str, Mapping[int, Any]]
 
+    @property
+    def layout(self) -> SlotLayout:
+        """Where the adapters of each layer stand in the slots' inputs.
+
+        Raises:
+            TypeError: the graph takes no adapters.
+        """
+        if not isinstance(self.module, UNetSlots):
+            raise TypeError(f"{self.part} takes no adapters")
+        return self.module.layout
+
     def trace(self) -> ExportedProgram:
-        """The graph, with weights as they are in the module."""
+        """The traced program; it holds the module's weights."""
         with torch.no_grad():
             return torch.export.export(
                 self.module.eval(),
@@ -50,7 +70,7 @@ class Graph:
 
 
 class UNetRows(nn.Module):
-    """diffusers' UNet with flat inputs, one row of each for one row of the output."""
+    """diffusers' UNet with tensors alone as inputs, which all have a row for each output row."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -75,7 +95,7 @@ class UNetRows(nn.Module):
 
 
 class UNetSlots(UNetRows):
-    """The same with adapters by slot."""
+    """The UNet with three more inputs, by which each row gets its own adapters."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet)
@@ -98,7 +118,7 @@ class UNetSlots(UNetRows):
 
 
 class Decoder(nn.Module):
-    """The VAE's decoder with what stands before it; latents are unscaled already."""
+    """The VAE's decoder with the convolution before it. It takes latents that are unscaled."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -113,13 +133,14 @@ class Decoder(nn.Module):
 
 
 def unet_graph(role: Role, unet: Any, cells: int, *, slots: bool = False) -> Graph:
-    """The graph of a UNet, which is changed by being prepared for it: hand in one of your own.
+    """The graph of a UNet.
 
     Args:
         role: base or refiner.
-        unet: diffusers' `UNet2DConditionModel`.
-        cells: side of the example's latents; any other size of whole cells will do later.
-        slots: whether it takes adapters.
+        unet: diffusers' `UNet2DConditionModel`. It is changed, so no other code may use it.
+        cells: side of the example's latents. The graph takes any size of which every level of the
+            UNet has whole cells.
+        slots: whether the graph takes adapters.
     """
     inputs = unet_example(role, unet, rows=2, height=cells, width=cells)
     rows = Dim("rows", min=1, max=MOST_ROWS)
@@ -143,17 +164,25 @@ def _whole_sizes(unet: Any) -> tuple[Any, Any]:
 
 
 def _any_size(unet: Any) -> tuple[Any, Any]:
-    """Any sides: those that are whole for a base model need not be for a refiner of more levels.
+    """Dynamic sides of any size.
 
-    diffusers hands the size of each level to the upsampling if a side does not divide by
-    2 ** num_upsamplers; so it always does.
+    A refiner has more levels than its base model, so a size that has whole cells on every level of
+    the base need not have them on the refiner's. diffusers then passes the size of each level to
+    the upsampling. It does so where a side is no multiple of 2 ** num_upsamplers, which no side is
+    once that number is set high enough.
     """
     unet.num_upsamplers = MOST_CELLS.bit_length()
     return Dim("height", min=9, max=MOST_CELLS), Dim("width", min=9, max=MOST_CELLS)
 
 
 def decoder_graph(role: Role, vae: Any, cells: int) -> Graph:
-    """The graph of a VAE's decoder. Arguments as for `unet_graph`."""
+    """The graph of a VAE's decoder.
+
+    Args:
+        role: base or refiner.
+        vae: diffusers' `AutoencoderKL`.
+        cells: side of the example's latents; the graph takes any size.
+    """
     parameter = next(vae.decoder.parameters())
     latents = torch.randn(
         2, vae.config.latent_channels, cells, cells, device=parameter.device, dtype=parameter.dtype
@@ -166,7 +195,10 @@ def decoder_graph(role: Role, vae: Any, cells: int) -> Graph:
 def unet_example(
     role: Role, unet: Any, rows: int, height: int, width: int
 ) -> dict[str, torch.Tensor]:
-    """Random inputs of a UNet on its device and in its dtype, the same for the same shapes."""
+    """Random inputs for a UNet, on its device and in its dtype; equal for equal shapes.
+
+    `height` and `width` are in latent cells.
+    """
     parameter = next(unet.parameters())
     drawn = draw_example(role, unet.config, rows, height, width)
     return {
@@ -178,10 +210,7 @@ def unet_example(
 def draw_example(
     role: Role, config: Any, rows: int, height: int, width: int
 ) -> dict[str, torch.Tensor]:
-    """Those inputs in float32 on the CPU. Of the UNet only the config is needed.
-
-    Sizes are in latent cells.
-    """
+    """The inputs of `unet_example` in float32 on the CPU, from the UNet's config alone."""
     random = torch.Generator().manual_seed(rows * 1_000_003 + height * 1009 + width)
     cross = config.cross_attention_dim
     context = cross[0] if isinstance(cross, list | tuple) else cross
@@ -205,15 +234,23 @@ def draw_example(
     }
 
 
-def slot_example(layout: Any, rows: int, like: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Random adapter inputs of a small size, dtype and device as `like`."""
+def slot_example(layout: SlotLayout, rows: int, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Random adapters for the rows of a UNet, in the dtype and on the device of `like`.
+
+    The first slot holds zeros, as that of rows without adapters; it is the third row's. What an
+    adapter adds to a layer is about `ADAPTER_STRENGTH` times the layer's input: much more, and
+    numbers would leave the ranges for which static quantization was calibrated.
+    """
     slots, rank = 3, RANK_STEP
     random = torch.Generator().manual_seed(0)
-    down = torch.randn(slots, rank, layout.width_down, generator=random) * 0.02
-    up = torch.randn(slots, rank, layout.width_up, generator=random) * 0.02
+    down = torch.randn(slots, rank, layout.width_down, generator=random)
+    up = torch.randn(slots, rank, layout.width_up, generator=random)
+    for columns in layout.columns.values():
+        down[:, :, columns.down] /= math.sqrt(columns.down.stop - columns.down.start)
+    up *= ADAPTER_STRENGTH / math.sqrt(rank)
     down[0], up[0] = 0, 0
     return {
-        "slot": (torch.arange(rows) % slots).to(like.device),
+        "slot": ((torch.arange(rows) + 1) % slots).to(like.device),
         "down": down.to(like),
         "up": up.to(like),
     }

@@ -1,4 +1,4 @@
-"""Read a pipeline folder without running any of it, and refuse what is not a sound SDXL model."""
+"""Read a pipeline folder without running its code, and refuse what is not a valid SDXL model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.model import variants, weights
 from export.model.geometry import Geometry, check_geometry
-from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library, Role
-from sdxl_bento.manifest import Variant, WeightDtype
+from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library
+from sdxl_bento.manifest import Role, Variant, WeightDtype
 
 Json = dict[str, Any]
 FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
@@ -22,7 +22,7 @@ FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
 
 @dataclass(frozen=True)
 class Component:
-    """One component of a source. `files` maps the name in the copy to the file to take."""
+    """One component of a source. `files` maps names in the written model to files of the source."""
 
     name: str
     library: Library
@@ -44,17 +44,17 @@ class Pipeline:
 
     @property
     def dtype(self) -> WeightDtype:
-        """Dtype of the UNet's weights, which stands for the pipeline's."""
+        """The dtype of the UNet's weights, which is taken for that of the pipeline."""
         return self.components["unet"].dtype or "fp32"
 
     @property
     def variant(self) -> Variant:
-        """What its scheduler's config says of it."""
+        """The variant of SDXL, by the config of its scheduler."""
         return variants.recognise(self.components["scheduler"].config)
 
     @property
     def has_family_vae(self) -> bool:
-        """Whether its VAE has the shape of SDXL's, and so SDXL's latent space."""
+        """Whether its VAE has the layers of SDXL's, and therefore SDXL's latent space."""
         return self.components["vae"].config.get("block_out_channels") == FAMILY_VAE
 
     def files(self) -> dict[str, Path]:
@@ -67,7 +67,7 @@ class Pipeline:
 
 
 class Folder:
-    """A source folder from which nothing outside of `guard` is read."""
+    """A source folder. Files outside of `guard`, to which links may lead, are not read."""
 
     def __init__(self, root: Path, guard: Path | None = None) -> None:
         self.root = root
@@ -104,8 +104,15 @@ class Folder:
 def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipeline:
     """Check everything that can be checked without loading weights.
 
-    `dtype` only prefers a variant of the weights. Raises `SourceError`, `UnsafeSourceError` or
-    `NotSDXLError`, each saying what was found and what is needed.
+    Args:
+        folder: of the pipeline.
+        role: that the pipeline is to have.
+        dtype: the variant of the weights to prefer where there are several.
+
+    Raises:
+        SourceError: a file is missing or broken.
+        UnsafeSourceError: the source would run code, or links out of its folder.
+        NotSDXLError: it is another kind of model.
     """
     index = read_index(folder, role)
     components = {name: _read_component(folder, name, index, dtype) for name in COMPONENTS[role]}
@@ -124,11 +131,11 @@ def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipe
 
 
 def read_index(folder: Folder, role: Role) -> Json:
-    """`model_index.json`, after refusing custom code and other kinds of pipeline."""
+    """The content of `model_index.json`. Custom code and other kinds of pipeline are refused."""
     where = folder.root / "model_index.json"
     if not where.is_file():
-        found = ", ".join(folder.names()[:6]) or "an empty folder"
-        raise SourceError(where, f"no such file beside {found}", "a pipeline in diffusers' layout")
+        others = ", ".join(folder.names()[:6]) or "an empty folder"
+        raise SourceError(where, f"no such file beside {others}", "a pipeline in diffusers' layout")
     index = folder.json("model_index.json")
     _refuse_custom_code(where, index)
     for name, entry in index.items():
@@ -223,10 +230,12 @@ def _read_component(
         _check_tokenizer(folder, name, files)
         return Component(name, kind.library, class_name, config, files)
     chosen = weights.choose(names, kind.stem, dtype, folder.root / name)
-    found, index = _weight_files(folder, name, chosen, kind.stem)
-    dtypes = [weights.inspect(path)[0] for file, path in found.items() if not file.endswith("json")]
+    stored, index = _weight_files(folder, name, chosen, kind.stem)
+    dtypes = [
+        weights.inspect(path)[0] for file, path in stored.items() if not file.endswith("json")
+    ]
     most = Counter(dtypes).most_common(1)[0][0]
-    return Component(name, kind.library, class_name, config, files | found, most, index)
+    return Component(name, kind.library, class_name, config, files | stored, most, index)
 
 
 def _check_tokenizer(folder: Folder, name: str, files: Mapping[str, Path]) -> None:
@@ -242,7 +251,7 @@ def _check_tokenizer(folder: Folder, name: str, files: Mapping[str, Path]) -> No
 def _weight_files(
     folder: Folder, component: str, chosen: str, stem: str
 ) -> tuple[dict[str, Path], Json | None]:
-    """The files behind a chosen name, under their plain names, and the index if they are shards."""
+    """Weight files by their plain names, and the index if they are shards."""
     path = folder.file(component, chosen)
     if not chosen.endswith(".json"):
         return {f"{stem}.safetensors": path}, None

@@ -1,6 +1,6 @@
-"""What an SDXL pipeline folder may hold: components, their classes, their files.
+"""The allowed content of an SDXL pipeline folder: components, their classes, their files.
 
-This is an allow-list. A class or file that is not named here is refused or left behind; nothing
+A class that is not named here is refused, and a file that is not named here is not copied. No code
 of a source is ever imported or unpickled.
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["base", "refiner"]
+from sdxl_bento.manifest import Role
+
 Library = Literal["diffusers", "transformers"]
 
 TOKENIZER_FILES = (
@@ -24,8 +25,8 @@ TOKENIZER_FILES = (
 
 VOCABULARY = ("vocab.json", "merges.txt")
 
-# Schedulers whose noise schedule is SDXL's (betas and a prediction type). Which sampler runs is
-# the request's choice; the config only carries that schedule.
+# Schedulers with a noise schedule like SDXL's (betas and a prediction type). Only the schedule is
+# read from their config; the sampler is chosen by each request.
 SCHEDULERS = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -47,7 +48,7 @@ SCHEDULERS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """How one component is stored. `stem` names its weight files; None: it has none."""
+    """How one component is stored. `stem` begins the names of weight files; None: it has none."""
 
     library: Library
     classes: tuple[str, ...]
@@ -80,7 +81,7 @@ COMPONENTS: Mapping[Role, tuple[str, ...]] = {
     "refiner": ("scheduler", "text_encoder_2", "tokenizer_2", "unet", "vae"),
 }  # fmt: skip
 
-# Parts of a pipeline that have no say in making a picture from a prompt: left behind.
+# Components that are not needed to draw a picture from a prompt. They are not copied.
 IGNORED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 
 PIPELINE_CLASSES: Mapping[Role, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
-"""The linear map from latents to RGB that previews are drawn with, fitted to a VAE.
+"""The linear map from latents to RGB with which previews are drawn, fitted to a VAE.
 
-Pictures of plain rectangles are encoded; least squares finds the 4x3 matrix and bias that give
-each latent cell the mean colour of its pixels.
+Pictures of plain rectangles are encoded. A matrix [4, 3] and a bias are fitted by least squares, so
+that each latent cell gets the mean colour of its pixels.
 """
 
 from __future__ import annotations

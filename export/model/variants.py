@@ -1,16 +1,16 @@
-"""Distilled relatives of SDXL, told by the scheduler that they are published with.
+"""Distilled variants of SDXL, recognised by the scheduler that they are published with.
 
-Turbo, Lightning and LCM have SDXL's architecture; only their weights differ. What tells them is
+Turbo, Lightning and LCM have SDXL's architecture; only their weights differ. They are recognised by
 the scheduler's config: few steps from a consistency model need `LCMScheduler` or `TCDScheduler`;
 adversarial distillation starts at the last timestep (`timestep_spacing="trailing"`), with an
 ancestral Euler sampler in SDXL Turbo (arXiv 2311.17042) and a plain one in SDXL Lightning (arXiv
-2402.13929). A single checkpoint file says nothing of all this.
+2402.13929). A single checkpoint file holds no such config.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from sdxl_bento.manifest import Variant
 
@@ -22,11 +22,11 @@ SCHEDULERS: Mapping[Variant, Mapping[str, Any]] = {
     "lightning": {"_class_name": "EulerDiscreteScheduler", **_TRAILING},
     "lcm": {"_class_name": "LCMScheduler", "original_inference_steps": 50},
 }
-"""What a variant's scheduler has in place of the base model's values."""
+"""For each variant the values of its scheduler's config that differ from the base model's."""
 
 
 def recognise(scheduler: Mapping[str, Any]) -> Variant:
-    """The variant that a scheduler's config stands for; "base" if it could be any."""
+    """The variant that a scheduler's config belongs to; "base" if it cannot be told."""
     name = scheduler.get("_class_name")
     if name in ("LCMScheduler", "TCDScheduler"):
         return "lcm"
@@ -36,14 +36,9 @@ def recognise(scheduler: Mapping[str, Any]) -> Variant:
     ):  # fmt: skip
         return "base"
     if scheduler.get("timestep_spacing") == "trailing":
-        found: Mapping[object, Variant] = {
+        variants: Mapping[object, Variant] = {
             "EulerAncestralDiscreteScheduler": "turbo",
             "EulerDiscreteScheduler": "lightning",
         }
-        return found.get(name, "base")
+        return variants.get(name, "base")
     return "base"
-
-
-def as_variant(name: str) -> Variant:
-    """`name` as a variant, for callers that have checked it."""
-    return cast(Variant, name)

@@ -1,7 +1,7 @@
-"""Weight files: which of a folder's files hold a component, what is in them, copying them.
+"""Weight files: choosing those of a component, inspecting them, copying and converting them.
 
-Only safetensors is read. Variants (`model.fp16.safetensors`) and shards are recognised as
-diffusers and transformers write them, and get their plain names in the copy.
+Only safetensors is read. Variants (`model.fp16.safetensors`) and shards are recognised by the names
+that diffusers and transformers give them, and are copied under their plain names.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal, cast
 
 from safetensors import SafetensorError, safe_open
 
 from export.errors import SourceError, UnsafeSourceError
+from sdxl_bento.dtypes import FROM_SAFETENSORS, torch_dtype
 from sdxl_bento.manifest import WeightDtype
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 VARIANTS: Mapping[WeightDtype, str] = {"fp16": "fp16", "bf16": "bf16"}
-_DTYPES: Mapping[str, WeightDtype] = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
 MAGIC_BYTES = 9
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library allows
 _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -31,8 +30,8 @@ _INTEGERS = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: object) -> str:
     """The name of the weight file, or of the index of shards, to take from `names`.
 
-    With `dtype`, the variant of that dtype comes first, then the plain file. Without, the fp16
-    variant wins where there are both: it is half the download, and what SDXL is served in.
+    With `dtype`, the variant of that dtype is preferred to the plain file. Without, the fp16
+    variant is preferred, which is half the download and the dtype in which SDXL is served.
     Raises `SourceError` if there is none, `UnsafeSourceError` if there are only pickles.
     """
     variant = VARIANTS.get(dtype) if dtype else "fp16"
@@ -60,7 +59,7 @@ def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: 
 
 
 def shards(index: Path) -> tuple[dict[str, object], list[str]]:
-    """The content of an index file and the names of its shards, which lie beside it."""
+    """The content of an index file, and the names of its shards, which are in the same folder."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         names = sorted(set(content["weight_map"].values()))
@@ -79,8 +78,8 @@ def shards(index: Path) -> tuple[dict[str, object], list[str]]:
 def check_start(first: bytes, where: object, note: str = "") -> None:
     """Raise unless `first` (`MAGIC_BYTES` or more) can begin a safetensors file.
 
-    Such a file begins with the length of its header, eight bytes, and the header's brace.
-    `note` is added to what was found.
+    Such a file begins with the length of its header, in eight bytes, and the header's brace. `note`
+    is appended to the description of what was found.
     """
     length = int.from_bytes(first[:8], "little")
     if len(first) >= MAGIC_BYTES and length <= MOST_HEADER_BYTES and first[8:9] == b"{":
@@ -93,9 +92,10 @@ def check_start(first: bytes, where: object, note: str = "") -> None:
 
 
 def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:
-    """Dtype of most numbers in a safetensors file, and the names of its tensors.
+    """The dtype of most numbers in a safetensors file, and the names of its tensors.
 
-    Raises `SourceError` if the file is cut short, is none, or holds a dtype that SDXL never has.
+    Raises `SourceError` if the file is truncated, is not a safetensors file, or has a dtype that
+    SDXL does not use.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -111,41 +111,41 @@ def inspect(path: Path) -> tuple[WeightDtype, tuple[str, ...]]:
         raise SourceError(
             path, f"a broken safetensors file ({error})", "the whole file; copy or fetch it again"
         ) from None
-    unknown = sorted(set(numbers) - set(_DTYPES) - _INTEGERS)
-    floats = [(count, name) for name, count in numbers.items() if name in _DTYPES]
+    unknown = sorted(set(numbers) - set(FROM_SAFETENSORS) - _INTEGERS)
+    floats = [(count, name) for name, count in numbers.items() if name in FROM_SAFETENSORS]
     if unknown or not floats:
         raise SourceError(
             path, f"tensors of {', '.join(unknown) or 'no float dtype'}", "F16, BF16 or F32"
         )
-    return _DTYPES[max(floats)[1]], names
+    return FROM_SAFETENSORS[max(floats)[1]], names
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file's content, through any symlink, never its permissions."""
+    """Copy a file's content without its permissions; links are followed."""
     with source.open("rb") as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
 def convert(source: Path, target: Path, dtype: WeightDtype) -> None:
-    """Write `source` with its floating tensors in `dtype`; integers stay as they are.
+    """Write `source` with its floating-point tensors in `dtype`; integers are not changed.
 
-    Raises `SourceError` where a finite number becomes infinite.
+    Raises `SourceError` if a finite number becomes infinite.
     """
     import torch
     from safetensors.torch import save_file
 
-    kind = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    converted_dtype = torch_dtype(dtype)
     tensors: dict[str, torch.Tensor] = {}
     with safe_open(source, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (no mapping)
             tensor = file.get_tensor(name)
             if tensor.is_floating_point():
-                cast_tensor = tensor.to(kind)
-                if not torch.isfinite(cast_tensor).all() and torch.isfinite(tensor).all():
+                converted = tensor.to(converted_dtype)
+                if not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
                     raise SourceError(
                         source, f"{name} leaves the range of {dtype}", "--dtype bf16 or fp32"
                     )
-                tensor = cast_tensor
+                tensor = converted
             tensors[name] = tensor.contiguous()
     save_file(tensors, target, metadata={"format": "pt"})
 
@@ -162,13 +162,8 @@ def combined_digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def as_dtype(name: str) -> WeightDtype:
-    """`name` as a dtype, for callers that have checked it."""
-    return cast(Literal["fp32", "fp16", "bf16"], name)
-
-
 def share_equal(folder: Path) -> None:
-    """Let equal weight files below `folder` be one file with two names.
+    """Replace equal weight files below `folder` by hard links to one file.
 
     SDXL's refiner comes with the base model's VAE and second text encoder, 1.6 GB in fp16. Where
     the file system has no hard links, the copies stay.

@@ -1,4 +1,4 @@
-"""Write a checked source into a model folder: copy or convert weights, note what was written."""
+"""Write a checked source into a model folder: copy or convert its weights, and describe them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from export.errors import ExportError, SourceError
 from export.model import weights
 from export.model.inspection import Component, Json, Pipeline, slug
 from export.model.layout import WRITTEN_CLASS
+from sdxl_bento.dtypes import DTYPES
 from sdxl_bento.manifest import ComponentInfo, LoraInfo, PipelineInfo, WeightDtype
 
 
 @dataclass(frozen=True)
 class Written:
-    """One pipeline that was written. `converted` names components whose weights changed dtype."""
+    """A written pipeline. `converted` holds the components whose weights changed their dtype."""
 
     info: PipelineInfo
     converted: frozenset[str]
@@ -35,7 +36,7 @@ def check_space(folder: Path, files: Iterable[Path], growth: float = 1.0) -> Non
 
 
 def write_pipeline(pipeline: Pipeline, folder: Path, dtype: WeightDtype | None) -> Written:
-    """Write `pipeline` into `folder/<role>/`, its weights in `dtype` (None: as they are)."""
+    """Write `pipeline` into `folder/<role>/`, its weights in `dtype` (None keeps theirs)."""
     target = folder / pipeline.role
     target.mkdir()
     index: Json = {
@@ -83,11 +84,10 @@ def _write_component(component: Component, target: Path, dtype: WeightDtype | No
 
 
 def _correct_json(component: Component, target: Path, dtype: WeightDtype | None) -> None:
-    """After a conversion, the dtype in a text encoder's config and the size in an index."""
-    names = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+    """After a conversion, correct the dtype in a text encoder's config and the size in an index."""
     if component.library == "transformers" and dtype:
         config = {key: value for key, value in component.config.items() if key != "torch_dtype"}
-        config["dtype"] = names[dtype]
+        config["dtype"] = DTYPES[dtype].torch
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if component.index is not None:
         size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
@@ -107,8 +107,8 @@ def _describe(component: Component, folder: Path) -> ComponentInfo:
 
 
 def check_loras(paths: Iterable[Path]) -> dict[str, Path]:
-    """LoRA files by the name they will have. Raises `SourceError` for what is none."""
-    found: dict[str, Path] = {}
+    """LoRA files by the name that they will have. Raises `SourceError` for other files."""
+    loras: dict[str, Path] = {}
     for path in paths:
         if not path.is_file():
             raise SourceError(path, "no such file", "a LoRA in a .safetensors file")
@@ -121,10 +121,10 @@ def check_loras(paths: Iterable[Path]) -> dict[str, Path]:
                 "a LoRA as diffusers, PEFT or kohya write it",
             )  # fmt: skip
         name = slug(path.stem)
-        if name in found:
+        if name in loras:
             raise SourceError(path, f"a second LoRA named {name!r}", "one file for each name")
-        found[name] = path
-    return found
+        loras[name] = path
+    return loras
 
 
 def write_loras(loras: dict[str, Path], folder: Path) -> tuple[LoraInfo, ...]:

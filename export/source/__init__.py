@@ -1,1 +1,1 @@
-"""Where a model comes from: the hub, a folder, a checkpoint file, an object store, the web."""
+"""Sources of models: the hub, folders, checkpoint files, object stores, the web."""

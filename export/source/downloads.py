@@ -1,6 +1,6 @@
-"""The cache of what was fetched from the web or an object store: one folder for each source.
+"""The cache of downloads from the web and from object stores, with a folder for each source.
 
-It may be deleted at any time; the next export then fetches again.
+It may be deleted at any time; the next export then downloads again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from export.source.remote import Advance, Remote, changed, fetch
 from sdxl_bento.config import ExportSettings
 
 Transfer = Callable[[str, int | None], AbstractContextManager[Advance]]
-"""Called with a title and the bytes to come (None: unknown); shows how far it is."""
+"""Called with a title and the bytes to come (None: unknown); the context shows the progress."""
 
 
 @contextmanager
@@ -27,9 +27,10 @@ def silent(_title: str, _total: int | None) -> Iterator[Advance]:
 
 @dataclass
 class Workspace:
-    """Where an export may put what it fetches (kept) or unpacks (`scratch`, removed by its owner).
+    """The folders of an export for downloads, which are kept, and for unpacked files.
 
-    A context: at its end the locks on the cache are given back.
+    Unpacked files go into `scratch`, which the caller removes. The object is a context manager: at
+    its end the locks on the cache are released.
     """
 
     scratch: Path
@@ -46,10 +47,10 @@ class Workspace:
         self._held.clear()
 
     def download(self, remote: Remote, names: Sequence[str]) -> Path:
-        """Fetch files of `remote` that are not here yet; the folder that they are in.
+        """Download the files of `remote` that are not in the cache; returns their folder.
 
         Another export of the same source waits until this one has ended. Raises `SourceError` as
-        `fetch` does, and if any of the files is replaced before the last one has come.
+        `fetch` does, and if a file is replaced before the last one has been downloaded.
         """
         folder = self._folder(remote.name)
         files = [remote.stat(name) for name in names]

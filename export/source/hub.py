@@ -1,9 +1,9 @@
 """Models on the Hugging Face hub: `organisation/model`, or `hf://organisation/model[:revision]`.
 
-Only the files that the export takes are fetched, chosen from the repository's list before any
-weights are. They lie in the hub's own cache, which resumes interrupted downloads. What has been
-read is the resolved commit, and each file is compared with the hash under which the hub keeps it.
-A token, if one is needed, comes from `HF_TOKEN` and nowhere else.
+Only the files that the export takes are downloaded. They are chosen from the repository's list
+before any weights are. They are kept in the hub's own cache, which resumes interrupted downloads.
+The commit that was read is recorded, and each file is compared with the hash under which the hub
+stores it. A token, if one is needed, is read from `HF_TOKEN` only.
 """
 
 from __future__ import annotations
@@ -38,23 +38,26 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, revision: str | None = None) -> Address:
-        """`organisation/model[/file.safetensors][:revision]`. Raises `SourceError` for others."""
-        found = _ADDRESS.match(text)
-        if found is None or ".." in text:
+        """Read `organisation/model[/file.safetensors][:revision]`.
+
+        Raises `SourceError` if `text` has another form.
+        """
+        match = _ADDRESS.match(text)
+        if match is None or ".." in text:
             raise SourceError(
                 f"hf://{text}", "no hub id", "hf://organisation/model[/file.safetensors][:revision]"
             )
-        named = found["revision"]
-        if named and revision and named != revision:
+        own_revision = match["revision"]
+        if own_revision and revision and own_revision != revision:
             raise SourceError(f"hf://{text}", f"--revision {revision} too", "one revision")
-        file = found["file"].lstrip("/") or None
+        file = match["file"].lstrip("/") or None
         if file and file.endswith(weights.PICKLES):
             raise UnsafeSourceError(
                 text, "a pickled checkpoint, which can run code when loaded", "safetensors"
             )
         if file and not file.endswith(".safetensors"):
             raise SourceError(f"hf://{text}", f"{file}, a file of another kind", ".safetensors")
-        return cls(found["repository"], file, named or revision)
+        return cls(match["repository"], file, own_revision or revision)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Fetched:
 
 
 def fetch(address: Address, dtype: WeightDtype | None, token: str | None) -> Fetched:
-    """Fetch a pipeline, or the one checkpoint that the repository has in its root instead.
+    """Download a pipeline; or the only checkpoint in the root of a repository without one.
 
     Raises `SourceError` if the hub cannot be reached or has no such model.
     """
@@ -83,18 +86,20 @@ def fetch(address: Address, dtype: WeightDtype | None, token: str | None) -> Fet
             commit = info.sha
             if selection.INDEX not in names and len(selection.single_files(names)) == 1:
                 return _fetch_file(address, selection.single_files(names)[0], token)
-            wanted = _wanted(names, dtype, name)
+            selected = _select(names, dtype, name)
         except OfflineModeIsEnabled:
-            wanted = selection.patterns()  # whatever an earlier download has left in the cache
+            selected = selection.patterns()  # the files that the cache has
         folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=wanted, token=token or False)
+            snapshot_download(
+                name, revision=revision, allow_patterns=selected, token=token or False
+            )
         )
     if commit not in (None, folder.name):
         raise SourceError(
             name, f"commit {folder.name} instead of {commit}, so it has just changed",
             "the same command again, or --revision with a commit",
         )  # fmt: skip
-    taken = folder.rglob("*") if commit is None else (folder / name for name in wanted)
+    taken = folder.rglob("*") if commit is None else (folder / name for name in selected)
     _check_hashes(path for path in taken if path.is_file())
     return Fetched(folder, folder.name)
 
@@ -113,26 +118,26 @@ def fetch_configs(address: Address, token: str | None) -> Path:
 
 
 def fetch_vocabulary(repository: str, token: str | None) -> dict[str, Path]:
-    """The tokenizer's two files, by name, from the hub or what its cache holds."""
+    """The tokenizer's two files, by name, from the hub or its cache."""
     from huggingface_hub import hf_hub_download
 
     with _reported(repository):
-        found = {
+        files = {
             name: Path(hf_hub_download(repository, f"tokenizer/{name}", token=token or False))
             for name in VOCABULARY
         }
-    _check_hashes(found.values())
-    return found
+    _check_hashes(files.values())
+    return files
 
 
-def _wanted(names: list[str], dtype: WeightDtype | None, where: str) -> list[str]:
+def _select(names: list[str], dtype: WeightDtype | None, where: str) -> list[str]:
     single = selection.single_files(names)
     if selection.INDEX not in names and single:
         raise SourceError(
             where, f"{len(single)} checkpoints ({', '.join(single[:3])})",
             f"one of them, as hf://{where}/{single[0]}",
         )  # fmt: skip
-    return selection.wanted(names, dtype, where)
+    return selection.select(names, dtype, where)
 
 
 def _fetch_file(address: Address, file: str, token: str | None) -> Fetched:
@@ -150,7 +155,7 @@ def _fetch_file(address: Address, file: str, token: str | None) -> Fetched:
 
 @contextmanager
 def _reported(name: str) -> Iterator[None]:
-    """Errors of the hub's client as `SourceError`."""
+    """Turn errors of the hub's client into `SourceError`."""
     try:
         yield
     except ExportError:
@@ -164,7 +169,10 @@ def _reported(name: str) -> Iterator[None]:
 
 
 def _check_hashes(paths: Iterable[Path]) -> None:
-    """The cache names a file by its ETag: SHA-256 of a large one, git's SHA-1 of a small one."""
+    """Compare files with their names in the cache, which are hashes.
+
+    These are SHA-256 for large files, and git's SHA-1 for small ones.
+    """
     for path in paths:
         blob = path.resolve()
         if _SHA256.match(blob.name):

@@ -1,7 +1,7 @@
 """Objects in a store: `s3://` by s3fs, `gs://` by gcsfs, both through fsspec.
 
-Where S3 is, is said by the variables that boto reads (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, a
-profile, an instance's role) or by those that KServe's users set (`S3_ENDPOINT`, `S3_USE_HTTPS`).
+Endpoint and credentials of S3 come from what boto reads (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, a
+profile, an instance's role) or from the variables that KServe uses (`S3_ENDPOINT`, `S3_USE_HTTPS`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from export.source.remote import Hash, Interrupted, RemoteFile, changed
 from sdxl_bento.config import ExportSettings
 
 BLOCK = 16 << 20  # bytes of one request
-SCHEMES = {"s3": "s3", "gs": "gcs"}  # and the extra of this package that each needs
+SCHEMES = {"s3": "s3", "gs": "gcs"}  # scheme -> the extra of this package that it needs
 _ADDRESS = re.compile(r"^(s3|gs)://[a-z0-9][a-z0-9._-]*(/[^\s?#]*)?$")
 _MD5 = re.compile(r"^[0-9a-f]{32}$")
 
 
 class Objects:
-    """What lies at and below `url`, which names a bucket and a key or the start of keys."""
+    """The objects at and below `url`, which names a bucket and a key, or a prefix of keys."""
 
     def __init__(self, url: str, settings: ExportSettings) -> None:
         if not _ADDRESS.match(url):
@@ -40,15 +40,15 @@ class Objects:
         self._files = _filesystem(self._scheme, settings)
 
     def is_file(self) -> bool:
-        """Whether there is an object of just this name."""
+        """Whether there is an object with exactly this name."""
         with self._reported(self.name):
             return bool(self._files.isfile(self._path))
 
     def names(self) -> list[str]:
-        """Objects below this one, by their path from here."""
+        """The objects below this one, by their paths relative to it."""
         with self._reported(self.name):
-            found = self._files.find(self._path + "/")
-        names = [str(path)[len(self._path) + 1 :] for path in found]
+            paths = self._files.find(self._path + "/")
+        names = [str(path)[len(self._path) + 1 :] for path in paths]
         if not names:
             raise SourceError(self.name, "nothing there", "a file or a folder of files")
         return [name for name in names if name and not name.endswith("/")]
@@ -61,13 +61,13 @@ class Objects:
         return folder
 
     def check_start(self) -> None:
-        """Raise unless this one object begins as safetensors do."""
+        """Raise unless this object begins as a safetensors file does."""
         with self._reported(self.name):
             first = self._files.cat_file(self._path, start=0, end=weights.MAGIC_BYTES)
         weights.check_start(first, self.name)
 
     def stat(self, name: str) -> RemoteFile:
-        """The object `name` below this one as it is now."""
+        """The present state of the object `name` below this one."""
         path, where = f"{self._path}/{name}", f"{self.name}/{name}"
         with self._reported(where):
             if self._scheme == "s3":
@@ -82,7 +82,7 @@ class Objects:
         return head
 
     def read(self, file: RemoteFile, offset: int) -> Generator[bytes]:
-        """The content from `offset` on, a range a request; S3 binds each to the same ETag."""
+        """The content from `offset` on, in requests for ranges that S3 binds to one ETag."""
         path = f"{self._path}/{file.name}"
         try:
             with self._files.open(path, "rb", block_size=BLOCK, cache_type="none") as reader:
@@ -96,13 +96,21 @@ class Objects:
         except (FileNotFoundError, PermissionError) as error:
             raise SourceError(file.where, _reason(error), "an object that can be read") from error
         except Exception as error:  # botocore's, aiohttp's and Google's errors
-            if type(error).__name__ == "FileExpired":
+            if self._expired(error):
                 raise changed(file.where) from None
             raise Interrupted(_reason(error)) from error
 
+    def _expired(self, error: Exception) -> bool:
+        """Whether s3fs reports that an object was replaced while it was read."""
+        if self._scheme != "s3":
+            return False
+        from s3fs.utils import FileExpired
+
+        return isinstance(error, FileExpired)
+
     @contextmanager
     def _reported(self, where: str) -> Iterator[None]:
-        """Errors of the client libraries as `SourceError`."""
+        """Turn errors of the client libraries into `SourceError`."""
         try:
             yield
         except ExportError:
@@ -127,7 +135,7 @@ def _filesystem(scheme: str, settings: ExportSettings) -> Any:
             options["client_kwargs"] = {"verify": False}
         if settings.s3_virtual_bucket:
             options["config_kwargs"] = {"s3": {"addressing_style": "virtual"}}
-    # Without credentials it warns at every call that it cannot ask for the kind of bucket.
+    # Without credentials gcsfs warns at every call that it cannot determine the kind of bucket.
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
     try:
         return fsspec.filesystem(scheme, **options)
@@ -139,22 +147,24 @@ def _filesystem(scheme: str, settings: ExportSettings) -> Any:
 
 
 def _s3_file(name: str, where: str, head: dict[str, Any]) -> RemoteFile:
-    """S3's SHA-256, where the object was stored with one. Else the ETag, which is an MD5 unless the
-    upload came in parts or the store encrypts with a key of its own."""
+    """An S3 object with its hash: SHA-256 if it was stored with one, otherwise the ETag.
+
+    The ETag is an MD5, unless the object was uploaded in parts or is encrypted with a special key.
+    """
     tag = str(head["ETag"])
     checksum = head.get("ChecksumSHA256", "")
-    found = None
+    content_hash = None
     if checksum and "-" not in checksum and head.get("ChecksumType") != "COMPOSITE":
-        found = Hash.from_base64("sha256", checksum)
+        content_hash = Hash.from_base64("sha256", checksum)
     elif _MD5.match(tag.strip('"')) and head.get("ServerSideEncryption") in (None, "AES256"):
-        found = Hash("md5", tag.strip('"'))
-    return RemoteFile(name, where, int(head["ContentLength"]), tag, found)
+        content_hash = Hash("md5", tag.strip('"'))
+    return RemoteFile(name, where, int(head["ContentLength"]), tag, content_hash)
 
 
 def _gcs_file(name: str, where: str, info: dict[str, Any]) -> RemoteFile:
     md5 = info.get("md5Hash")
-    found = Hash.from_base64("md5", md5) if md5 else None
-    return RemoteFile(name, where, int(info["size"]), info.get("etag"), found)
+    content_hash = Hash.from_base64("md5", md5) if md5 else None
+    return RemoteFile(name, where, int(info["size"]), info.get("etag"), content_hash)
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""Files on another machine, and how one of them gets here whole.
+"""Files on another machine, and their download.
 
-A file is written to `<name>.part` and renamed when its size and hash are right. Beside it lies
-`<name>.json`, which says what version of the file the bytes belong to, so an interrupted download
-goes on where it stopped, and a finished one is not repeated while the source stays the same.
+A file is written to `<name>.part` and renamed when its size and hash are right. Beside it,
+`<name>.json` records the version of the file that the bytes belong to. So an interrupted download
+is resumed where it stopped, and a finished one is not repeated while the source does not change.
 """
 
 from __future__ import annotations
@@ -25,33 +25,37 @@ ATTEMPTS = 6  # in a row without one new byte
 PAUSE_S = 0.25  # before the second attempt; doubles with each
 
 Advance = Callable[[int], None]
-"""Called with the bytes that have come since the last call; less than zero where some are lost."""
+"""Called with the bytes that have arrived since the last call; negative if some were lost."""
 
 
 class Interrupted(Exception):
-    """The connection broke; what has come so far is good, and the rest can be asked for."""
+    """The connection broke. The bytes that have arrived are good, and the rest can be requested."""
 
 
 @dataclass(frozen=True)
 class Hash:
-    """What a source says of a file's content. `algorithm` as `hashlib` names it."""
+    """A hash of a file's content, as its source states it. `algorithm` is a name of `hashlib`."""
 
     algorithm: str
     hex: str
 
     @classmethod
     def from_base64(cls, algorithm: str, text: str) -> Hash:
-        """As object stores write hashes."""
+        """A hash in base64, as object stores state it."""
         return cls(algorithm, base64.b64decode(text).hex())
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a source as it is now.
+    """The present state of a file at its source.
 
-    `name` is its path below the source, `where` what messages call it. `version` changes when the
-    content does (an ETag, a date); None: the source says nothing of that. `size` is in bytes;
-    None: unknown.
+    Attributes:
+        name: its path below the source.
+        where: its name in messages.
+        size: in bytes; None if it is not known.
+        version: an ETag or a date, which changes with the content; None if the source states none.
+        hash: of the content; None if the source states none.
+        resumable: whether a download can continue in the middle.
     """
 
     name: str
@@ -63,31 +67,30 @@ class RemoteFile:
 
 
 class Remote(Protocol):
-    """A place that files can be read from. `name` is for messages and holds no credentials."""
+    """A place from which files can be read. `name` is for messages and holds no credentials."""
 
     @property
     def name(self) -> str: ...
 
     def stat(self, name: str) -> RemoteFile:
-        """The file as it is now. Raises `SourceError` if there is none or it is out of reach."""
+        """The present state of a file. Raises `SourceError` if it is missing or out of reach."""
 
     def read(self, file: RemoteFile, offset: int) -> Generator[bytes]:
         """The content from `offset` on.
 
-        Raises `Interrupted` if the connection breaks, `SourceError` if the file is not the same
-        any more.
+        Raises `Interrupted` if the connection breaks, `SourceError` if the file has changed.
         """
 
 
 def changed(where: str) -> SourceError:
-    """The refusal of a file that was replaced while it was read."""
+    """The error for a file that was replaced while it was read."""
     return SourceError(where, "another content than when the download began", "a file that stays")
 
 
 def fetch(remote: Remote, file: RemoteFile, folder: Path, advance: Advance) -> Path:
     """The file in `folder`, downloaded unless it is there already.
 
-    Raises `SourceError` if it cannot be read, changes meanwhile, or is not what its hash says.
+    Raises `SourceError` if it cannot be read, changes meanwhile, or does not match its hash.
     """
     target = folder / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,10 @@ def _check_space(folder: Path, file: RemoteFile, part: Path) -> None:
 
 
 def _download(remote: Remote, file: RemoteFile, part: Path, advance: Advance) -> None:
-    """Append to `part` what it lacks, again after each interruption that brought something."""
+    """Append the missing bytes to `part`.
+
+    An interrupted download is continued, unless several attempts in a row bring no new bytes.
+    """
     part.touch()
     have = part.stat().st_size
     advance(have)
@@ -163,20 +169,20 @@ def _download(remote: Remote, file: RemoteFile, part: Path, advance: Advance) ->
 
 
 def _check(file: RemoteFile, part: Path) -> str:
-    """SHA-256 of a finished download. Raises `SourceError` and removes it if it is not right."""
+    """SHA-256 of a finished download. If it is wrong, it is removed and `SourceError` is raised."""
     size = part.stat().st_size
-    found = ""
+    fault = ""
     if file.size is not None and size != file.size:
-        found = f"{size:,} bytes instead of {file.size:,}"
+        fault = f"{size:,} bytes instead of {file.size:,}"
     sha256 = weights.digest(part)
-    if file.hash is not None and not found:
+    if file.hash is not None and not fault:
         algorithm = file.hash.algorithm
         actual = sha256 if algorithm == "sha256" else _digest(part, algorithm)
         if actual != file.hash.hex:
-            found = f"{algorithm} {actual} instead of {file.hash.hex}"
-    if found:
+            fault = f"{algorithm} {actual} instead of {file.hash.hex}"
+    if fault:
         part.unlink()
-        raise SourceError(file.where, found, "the file that the source promises; fetch it again")
+        raise SourceError(file.where, fault, "the file that the source promises; fetch it again")
     return sha256
 
 

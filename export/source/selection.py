@@ -1,4 +1,4 @@
-"""Which of a repository's files an export takes: those of the allow-list, in one variant each."""
+"""The choice of a repository's files: those of the allow-list, each in one variant."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sdxl_bento.manifest import WeightDtype
 INDEX = "model_index.json"
 
 
-def wanted(names: Iterable[str], dtype: WeightDtype | None, where: str) -> list[str]:
-    """Of a repository's files (paths below its root), those that an export takes.
+def select(names: Iterable[str], dtype: WeightDtype | None, where: str) -> list[str]:
+    """The files that an export takes of a repository, by their paths below its root.
 
     Raises `SourceError` if it is no pipeline in diffusers' layout, `UnsafeSourceError` if it has
     pickled weights only.
@@ -48,19 +48,19 @@ def wanted(names: Iterable[str], dtype: WeightDtype | None, where: str) -> list[
 
 def patterns() -> list[str]:
     """Every file that an export could take, as glob patterns."""
-    found = config_names()
+    globs = config_names()
     for component, kind in KINDS.items():
         if kind.stem:
-            found.append(f"{component}/{kind.stem}*.safetensors*")
-    return found
+            globs.append(f"{component}/{kind.stem}*.safetensors*")
+    return globs
 
 
 def config_names() -> list[str]:
     """The files of a pipeline that are not weights: configs and vocabularies."""
-    found = [INDEX]
+    names = [INDEX]
     for component, kind in KINDS.items():
-        found += [f"{component}/{file}" for file in (kind.config, *kind.extra_files)]
-    return list(dict.fromkeys(found))
+        names += [f"{component}/{file}" for file in (kind.config, *kind.extra_files)]
+    return list(dict.fromkeys(names))
 
 
 def single_files(names: Iterable[str]) -> list[str]:
@@ -79,11 +79,11 @@ def refuse_unsafe(names: Iterable[str], where: str) -> None:
 
 
 def _shard_names(component: str, present: list[str], stem: str, index: str) -> list[str]:
-    """Shards by name, before the index has been fetched: those of its variant, or of none."""
+    """Shards of the index's variant, by their names, because the index has not been fetched yet."""
     variant = index.removeprefix(f"{stem}.safetensors.index").removesuffix("json").strip(".")
     shard = re.compile(rf"^{stem}(\.\w+)?-\d+-of-\d+(\.\w+)?\.safetensors$")
     return [
         f"{component}/{file}"
         for file in present
-        if (found := shard.match(file)) and (found[1] or found[2] or "").strip(".") == variant
+        if (match := shard.match(file)) and (match[1] or match[2] or "").strip(".") == variant
     ]

@@ -1,9 +1,9 @@
 """A checkpoint in one file, in the layout in which SDXL was published.
 
 Its tensors are named `model.diffusion_model.*` (UNet), `first_stage_model.*` (VAE),
-`conditioner.embedders.*` (text encoders). It holds no configs and no vocabulary: those come from a
-template, a pipeline folder of which no weights are read. The templates of SDXL base and refiner and
-of the embedded model come with this package; `--config` names another one.
+`conditioner.embedders.*` (text encoders). The file holds neither configs nor a vocabulary. They are
+read from a template, which is a pipeline folder; its weights are not read. Templates for SDXL base,
+SDXL refiner and the embedded model come with this package, and `--config` names another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from export.embedded import WEIGHTS
 from export.errors import NotSDXLError, SourceError
 from export.model import weights
 from export.model.inspection import Folder
-from export.model.layout import Role
+from sdxl_bento.manifest import Role
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 FIRST_ENCODER = "conditioner.embedders.0.transformer."
@@ -33,7 +33,7 @@ TEMPLATES: Mapping[Role, tuple[Path, ...]] = {
     "refiner": (CONFIGS / "refiner", WEIGHTS / "refiner"),
 }
 
-# What marks checkpoints of other families, by the start of a tensor's name.
+# Prefixes of tensor names by which checkpoints of other families are recognised.
 _OTHERS = {
     "cond_stage_model.model.": "Stable Diffusion 2",
     "cond_stage_model.": "Stable Diffusion 1",
@@ -51,7 +51,7 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file's header says: shapes by tensor name, and its metadata."""
+    """The header of a file: shapes by tensor name, and metadata."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -71,17 +71,17 @@ class Checkpoint:
 
     @property
     def predicts_velocity(self) -> bool:
-        """Trainers mark v-prediction by an empty tensor `v_pred`, or in `modelspec`'s metadata."""
+        """Whether it is marked for v-prediction, by a tensor `v_pred` or in its metadata."""
         return "v_pred" in self.shapes or self.metadata.get("modelspec.prediction_type") == "v"
 
     @property
     def zero_terminal_snr(self) -> bool:
-        """Likewise the rescaled noise schedule of arXiv 2305.08891, by `ztsnr`."""
+        """Whether a tensor `ztsnr` marks it for the rescaled schedule of arXiv 2305.08891."""
         return "ztsnr" in self.shapes
 
 
 def recognise(checkpoint: Checkpoint) -> Role:
-    """Base model or refiner. Raises `NotSDXLError` for another model or a part of one."""
+    """The role of the checkpoint. Raises `NotSDXLError` for other models, and for parts of one."""
     _refuse_others(checkpoint)
     missing = [
         what
@@ -106,27 +106,27 @@ def recognise(checkpoint: Checkpoint) -> Role:
 
 def check_role(checkpoint: Checkpoint, role: Role) -> None:
     """Raise `NotSDXLError` unless the checkpoint is a `role`."""
-    found = recognise(checkpoint)
-    if found == "refiner" and role == "base":
+    actual = recognise(checkpoint)
+    if actual == "refiner" and role == "base":
         raise NotSDXLError(checkpoint.path, "a refiner", "a base model; give it with --refiner")
-    if found != role:
+    if actual != role:
         raise NotSDXLError(checkpoint.path, "a base model", "a refiner for --refiner")
 
 
 def find_template(checkpoint: Checkpoint, role: Role, config: Folder | None) -> Folder:
-    """The folder with configs for a checkpoint of these shapes: `config`, or one of ours.
+    """The folder with configs for a checkpoint of these shapes: `config`, or a template.
 
-    Raises `NotSDXLError` if none of ours fits, or if `config` does not.
+    Raises `NotSDXLError` if `config` does not fit, or none of the templates.
     """
-    found = _signature(checkpoint)
+    signature = _signature(checkpoint)
     tried = []
     for folder in (config,) if config else map(Folder, TEMPLATES[role]):
         expected = _expected(folder)
-        if found == expected:
+        if signature == expected:
             return folder
         tried.append(str(expected))
     raise NotSDXLError(
-        checkpoint.path, f"a UNet of {found}",
+        checkpoint.path, f"a UNet of {signature}",
         f"{' or '.join(tried)}"
         + ("" if config else ", or --config with the folder of a pipeline of that kind"),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def find_template(checkpoint: Checkpoint, role: Role, config: Folder | None) -> 
 
 @dataclass(frozen=True)
 class Signature:
-    """The sizes by which a UNet is told from another one."""
+    """The sizes by which UNets are distinguished."""
 
     in_channels: int
     width: int
@@ -177,7 +177,7 @@ def _expected(folder: Folder) -> Signature:
 
 
 def _attentions(unet: Mapping[str, Any]) -> int:
-    """Transformer blocks of a UNet: those of each level down, in the middle, and up."""
+    """The number of transformer blocks of a UNet, on all levels and in the middle."""
     down = unet["down_block_types"]
     depth = unet.get("transformer_layers_per_block", 1)
     depths = depth if isinstance(depth, list) else [depth] * len(down)

@@ -1,4 +1,4 @@
-"""How far a download is: a bar on a terminal, else a line for each tenth."""
+"""Progress of a download: a bar on a terminal, otherwise a line for each tenth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TENTHS = 10
 
 @contextmanager
 def show_transfer(console: Console, title: str, total: int | None) -> Iterator[Advance]:
-    """Show `title` and, of `total` bytes, those that the yielded function is told of."""
+    """Show a download of `total` bytes. Call the yielded function with each count that arrives."""
     if not console.is_terminal:
         yield _lines(console, title, total)
         return

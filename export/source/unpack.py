@@ -1,9 +1,9 @@
-"""From one checkpoint file to a pipeline folder: names by diffusers' own conversion.
+"""Conversion of a checkpoint file to a pipeline folder, with diffusers' conversion of names.
 
-Each component is converted by itself, from its own tensors only: diffusers tells the two text
-encoders apart by their width, which does not hold for every model. Nothing is loaded from the
-network; weights keep their dtype. Every tensor that the component's config asks for must come out,
-in its shape, and nothing else.
+Each component is converted separately, from its own tensors only, because diffusers distinguishes
+the two text encoders by their width, which fails for some models. Nothing is loaded from the
+network, and weights keep their dtype. The result must have exactly the tensors, with the shapes,
+that the component's config requires.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from safetensors import safe_open
 
 from export.errors import NotSDXLError, SourceError
 from export.model.inspection import Folder
-from export.model.layout import COMPONENTS, KINDS, Role
+from export.model.layout import COMPONENTS, KINDS
 from export.source.selection import INDEX
 from export.source.single_file import FIRST_ENCODER, SECOND_ENCODER, UNET, VAE, Checkpoint
+from sdxl_bento.manifest import Role
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Weights = dict[str, "Tensor"]
 
-# In some files beside the weights, and in no model: buffers, and what training needs.
+# Tensors of some files that no model has: buffers, and state of the training.
 _LEFT_OUT = ("position_ids", "logit_scale", "model_ema.")
 
 
@@ -94,7 +95,7 @@ def _convert(name: str, tensors: Weights, config: Mapping[str, Any], prefix: str
     elif name == "text_encoder":
         converted = functions.convert_ldm_clip_checkpoint(tensors)
     else:
-        tensors[f"{prefix}text_projection"]  # diffusers goes by its size
+        tensors[f"{prefix}text_projection"]  # must exist: diffusers reads its size
         converted = functions.convert_open_clip_checkpoint(None, tensors, prefix=prefix)
     return converted
 
@@ -104,9 +105,9 @@ def _check(
 ) -> None:
     """Compare names and shapes with those of an empty model."""
     needed = {_plain(key): shape for key, shape in _shapes(name, config).items()}
-    found = {_plain(key): tuple(tensor.shape) for key, tensor in converted.items()}
-    missing, extra = sorted(needed.keys() - found.keys()), sorted(found.keys() - needed.keys())
-    wrong = sorted(key for key in needed.keys() & found.keys() if needed[key] != found[key])
+    shapes = {_plain(key): tuple(tensor.shape) for key, tensor in converted.items()}
+    missing, extra = sorted(needed.keys() - shapes.keys()), sorted(shapes.keys() - needed.keys())
+    wrong = sorted(key for key in needed.keys() & shapes.keys() if needed[key] != shapes[key])
     for keys, what in (
         (missing, "lacks"), (extra, "has too much:"), (wrong, "has in another shape:")
     ):  # fmt: skip
@@ -118,7 +119,7 @@ def _check(
 
 
 def _plain(key: str) -> str:
-    """transformers 5.6 dropped a level of the first encoder's names; files of both kinds load."""
+    """A name without the level that transformers 5.6 dropped in the first encoder."""
     return key.removeprefix("text_model.")
 
 

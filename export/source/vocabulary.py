@@ -1,7 +1,7 @@
-"""CLIP's vocabulary, which a single checkpoint file lacks and no package ships.
+"""CLIP's vocabulary, which a checkpoint file in one piece does not hold.
 
-SDXL's two tokenizers share it: 49,408 tokens in `vocab.json`, their merges in `merges.txt`, 1.6 MB
-together. It is taken from the template's folder, else from the hub's cache or the hub.
+SDXL's two tokenizers share it: 49,408 tokens in `vocab.json` and their merges in `merges.txt`, 1.6
+MB together. It is copied from the template's folder, or else from the hub or its cache.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ REPOSITORY = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 def complete(folder: Path, token: str | None) -> None:
-    """Give the tokenizers below `folder` the vocabulary they lack.
+    """Add the vocabulary to those tokenizers below `folder` that lack it.
 
-    Raises `SourceError` if it cannot be had, or is not the one that the text encoders know.
+    Raises `SourceError` if it cannot be fetched, or does not fit the text encoders.
     """
     lacking = [
         tokenizer

@@ -1,8 +1,8 @@
 """A file behind an `https://` address.
 
-`http://` is refused, in the address and in every redirect, except to this machine itself: what
-comes over it can be changed on its way. What the address holds beside host and path (a password, a
-token in the query) is sent to the server and appears nowhere else.
+`http://` is refused, in the address and in every redirect, because content can be changed on its
+way. Addresses of this machine itself are excepted. Parts of an address that may be secret (a
+password, the query) are sent to the server only; they appear in no message and no manifest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Web:
         parts = urlsplit(url)
         self.name = public(url)
         self._url = parts._replace(fragment="").geturl()
-        self.file_name = ""  # as the server gives it, once `stat` has asked
+        self.file_name = ""  # as the server states it; set by `stat`
         self._expected = _fragment(parts.fragment, self.name)
         self._client = httpx.Client(
             timeout=_TIMEOUT, follow_redirects=True, headers={"Accept-Encoding": "identity"},
@@ -52,7 +52,7 @@ class Web:
             )  # fmt: skip
 
     def stat(self, name: str) -> RemoteFile:
-        """The file as it is now; its name is always `name`."""
+        """The present state of the file, under the name `name`."""
         try:
             return self._ask(name)
         except Interrupted as error:
@@ -61,7 +61,7 @@ class Web:
             ) from None
 
     def _ask(self, name: str) -> RemoteFile:
-        """Ask for the first bytes: addresses signed for GET refuse HEAD."""
+        """Request the first bytes. HEAD would be refused by addresses that are signed for GET."""
         with self._get({"Range": f"bytes=0-{weights.MAGIC_BYTES - 1}"}) as response:
             if response.status_code not in (200, 206):
                 raise SourceError(
@@ -104,11 +104,11 @@ class Web:
                 f"bytes {offset}-"
             ):
                 raise Interrupted("the server sends another part than was asked for")
-            yield from response.iter_raw()  # in pieces as they come: a break loses none
+            yield from response.iter_raw()  # as they arrive, so that an interruption loses none
 
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """The server's answer. Errors of the transport name the reason, never the address."""
+        """The server's response. Errors of the transport name the reason, never the address."""
         try:
             with self._client.stream("GET", self._url, headers=headers) as response:
                 yield response
@@ -137,14 +137,14 @@ def _reason(error: Exception) -> str:
 def _fragment(text: str, where: str) -> Hash | None:
     if not text:
         return None
-    found = _SHA256.match(text)
-    if found is None:
+    match = _SHA256.match(text)
+    if match is None:
         raise SourceError(where, "a fragment that is no hash", "#sha256= and 64 digits, or none")
-    return Hash("sha256", found[1].lower())
+    return Hash("sha256", match[1].lower())
 
 
 def _version(headers: httpx.Headers) -> str | None:
-    """What `If-Range` takes: a strong ETag, else the date of the last change (RFC 9110, 13.1.5)."""
+    """What `If-Range` takes (RFC 9110, 13.1.5): a strong ETag, or the date of the last change."""
     tag: str | None = headers.get("ETag")
     if tag and not tag.startswith("W/"):
         return tag
@@ -162,7 +162,7 @@ def _size(response: httpx.Response) -> int | None:
 
 
 def _hash(responses: Sequence[httpx.Response]) -> Hash | None:
-    """The hash that a server gives, of those that are one of the whole file.
+    """A hash of the whole file that the server states, if there is one.
 
     The hub's `X-Linked-ETag`, which comes with its redirect; `Repr-Digest` (RFC 9530); S3's and
     Google's own headers.
@@ -179,10 +179,10 @@ def _hash(responses: Sequence[httpx.Response]) -> Hash | None:
     if headers.get("X-Amz-Checksum-Type", "FULL_OBJECT") == "FULL_OBJECT":
         sha256 = headers.get("X-Amz-Checksum-Sha256", "")
         candidates.append(("sha256", re.fullmatch(r"([^-]+)", sha256)))
-    for algorithm, found in candidates:
-        if found:
+    for algorithm, match in candidates:
+        if match:
             try:
-                return Hash(algorithm, base64.b64decode(found[1], validate=True).hex())
+                return Hash(algorithm, base64.b64decode(match[1], validate=True).hex())
             except binascii.Error:
                 continue
     return None

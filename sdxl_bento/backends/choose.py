@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
+from sdxl_bento.backends.parts import runtime as runtime  # re-exported
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import BackendInfo, BackendName, Manifest
+from sdxl_bento.manifest import BackendInfo, Manifest
 
 if TYPE_CHECKING:
     import torch
 
-    from sdxl_bento.backends.parts import Part, PartOptions
     from sdxl_bento.diffusion.model import Placement
-
-_RUNTIMES: Mapping[BackendName, str] = {
-    "inductor": "sdxl_bento.backends.inductor",
-    "onnx": "sdxl_bento.backends.onnx",
-    "openvino": "sdxl_bento.backends.openvino",
-    "tensorrt": "sdxl_bento.backends.tensorrt",
-}
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-class Runtime(Protocol):
-    """What a runtime's module offers."""
-
-    def load(self, path: Path, options: PartOptions) -> Part:
-        """Load one compiled part."""
-        ...
-
-    def versions(self) -> dict[str, str]:
-        """What a compiled part is bound to, as this machine has it."""
-        ...
-
-
-def runtime(name: BackendName) -> Runtime:
-    """The module of a compiled backend; its packages are imported when it is used."""
-    return cast(Runtime, importlib.import_module(_RUNTIMES[name]))
 
 
 @dataclass(frozen=True)

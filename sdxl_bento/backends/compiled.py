@@ -31,8 +31,6 @@ _TABLES = ("down", "up")  # the inputs that have no row for each row of the batc
 class CompiledBackend:
     """Compiled parts of one model; adapters differ from row to row."""
 
-    mixes_adapters = True
-
     def __init__(
         self,
         model: Model,
@@ -66,13 +64,7 @@ class CompiledBackend:
         name = "refiner/unet" if stage is Stage.REFINE else "base/unet"
         if name not in self._parts:
             return self._eager.denoise(stage, inputs)
-        tensors = {
-            "sample": inputs.sample,
-            "timestep": inputs.timestep,
-            "encoder_hidden_states": inputs.encoder_hidden_states,
-            "text_embeds": inputs.text_embeds,
-            "time_ids": inputs.time_ids,
-        }
+        tensors = inputs.tensors()
         # Adapters are trained for the base model; the refiner runs as it is.
         if stage is Stage.BASE and any(inputs.mixes):
             name = "base/unet_slots"

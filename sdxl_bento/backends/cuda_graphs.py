@@ -8,10 +8,11 @@ and replays them in one call (https://docs.pytorch.org/docs/stable/notes/cuda.ht
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakValueDictionary
+
+from cachetools import LRUCache
 
 from sdxl_bento.backends.parts import Part
 from sdxl_bento.manifest import BackendInfo
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 MOST_GRAPHS: Final = 32  # of one part; each keeps its inputs, its output and its launches
-WARM_UPS: Final = 3  # runs before a capture, in which kernels are chosen and workspaces made
+WARM_UPS: Final = 3  # runs before a capture, which choose kernels and allocate workspaces
 CELL: Final = 8  # pixels of a latent cell's side, in the whole SDXL family
 # Large tables that stay where they are from step to step: a graph reads them in place, so their
 # address is part of its key and nothing is copied. The rest is copied into the graph's buffers.
@@ -65,8 +66,7 @@ class GraphedPart:
         self._rows = frozenset(info.rows)
         self._sizes = frozenset((size.height // CELL, size.width // CELL) for size in info.sizes)
         self._capture = capture or capture_graph
-        self._most = most
-        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        self._graphs: LRUCache[Key, Captured] = LRUCache(most)
         self._refused: set[Key] = set()
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -78,7 +78,6 @@ class GraphedPart:
         graph = self._graphs.get(key) or self._new(key, inputs)
         if graph is None:
             return self._part(inputs)
-        self._graphs.move_to_end(key)
         return graph.replay(inputs)
 
     def unload(self) -> None:
@@ -91,11 +90,12 @@ class GraphedPart:
         return rows in self._rows and (height, width) in self._sizes
 
     def _new(self, key: Key, inputs: Mapping[str, torch.Tensor]) -> Captured | None:
-        while len(self._graphs) >= self._most:
-            self._graphs.popitem(last=False)[1].free()
+        # Before the capture, which needs the memory, and not by the cache itself after it.
+        while self._graphs.currsize >= self._graphs.maxsize:
+            self._graphs.popitem()[1].free()
         try:
             graph = self._capture(self._part, inputs)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one too
+        except RuntimeError as error:  # those for a lack of memory are RuntimeErrors too
             shape = list(inputs["sample"].shape)
             logger.warning("no CUDA graph for %s, running without: %s", shape, error)
             self._refused.add(key)
@@ -187,7 +187,7 @@ _POOLS: WeakValueDictionary[str, _Pool] = WeakValueDictionary()
 
 def _pool(device: torch.device) -> _Pool:
     """That of the device's graphs, or a new one if there are none."""
-    found = _POOLS.get(str(device))
-    if found is None:
-        found = _POOLS[str(device)] = _Pool(device)
-    return found
+    pool = _POOLS.get(str(device))
+    if pool is None:
+        pool = _POOLS[str(device)] = _Pool(device)
+    return pool

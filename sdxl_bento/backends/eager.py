@@ -21,7 +21,6 @@ class EagerBackend:
     """diffusers' own modules; adapters differ from row to row."""
 
     name = "eager"
-    mixes_adapters = True
 
     def __init__(self, model: Model, adapters: LoraPool, tile_pixels: int) -> None:
         self._model = model

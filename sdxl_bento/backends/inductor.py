@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sdxl_bento.backends.parts import Part, PartOptions, register
 from sdxl_bento.backends.shared_weights import Recipe, shared
+from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
 
 if TYPE_CHECKING:
     import torch
-
-    from sdxl_bento.backends.parts import Part, PartOptions
 
 # Keys of a package's metadata, each a JSON document.
 INPUTS: Final = "sdxl_bento_signature"  # an array of `Input`'s fields, in the order of the call
@@ -54,12 +54,13 @@ def cpu_isa() -> str:
     return " ".join([platform.machine(), *(name for name, has in known.items() if has())])
 
 
+@register("inductor", versions)
 def load(path: Path, options: PartOptions) -> Part:
     """Load the package at `path`; on CUDA, with a CUDA graph for each of its shapes.
 
     Raises:
         ConfigurationError: the package or a weight is missing, or the package cannot be loaded.
-        ArtifactMismatch: it was not made by our export, or for other weights.
+        ArtifactMismatch: it was not written by this project's export, or is for other weights.
     """
     part = InductorPart(path, options)
     shapes = options.info.rows and options.info.sizes
@@ -78,18 +79,20 @@ class Input(NamedTuple):
     shape: list[int | str]
 
 
-def check_shapes(wanted: Sequence[Input], given: Mapping[str, torch.Tensor]) -> None:
+def check_shapes(wanted: Sequence[Input], inputs: Mapping[str, torch.Tensor]) -> None:
     """Raise ValueError for what the compiled code, which checks nothing, would read beyond."""
     sizes: dict[str, int] = {}
     for name, _, shape in wanted:
-        found = tuple(given[name].shape)
+        actual = tuple(inputs[name].shape)
         known = [
             sizes.setdefault(s, n) if isinstance(s, str) else s
-            for s, n in zip(shape, found, strict=False)
+            for s, n in zip(shape, actual, strict=False)
         ]
-        if len(found) != len(shape) or list(found) != known:
+        if len(actual) != len(shape) or list(actual) != known:
             where = f" where {', '.join(f'{k}={v}' for k, v in sizes.items())}" if sizes else ""
-            raise ValueError(f"{name} has shape {found}, not ({', '.join(map(str, shape))}){where}")
+            raise ValueError(
+                f"{name} has shape {actual}, not ({', '.join(map(str, shape))}){where}"
+            )
 
 
 class InductorPart:
@@ -141,7 +144,7 @@ class InductorPart:
                 output: torch.Tensor = self._loader.boxed_run(ready)[0]
             except RuntimeError as error:
                 if self._ran_out_of_memory():
-                    raise torch.OutOfMemoryError(f"{self._path.name}: {error}") from error
+                    raise DeviceOutOfMemory(f"{self._path.name}: {error}") from error
                 raise
         return output
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sdxl_bento.backends.parts import Part, PartOptions, register
+from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import torch
-
-    from sdxl_bento.backends.parts import Part, PartOptions
 
 Provider = tuple[str, dict[str, str]]
 # ONNX's element types: torch's name, and the number that ONNX has for it.
@@ -35,6 +35,7 @@ def versions() -> dict[str, str]:
     return {"onnxruntime": onnxruntime.__version__}
 
 
+@register("onnx", versions)
 def load(path: Path, options: PartOptions) -> Part:
     """A session of ONNX Runtime for the graph at `path`.
 
@@ -91,10 +92,11 @@ class OnnxPart:
         }
         try:
             return self._run(ready)
-        except Exception as error:  # likewise
+        except Exception as error:  # its own classes derive from Exception alone
+            # It has no class for a lack of memory: only the message tells.
             short = any(sign in str(error).lower() for sign in _MEMORY_SIGNS)
-            what = "not enough memory" if short else "ONNX Runtime"
-            raise RuntimeError(f"{what}: {error}") from error
+            raised = DeviceOutOfMemory if short else RuntimeError
+            raise raised(f"ONNX Runtime: {error}") from error
 
     def unload(self) -> None:
         self._session = None

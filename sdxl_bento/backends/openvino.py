@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from sdxl_bento.backends.parts import Part, PartOptions, register
+from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import torch
-
-    from sdxl_bento.backends.parts import Part, PartOptions
 
 log = logging.getLogger(f"bentoml.{__name__}")
 GROUP_SIZE: Final = 32  # numbers of a row that share a scale
@@ -34,6 +34,7 @@ def weights_of(path: Path) -> Path:
     return path.with_name(f"{path.stem.removesuffix('_slots')}.bin")
 
 
+@register("openvino", versions)
 def load(path: Path, options: PartOptions) -> Part:
     """Compile the graph at `path` for this machine's CPU, or take it from the cache.
 
@@ -77,10 +78,10 @@ class OpenVinoPart:
         try:
             results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
         except RuntimeError as error:
+            # It raises RuntimeError for everything: only the message tells a lack of memory.
             short = "alloc" in str(error).lower()
-            raise RuntimeError(
-                f"{'not enough memory' if short else 'OpenVINO'}: {error}"
-            ) from error
+            raised = DeviceOutOfMemory if short else RuntimeError
+            raise raised(f"OpenVINO: {error}") from error
         output: torch.Tensor = torch.from_numpy(results[0])
         return output
 
@@ -135,8 +136,8 @@ def import_openvino() -> Any:
 def _torch_dtype(port: Any) -> torch.dtype:
     import torch
 
-    found: torch.dtype = getattr(
+    dtype: torch.dtype = getattr(
         torch,
         {"f32": "float32", "i64": "int64", "f16": "float16"}[port.element_type.get_type_name()],
     )
-    return found
+    return dtype

@@ -1,18 +1,21 @@
-"""One compiled network at run time: named tensors in, one tensor out.
+"""One compiled network at run time (named tensors in, one tensor out), and the runtimes.
 
-A module beside this one for each runtime (`onnx.py`, `openvino.py`, `inductor.py`) has a function
-`load(path, options) -> Part`. What is the same for all of them, rows, padding, adapters and
-tiling, is `compiled.py`'s business and not theirs.
+There is one module for each runtime beside this one, named as manifests name the runtime
+(`onnx.py`, `openvino.py`, ...). When it is imported it registers the function that loads its
+parts; it imports the runtime's own packages only inside functions. What all runtimes have in
+common (numbers of rows, padding, adapters, tiling) is in `compiled.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sdxl_bento.manifest import BackendInfo
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import BackendInfo, BackendName
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +57,55 @@ class Part(Protocol):
             The output on the same device, in any floating dtype.
 
         Raises:
-            RuntimeError: with "not enough memory" in it where memory was short, or
-                torch.OutOfMemoryError.
+            DeviceOutOfMemory: the device's memory does not suffice for these inputs.
+            RuntimeError: any other error of the runtime.
         """
         ...
 
     def unload(self) -> None:
         """Give the memory back. The part cannot be used any more."""
         ...
+
+
+Load = Callable[[Path, PartOptions], Part]
+Versions = Callable[[], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A way to run compiled parts.
+
+    Attributes:
+        load: load the part at a path. Raises ConfigurationError if that is not possible.
+        versions: of the packages that a part is bound to, as this machine has them. Raises
+            ImportError if one is not installed.
+    """
+
+    load: Load
+    versions: Versions
+
+
+_REGISTERED: dict[BackendName, Runtime] = {}
+
+
+def register(name: BackendName, versions: Versions) -> Callable[[Load], Load]:
+    """Decorate the function that loads a runtime's parts."""
+
+    def registered(load: Load) -> Load:
+        _REGISTERED[name] = Runtime(load, versions)
+        return load
+
+    return registered
+
+
+def runtime(name: BackendName) -> Runtime:
+    """The runtime that a manifest calls `name`. Only its own module is imported.
+
+    Raises:
+        ConfigurationError: there is no such runtime.
+    """
+    if name not in _REGISTERED:
+        importlib.import_module(f"{__package__}.{name}")
+    if name not in _REGISTERED:
+        raise ConfigurationError(f"the backend {name} has no compiled parts to load")
+    return _REGISTERED[name]

@@ -5,8 +5,9 @@ that the largest becomes the largest that eight bits hold (127 for int8, 448 for
 
     int8-weights   weights only: half the memory of 16 bits, the arithmetic stays as it was
     int8           activations too, scaled for each token as they come: integer products
-    fp8            likewise in float8; the products need a Hopper or Ada GPU (`torch._scaled_mm`),
-                   elsewhere they are emulated, which tells the error and nothing of the speed
+    fp8            weights and activations in float8; the products need a Hopper or Ada GPU
+                   (`torch._scaled_mm`), elsewhere they are emulated, which shows the error but not
+                   the speed
 
 What decides the picture most, or costs little, stays as it is: convolutions (the first, the last
 and the shortcuts among them), the embeddings of time and size, and what attends to the prompt's 77
@@ -59,7 +60,7 @@ def fits(name: str, module: nn.Module) -> bool:
 
 
 def quantize_weight(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit numbers [out, in] and scales [out] float32, with numbers x scales about `weight`.
+    """8-bit numbers [out, in] and scales [out] float32, with numbers x scales close to `weight`.
 
     Args:
         weight: [out, in], any floating dtype.
@@ -79,7 +80,7 @@ def _quantize(x: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]
 
 
 class QuantizedLinear(nn.Linear):
-    """[…, in] -> […, out] with 8-bit weights. It is a Linear to whoever hooks adapters on it.
+    """[…, in] -> […, out] with 8-bit weights. It is a Linear, so that adapters fit it.
 
     Attributes:
         weight: [out, in] int8 or float8_e4m3fn.
@@ -94,13 +95,13 @@ class QuantizedLinear(nn.Linear):
         """The quantized form of a linear layer."""
         assert isinstance(linear, nn.Linear)
         with torch.device("meta"):
-            made = cls(linear.in_features, linear.out_features, bias=False)
+            layer = cls(linear.in_features, linear.out_features, bias=False)
         numbers, scale = quantize_weight(linear.weight.detach(), cls.numbers)
-        made.weight = nn.Parameter(numbers, requires_grad=False)
-        made.register_buffer("weight_scale", scale)
+        layer.weight = nn.Parameter(numbers, requires_grad=False)
+        layer.register_buffer("weight_scale", scale)
         if linear.bias is not None:
-            made.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        return made.train(linear.training)
+            layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        return layer.train(linear.training)
 
     weight_scale: torch.Tensor
 

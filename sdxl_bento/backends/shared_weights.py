@@ -55,7 +55,7 @@ class SharedWeights:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder, self._device = folder, device
-        self._made: dict[Recipe, torch.Tensor] = {}
+        self._tensors: dict[Recipe, torch.Tensor] = {}
 
     def make(self, recipes: Mapping[str, Recipe]) -> dict[str, torch.Tensor]:
         """A tensor for each recipe, by the same names. Keep this object while they are used.
@@ -64,10 +64,10 @@ class SharedWeights:
             ConfigurationError: the folder has no safetensors, or lacks a tensor.
             ArtifactMismatch: a tensor has another shape than the graph was compiled for.
         """
-        missing = [recipe for recipe in recipes.values() if recipe not in self._made]
+        missing = [recipe for recipe in recipes.values() if recipe not in self._tensors]
         if missing:
             self._read(missing)
-        return {name: self._made[recipe] for name, recipe in recipes.items()}
+        return {name: self._tensors[recipe] for name, recipe in recipes.items()}
 
     def _read(self, recipes: list[Recipe]) -> None:
         from safetensors import safe_open
@@ -82,8 +82,8 @@ class SharedWeights:
             opened = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
             files = {key: file for file in opened for key in file.keys()}  # noqa: SIM118
             for recipe in recipes:
-                if recipe not in self._made:
-                    self._made[recipe] = self._one(recipe, files)
+                if recipe not in self._tensors:
+                    self._tensors[recipe] = self._one(recipe, files)
 
     def _one(self, recipe: Recipe, files: Mapping[str, Any]) -> torch.Tensor:
         import torch
@@ -116,10 +116,10 @@ _LOCK = Lock()
 
 
 def shared(folder: Path, device: torch.device) -> SharedWeights:
-    """The weights of `folder` on `device`: the same object while anybody holds it."""
+    """The weights of `folder` on `device`: the same object as long as it is in use."""
     key = (str(folder.resolve()), str(device))
     with _LOCK:
-        found = _LOADED.get(key)
-        if found is None:
-            found = _LOADED[key] = SharedWeights(folder, device)
-        return found
+        weights = _LOADED.get(key)
+        if weights is None:
+            weights = _LOADED[key] = SharedWeights(folder, device)
+        return weights

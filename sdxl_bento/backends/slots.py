@@ -79,7 +79,9 @@ class SlotTable:
     def __init__(self, layout: SlotLayout, device: torch.device, dtype: torch.dtype) -> None:
         self._layout = layout
         self._device, self._dtype = device, dtype
-        self._slots: dict[tuple[Mix, str], int] = {}  # the last used come last
+        # The last used come last. No ready-made cache: a batch's mixes must all stay, and what is
+        # kept is a place in tables that grow.
+        self._slots: dict[tuple[Mix, str], int] = {}
         self._down = torch.zeros(1, 0, layout.width_down, device=device, dtype=dtype)
         self._up = torch.zeros(1, 0, layout.width_up, device=device, dtype=dtype)
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sdxl_bento.backends.onnx import CudaPart, Provider, check_providers, cuda_provider
+from sdxl_bento.backends.parts import Part, PartOptions, register
 from sdxl_bento.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import torch
-
-    from sdxl_bento.backends.parts import Part, PartOptions
 
 log = logging.getLogger(f"bentoml.{__name__}")
 ENGINES: Final = "engines"  # folder beside the graphs
@@ -34,15 +33,16 @@ def versions() -> dict[str, str]:
     """What an engine is bound to."""
     import onnxruntime
 
-    found = {"onnxruntime": onnxruntime.__version__}
+    bound_to = {"onnxruntime": onnxruntime.__version__}
     for package in _PACKAGES:
         try:
-            return found | {"tensorrt": version(package)}
+            return bound_to | {"tensorrt": version(package)}
         except PackageNotFoundError:
             continue
-    return found
+    return bound_to
 
 
+@register("tensorrt", versions)
 def load(path: Path, options: PartOptions) -> Part:
     """A session for the graph and the profile that the file at `path` has.
 

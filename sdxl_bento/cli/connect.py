@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sdxl_bento.cli.drawer import Drawer
+    from sdxl_bento.order import Task
 
 
 def connect(
@@ -37,10 +38,10 @@ def connect(
     return LocalDrawer(model, console, warm=warm, verbose=verbose)
 
 
-def read_init_image(path: Path, *, refine_only: bool) -> InitImage:
+def read_init_image(path: Path, task: Task) -> InitImage:
     """Read the file that `--image` names. Raises Failure if it cannot be read."""
     try:
-        return InitImage(path.read_bytes(), refine_only)
+        return InitImage(path.read_bytes(), task)
     except OSError as error:
         message = f"--image {path}: cannot be read ({error.strerror})"
         raise Failure.of(ExitCode.FAILED, "unreadable_file", message) from None

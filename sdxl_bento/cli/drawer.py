@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from sdxl_bento.cli.fields import Fields
+    from sdxl_bento.order import Task
     from sdxl_bento.serving.results import Progress
 
 OnProgress = Callable[["Progress"], None]
@@ -20,11 +21,11 @@ OnProgress = Callable[["Progress"], None]
 class InitImage:
     """The picture that an image-to-image call starts from.
 
-    `data` is the content of its file. With `refine_only`, the refiner alone redraws it.
+    `data` is the content of its file, `task` what redraws it: `img2img` or `refine`.
     """
 
     data: bytes
-    refine_only: bool = False
+    task: Task = "img2img"
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def _init_image(image: Path | None, refine_only: bool) -> InitImage | None:
         return None
     from sdxl_bento.cli.connect import read_init_image
 
-    return read_init_image(image, refine_only=refine_only)
+    return read_init_image(image, "refine" if refine_only else "img2img")
 
 
 def _summary(result: Result, seconds: float) -> str:

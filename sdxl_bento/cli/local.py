@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sdxl_bento.cli.fields import Fields
-    from sdxl_bento.order import Order, Task
+    from sdxl_bento.order import Order
     from sdxl_bento.params import GenerateParams
     from sdxl_bento.serving.generator import Generator
 
@@ -79,8 +79,7 @@ class LocalDrawer:
         from sdxl_bento.pictures.encode import decode
 
         image = decode(init_image.data, self._settings.max_pixels)
-        task: Task = "refine" if init_image.refine_only else "img2img"
-        return Order(task, params, InputImage.of(image, init_image.data))
+        return Order(init_image.task, params, {"image": InputImage.of(image, init_image.data)})
 
 
 def local_settings(model: str | None) -> Settings:

@@ -55,7 +55,7 @@ class RemoteDrawer:
             raise unreachable(self._url, error) from error
 
     async def _redraw(self, fields: Fields, init_image: InitImage) -> Result:
-        route = "/refine" if init_image.refine_only else "/img2img"
+        route = f"/{init_image.task}"
         image = base64.b64encode(init_image.data).decode("ascii")
         return await self._post(route, {**fields, "image": image})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from sdxl_bento.engine.request import Stage
@@ -35,15 +35,23 @@ class UNetInputs:
     time_ids: torch.Tensor
     mixes: Sequence[Mix]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All inputs but the mixes, by name. The first side of each is its row."""
+        names = (field.name for field in fields(self) if field.name != "mixes")
+        return {name: getattr(self, name) for name in names}
+
 
 class Backend(Protocol):
     """Runs the parts of one model that are worth compiling."""
 
     name: str
-    mixes_adapters: bool  # whether rows of one forward may have different adapters
 
     def denoise(self, stage: Stage, inputs: UNetInputs) -> torch.Tensor:
-        """The UNet of `stage` (BASE or REFINE): [R, 4, h, w], its raw prediction."""
+        """The UNet of `stage` (BASE or REFINE): [R, 4, h, w], its raw prediction.
+
+        Raises:
+            DeviceOutOfMemory, torch.OutOfMemoryError: so many rows do not fit the device.
+        """
         ...
 
     def decode(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from sdxl_bento.diffusion.backend import Mix
 from sdxl_bento.diffusion.lora.pool import LoraPool
@@ -53,34 +53,41 @@ class Conditioning:
     pooled: torch.Tensor
     time_ids: torch.Tensor
 
+    @staticmethod
+    def joined(parts: Sequence[Conditioning]) -> dict[str, torch.Tensor]:
+        """The rows of several requests one after another, by the names of `UNetInputs`."""
+        return {
+            "encoder_hidden_states": torch.cat([part.embeddings for part in parts]),
+            "text_embeds": torch.cat([part.pooled for part in parts]),
+            "time_ids": torch.cat([part.time_ids for part in parts]),
+        }
+
 
 class PromptCache:
-    """Encoded prompts, least recently used first out, bounded by bytes."""
+    """Encoded prompts, bounded by bytes; the least recently used one makes room."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.nbytes = 0
         self.hits = 0
         self.misses = 0
-        self._entries: OrderedDict[Text, Encoded] = OrderedDict()
+        self._entries: LRUCache[Text, Encoded] = LRUCache(max_bytes, getsizeof=_nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries."""
+        return int(self._entries.currsize)
 
     def get(self, text: Text) -> Encoded | None:
         entry = self._entries.get(text)
         if entry is None:
             self.misses += 1
-            return None
-        self.hits += 1
-        self._entries.move_to_end(text)
+        else:
+            self.hits += 1
         return entry
 
     def put(self, text: Text, entry: Encoded) -> None:
-        if text in self._entries or entry.nbytes > self.max_bytes:
-            return
-        self._entries[text] = entry
-        self.nbytes += entry.nbytes
-        while self.nbytes > self.max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.nbytes -= oldest.nbytes
+        """Keep an entry, unless it alone is larger than the cache."""
+        if text not in self._entries and entry.nbytes <= self._entries.maxsize:
+            self._entries[text] = entry
 
 
 class Conditioner:
@@ -130,20 +137,20 @@ class Conditioner:
         )
 
     def _zero_negative(self, params: ResolvedParams, stage: Stage) -> bool:
-        """SDXL base stands in zeros for a negative prompt that was not given."""
+        """Whether zeros stand for the negative prompt, as in SDXL base where it is unset."""
         info = self._model.pipeline(stage).info
         return params.negative_prompt is None and info.force_zeros_for_empty_prompt
 
     def _encode_all(self, wanted: Iterable[Text]) -> dict[Text, Encoded]:
-        found = {text: self.cache.get(text) for text in wanted}
-        done = {text: entry for text, entry in found.items() if entry is not None}
+        cached = {text: self.cache.get(text) for text in wanted}
+        encoded = {text: entry for text, entry in cached.items() if entry is not None}
         for stage in (Stage.BASE, Stage.REFINE):
-            missing = [text for text in found if text not in done and text.stage is stage]
+            missing = [text for text in cached if text not in encoded and text.stage is stage]
             if missing:
-                done.update(zip(missing, self._encode(stage, missing), strict=True))
-        for text, entry in done.items():
+                encoded.update(zip(missing, self._encode(stage, missing), strict=True))
+        for text, entry in encoded.items():
             self.cache.put(text, entry)
-        return done
+        return encoded
 
     def _encode(self, stage: Stage, texts: Sequence[Text]) -> list[Encoded]:
         pipeline = self._model.pipeline(stage)
@@ -202,9 +209,13 @@ def time_ids(params: ResolvedParams, pipeline: Pipeline) -> list[list[float]]:
             [*original, *crop, params.aesthetic_score],
         ]
     if params.negative_original_size is None or params.negative_target_size is None:
-        # As diffusers: the negative branch differs only where both its sizes are given.
+        # As in diffusers, the negative branch differs only where both of its sizes are set.
         negative_original, negative_crop, negative_target = original, crop, target
     return [[*negative_original, *negative_crop, *negative_target], [*original, *crop, *target]]
+
+
+def _nbytes(entry: Encoded) -> int:
+    return entry.nbytes
 
 
 def _tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:

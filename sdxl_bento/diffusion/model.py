@@ -14,13 +14,13 @@ from torch import nn
 
 from sdxl_bento.config import ComputeDtype, DeviceMode
 from sdxl_bento.diffusion.transfer import constant
+from sdxl_bento.dtypes import torch_dtype
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import Manifest, PipelineInfo
+from sdxl_bento.manifest import Manifest, PipelineInfo, WeightDtype
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OFFLOAD = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
 
 
@@ -64,8 +64,8 @@ class Placement:
             device = torch.device("cpu")
         else:
             device = torch.device("cuda", index % torch.cuda.device_count())
-        default = "fp32" if mode == "cpu" else "fp16"
-        return cls(device, _DTYPES[default if dtype == "auto" else dtype], mode)
+        default: WeightDtype = "fp32" if mode == "cpu" else "fp16"
+        return cls(device, torch_dtype(default if dtype == "auto" else dtype), mode)
 
 
 class Model:
@@ -120,7 +120,7 @@ class Model:
         return self.refiner
 
     def unscale(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as the VAE made them, from those that the UNet works on."""
+        """The VAE's latents, from those that the UNet works on."""
         config = self.pipeline(stage).vae.config
         latents = latents / float(config.scaling_factor)
         mean, std = _statistics(config, latents)

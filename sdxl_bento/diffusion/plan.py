@@ -63,7 +63,7 @@ class Job:
 
     def phases(self) -> tuple[Phase, ...]:
         """The job as units of work for the engine."""
-        image = [Phase(Stage.IMAGE, 1, 1)] if self.order.source is not None else []
+        image = [Phase(Stage.IMAGE, 1, 1)] if self.order.image is not None else []
         steps = [Phase(stage, len(table), self.rows) for stage, table in self.tables.items()]
         return (Phase(Stage.ENCODE, 1, self.rows), *image, *steps, Phase(Stage.DECODE, 1, 1))
 
@@ -104,7 +104,7 @@ def resolve(order: Order, facts: ModelFacts, seed: int) -> Resolved:
         **_variant_defaults(params, manifest),
     }
     resolved = ResolvedParams.model_validate(dict(params) | decided)
-    return Resolved(order.task, resolved, order.source)
+    return Resolved(order.task, resolved, order.pictures)
 
 
 def _variant_defaults(params: GenerateParams, manifest: Manifest) -> dict[str, object]:

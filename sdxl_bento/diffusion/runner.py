@@ -13,9 +13,10 @@ import torch
 
 from sdxl_bento.diffusion import preview
 from sdxl_bento.diffusion.backend import Backend, Mix, UNetInputs
-from sdxl_bento.diffusion.conditioning import Conditioner
+from sdxl_bento.diffusion.conditioning import Conditioner, Conditioning
 from sdxl_bento.diffusion.images import from_pixels, to_pixels
 from sdxl_bento.diffusion.lora.pool import LoraPool
+from sdxl_bento.diffusion.memory import out_of_memory_typed
 from sdxl_bento.diffusion.model import Model
 from sdxl_bento.diffusion.plan import Job
 from sdxl_bento.diffusion.solvers import fused_update
@@ -44,7 +45,6 @@ class _Launched:
     """A unit that the device may still be busy with."""
 
     unit: Unit
-    rows: int
     begin: float
     end: float = 0.0
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
@@ -89,22 +89,19 @@ class Runner:
 
     def launch(self, unit: Unit) -> None:
         served = self._models[unit.key.model]
-        launched = _Launched(unit, unit.rows, time.perf_counter())
+        launched = _Launched(unit, time.perf_counter())
         cuda = served.model.placement.device.type == "cuda"
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), out_of_memory_typed():
                 if cuda:
                     launched.events = _timing_events()
                     launched.events[0].record()
                 self._stages[unit.key.stage](served, unit, launched)
                 if launched.events is not None:
                     launched.events[1].record()
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise DeviceOutOfMemory(str(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "not enough memory" in str(error):
-                raise DeviceOutOfMemory(str(error)) from error
+        except DeviceOutOfMemory:
+            if cuda:
+                torch.cuda.empty_cache()
             raise
         launched.end = time.perf_counter()
         self._pending.append(launched)
@@ -206,7 +203,7 @@ class Runner:
                     "a lower guidance_scale, or other LoRA scales"
                 )
         previews = {name: preview.to_image(rgb) for name, rgb in launched.previews.items()}
-        return Completion(launched.unit, launched.rows, seconds, failures, results, previews)
+        return Completion(launched.unit, seconds, failures, results, previews)
 
 
 def _timing_events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -231,13 +228,10 @@ def _unet_inputs(
     """Spread B requests over R rows: one, or two where there is guidance."""
     scaled = (latents * table[:, 6, None, None, None]).to(model.placement.dtype)
     spread = [i for i, count in enumerate(rows) for _ in range(count)]
-    conditioning = [state.conditioning[stage] for state in states]
     return UNetInputs(
         sample=torch.cat([scaled[i : i + 1] for i in spread]),
         timestep=torch.cat([table[i : i + 1, 7] for i in spread]),
-        encoder_hidden_states=torch.cat([c.embeddings for c in conditioning]),
-        text_embeds=torch.cat([c.pooled for c in conditioning]),
-        time_ids=torch.cat([c.time_ids for c in conditioning]),
+        **Conditioning.joined([state.conditioning[stage] for state in states]),
         mixes=[mixes[i] for i in spread],
     )
 

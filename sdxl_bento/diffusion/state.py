@@ -44,7 +44,7 @@ class LatentState:
         self.zero = torch.zeros(self.shape, device=self._device)
         self.previous = self.zero
         self.latents = self.zero
-        if job.order.source is None:
+        if job.order.image is None:
             scale = job.tables[job.stages[0]].init_noise_sigma
             self.latents = to_device(self._draw() * scale, self._device)
 
@@ -74,7 +74,7 @@ class LatentState:
         return self._fresh
 
     def step_done(self, latents: torch.Tensor, denoised: torch.Tensor) -> None:
-        """Take over what a forward made of it; only now is the noise used up."""
+        """Take over the results of a step. Only now is its noise used up."""
         self.latents, self.previous, self._fresh = latents, denoised, None
 
     def _draw(self) -> torch.Tensor:

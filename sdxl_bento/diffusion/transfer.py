@@ -1,7 +1,7 @@
 """From host to device without waiting for it.
 
-A copy from ordinary (pageable) memory makes the host wait until the device has done all that it
-was given before, whatever `non_blocking` says. The engine keeps two steps in flight, so one such
+A copy from ordinary (pageable) memory makes the host wait until the device has done all work queued
+before it, whatever `non_blocking` says. The engine keeps two steps in flight, so one such
 copy in a step would cost both. From pinned memory the copy is one more item in the queue.
 """
 

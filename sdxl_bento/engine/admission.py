@@ -1,4 +1,4 @@
-"""The door: a request that cannot be served in time is refused here, never half way."""
+"""Admission: a request that cannot be served in time is refused here, before it starts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from sdxl_bento.engine.request import Fewer, Request
 from sdxl_bento.engine.scheduler import Scheduler
 from sdxl_bento.errors import DeadlineInfeasible, InvalidInput, Overloaded
 
-MARGIN = 0.05  # share of the time allowed that is kept for what the cost table cannot see
+MARGIN = 0.05  # share of the time to a deadline that is kept for what the cost table misses
 MIN_RETRY_S = 1.0
 TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How many requests may be there beyond those that run by right, and their pixels."""
+    """How many requests may wait beyond `Limits.max_running`, and how many pixels they have."""
 
     max_requests: int = 64
     max_pixels: int = 256_000_000
 
 
 class Admission:
-    """Says no at the door, with the time after which a retry makes sense."""
+    """Refuses requests, with the time after which a retry makes sense."""
 
     def __init__(self, cost: CostTable, limits: QueueLimits, scheduler: Scheduler) -> None:
         self.cost = cost
@@ -42,12 +42,12 @@ class Admission:
         late = self.lateness(request, now, busy)
         if late > 0 and request.deadline is not None:
             slo = request.deadline - now
-            # By then all that is promised now has been kept.
-            kept = busy + self.scheduler.ledger(now, busy).work / (1 - RESERVE)
-            raise DeadlineInfeasible(slo, slo + late, max(kept, MIN_RETRY_S))
+            # By then everything that is promised now will be done.
+            done = busy + self.scheduler.ledger(now, busy).work / (1 - RESERVE)
+            raise DeadlineInfeasible(slo, slo + late, max(done, MIN_RETRY_S))
 
     def lateness(self, request: Request, now: float, busy: float) -> float:
-        """Seconds by which the request, or a promise made before, would be late; 0 if none."""
+        """Seconds by which the request or an earlier promise would be late; 0 if none would."""
         if request.deadline is None:
             return 0.0
         before = self.scheduler.ledger(now, busy)
@@ -55,7 +55,7 @@ class Admission:
         late = 0.0
         for promise, spare in after.spares():
             margin = MARGIN * max((promise.deadline or now) - now, 0.0)
-            # One that is late, or nearly, without the newcomer is not its doing.
+            # A promise that would be late without the newcomer too does not count against it.
             if promise is request or spare < before.spare_of(promise) - TINY:
                 late = max(late, margin - spare)
         return late

@@ -28,7 +28,7 @@ class EngineState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """One unit of a request has completed. `preview` is what the executor made of it, if asked."""
+    """One unit of a request has completed. `preview` is a picture of it, if one was asked for."""
 
     stage: Stage
     step: int
@@ -39,7 +39,7 @@ class AsyncEngine:
     """Owns the thread that owns the accelerator.
 
     `build` runs in that thread: it loads the models, which may take minutes, and returns the
-    engine. It is given `wake`, for whoever makes a request ready from another thread.
+    engine. Its argument, `wake`, is to be called when a request becomes ready in another thread.
     """
 
     def __init__(self, build: Callable[[Callable[[], None]], Engine]) -> None:

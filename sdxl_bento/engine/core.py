@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-IN_FLIGHT = 2  # units the device may be ahead of us; a newcomer waits for no more than these
+IN_FLIGHT = 2  # units sent to the device and not yet complete; a new request waits for these
 
 
 class Engine:
@@ -158,7 +158,7 @@ class Engine:
         with self.lock:
             unit = self.scheduler.next(self.clock(), self._busy(), ready)
         for request, error in unfit:
-            self._end(request, Status.FAILED, _as_ours(error))
+            self._end(request, Status.FAILED, _as_sdxl_error(error))
         return unit
 
     def _launch(self, unit: Unit) -> bool:
@@ -186,9 +186,9 @@ class Engine:
             self._end(unit.requests[0], Status.FAILED, OutOfMemory(str(error)))
 
     def _blame(self, unit: Unit, error: Exception) -> None:
-        """Find out whose fault it was: each runs alone next, and fails alone or goes on."""
+        """Find the request that caused an error: each runs alone next, and fails or goes on."""
         if len(unit.requests) == 1:
-            self._end(unit.requests[0], Status.FAILED, _as_ours(error))
+            self._end(unit.requests[0], Status.FAILED, _as_sdxl_error(error))
         for request in unit.requests:
             request.alone = True
 
@@ -196,7 +196,7 @@ class Engine:
         unit = completion.unit
         with self.lock:
             self._in_flight.popleft()
-            self.cost.observe(unit.key, completion.rows, completion.seconds)
+            self.cost.observe(unit.key, unit.rows, completion.seconds)
         with _logged("on_unit"):
             if self._on_unit is not None:
                 self._on_unit(completion)
@@ -220,7 +220,7 @@ class Engine:
             self._end(request, Status.FINISHED, None)
 
     def _end(self, request: Request, status: Status, error: SDXLError | None) -> None:
-        """The one way out. Units of the request may still be in flight: they run out unheard."""
+        """End a request; all of them end here. Results of its units in flight are ignored."""
         with self.lock:
             if self._requests.pop(request.id, None) is None:
                 return
@@ -233,11 +233,11 @@ class Engine:
                 request.on_end(request)
 
     def _busy(self) -> float:
-        """Seconds that the device still needs for what it has been given, at most."""
+        """Seconds that the device still needs for the units in flight, at most."""
         return sum(self.cost.unit(unit.key, unit.rows) for unit in self._in_flight)
 
 
-def _as_ours(error: Exception) -> SDXLError:
+def _as_sdxl_error(error: Exception) -> SDXLError:
     if isinstance(error, SDXLError):
         return error
     failure = RequestFailed(repr(error))
@@ -247,7 +247,7 @@ def _as_ours(error: Exception) -> SDXLError:
 
 @contextmanager
 def _logged(what: str) -> Iterator[None]:
-    """Let nothing that is not the engine's own stop the engine."""
+    """Log an exception of a callback instead of letting it stop the engine."""
     try:
         yield
     except Exception:

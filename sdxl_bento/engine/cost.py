@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from sdxl_bento.engine.request import BatchKey, Cost, Request, Stage
 
 SMOOTHING = 0.2  # weight of the newest observation
-HICCUP = 4.0  # a time longer than this many times the old one is taken for no longer than that
-DRIFT = 0.05  # relative change from which on the estimates in use are made anew
+HICCUP = 4.0  # an observation counts as at most this many times the previous estimate
+DRIFT = 0.05  # relative change of a cell from which on its estimates are computed anew
 
 
 class CostTable:
@@ -96,7 +96,7 @@ class CostTable:
             self._new_epoch(key)
 
     def _new_epoch(self, key: BatchKey) -> None:
-        """What was known of `key` has changed."""
+        """The cells of `key` have changed, so drop what was computed from them."""
         self.epoch += 1
         self._estimates.pop(key, None)
         for other in self._estimates.keys() - self._cells.keys():

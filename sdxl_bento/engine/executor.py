@@ -10,8 +10,11 @@ from sdxl_bento.engine.request import Request, Unit
 from sdxl_bento.errors import SDXLError
 
 
-class DeviceOutOfMemory(Exception):
-    """The unit does not fit the device. Nothing of any request has changed."""
+class DeviceOutOfMemory(RuntimeError):
+    """The unit does not fit the device's memory. No request has been changed.
+
+    A RuntimeError, as torch's own is, so that whoever handles a failing part handles this too.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,6 @@ class Completion:
     """A unit has ended. `seconds`: the device's time for it. Keys are request ids."""
 
     unit: Unit
-    rows: int
     seconds: float
     failures: Mapping[str, SDXLError] = field(default_factory=dict)
     results: Mapping[str, object] = field(default_factory=dict)

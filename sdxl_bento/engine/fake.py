@@ -124,7 +124,6 @@ class FakeExecutor:
         self.units += 1
         completion = Completion(
             unit,
-            unit.rows,
             seconds,
             failures={
                 id_: NumericalError(f"injected at {place}")

@@ -24,7 +24,7 @@ from operator import attrgetter
 from sdxl_bento.engine.cost import CostTable
 from sdxl_bento.engine.request import DENOISING, BatchKey, Request
 
-RESERVE = 0.1  # share of the device that no promise counts on: others have a claim to it
+RESERVE = 0.1  # share of the device kept for requests without a deadline; no promise uses it
 NEVER = float("inf")
 
 
@@ -33,7 +33,7 @@ class Ride:
     """The batch of one key that promises may still join."""
 
     rows: int
-    steps: int  # of who has the most
+    steps: int  # of the request that has the most
     seconds: float  # of one forward
     limit: int  # rows
 
@@ -52,7 +52,7 @@ class Ledger:
         """`promises` have deadlines.
 
         Args:
-            start: when the device will have done what it was given.
+            start: when the device will be done with the units it has already been sent.
             toll: seconds of the longest step that may have to run between two short units.
         """
         self.work = 0.0  # device seconds of all promises
@@ -128,7 +128,7 @@ class Ledger:
         return slows
 
     def _charge(self, rides: list[float]) -> None:
-        """A ride slows all who are due before the rider."""
+        """A ride slows every promise that is due before the rider's."""
         slowed = 0.0
         for place in reversed(range(len(rides))):
             self._spare[place] -= slowed

@@ -1,4 +1,4 @@
-"""What the engine knows of one picture: its way through the stages, and how it ended."""
+"""The engine's record of one picture: its stages, its progress, and how it ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Stage(StrEnum):
     """The kinds of work. Requests in the same stage of the same model can share a batch."""
 
     ENCODE = "encode"  # prompts -> embeddings
-    IMAGE = "image"  # given picture -> latents
+    IMAGE = "image"  # the picture to start from -> latents
     BASE = "base"  # denoise with the base UNet
     REFINE = "refine"  # denoise with the refiner UNet
     DECODE = "decode"  # latents -> picture

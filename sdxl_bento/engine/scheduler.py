@@ -1,16 +1,18 @@
 """Which rows run next.
 
-Everyone is due some time, and who is due first goes first. A request with a deadline is due then,
-as long as it can still make it. Any other takes its turn some time after its arrival, in
-proportion to its work: short ones first, and everyone's turn comes, because later arrivals
-are due later.
+Every request has a due time, and the earliest due time goes first. A request with a deadline is
+due at its deadline, as long as it can still meet it. Any other request is due some time after its
+arrival, in proportion to its work. So short requests go first, and no request waits for ever,
+because later arrivals are due later.
 
-Two rules bend that order:
+Two rules change that order:
 
-- Short units (encode, decode) go before steps, because they let a newcomer join the batch and a
-  finished one leave it; but never twice in a row while steps wait.
-- Slack decides: nothing goes before a promised deadline that cannot spare the time. Except for
-  the share of the device that no promise counts on: it is owed to those without one.
+- Short units (encode, decode) go before denoising steps, because they let a new request join the
+  batch and a finished one leave it; but never two in a row while steps wait.
+- A unit may run before a request with an earlier deadline only if that request has the time to
+  spare. The exception is a share of the device (`ledger.RESERVE`) that requests without a deadline
+  are entitled to: what they did not get of it is owed to them, and paid as soon as it suffices for
+  a unit.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from sdxl_bento.engine.ledger import RESERVE, Ledger
 from sdxl_bento.engine.request import BatchKey, Request, Stage, Status, Unit
 
 STRETCH = 4.0  # a request without a deadline may take about this many times its own work
-GRACE = 0.1  # share of the time allowed by which a deadline may be missed before it is given up
+GRACE = 0.1  # a deadline missed by more than this share of its time is no longer a promise
 PRIORITY = 0.05  # one step of priority counts as much as this share of `ageing_s`
 PROBE_S = 60.0  # after so long a batch that did not fit is tried again, doubled if it fails again
 MAX_PROBE_S = 3600.0
@@ -62,7 +64,7 @@ class Scheduler:
         self.running: dict[str, Request] = {}
         self._learned_rows: dict[BatchKey, Learned] = {}
         self._last_was_short = False
-        self._owed = 0.0  # device seconds that those without a promise have a claim to
+        self._owed = 0.0  # device seconds owed to requests without a promise
 
     def add(self, request: Request) -> None:
         patience = min(self.limits.ageing_s, STRETCH * self.cost.remaining(request))
@@ -77,7 +79,8 @@ class Scheduler:
         """The next unit of work, or None when nothing can run.
 
         Args:
-            busy: seconds that the device still needs for the units it has been given.
+            busy: seconds that the device still needs for the units in flight.
+            ready: whether a request can run now.
         """
         self._probe(now)
         self._start_waiting(now)
@@ -90,23 +93,26 @@ class Scheduler:
         batch = tuple(self._batch(lead, able, ledger))
         unit = Unit(lead.key, batch, tuple(request.step for request in batch))
         self._last_was_short = not lead.stage.denoises
-        self._settle(unit, able, ledger)
+        self._settle_debt(unit, able, ledger)
         return unit
 
     def promised(self, request: Request, now: float) -> bool:
-        """Whether it has a deadline and can still make it. Who cannot must not drag others."""
+        """Whether it has a deadline and can still meet it.
+
+        One that cannot is not given time that would make others late too.
+        """
         if request.deadline is None:
             return False
         grace = GRACE * (request.deadline - request.arrival)
         return request.deadline + grace - now >= self.cost.remaining(request)
 
     def urgency(self, request: Request, promised: bool) -> tuple[float, float]:
-        """Sorts the most urgent first: by when they are due, then by arrival."""
+        """A sort key, the most urgent first: by due time, then by arrival."""
         due = request.deadline if promised and request.deadline is not None else request.turn
         return due - request.priority * PRIORITY * self.limits.ageing_s, request.arrival
 
     def ledger(self, now: float, busy: float, *newcomers: Request) -> Ledger:
-        """What is promised, to those who run and wait (and to `newcomers`, if they came in)."""
+        """The promises to the requests that run and wait, and to `newcomers` as if admitted."""
         promises, toll = [*newcomers], 0.0
         for group in (self.running.values(), self.waiting.values()):
             for request in group:
@@ -118,7 +124,7 @@ class Scheduler:
         return Ledger(self.cost, self.row_limit, promises, start, toll)
 
     def row_limit(self, key: BatchKey) -> int:
-        """Most rows of one unit of `key`: by setting, by pixels, by what of late did not fit."""
+        """The most rows of one unit of `key`: by settings, pixels, and recent lack of memory."""
         limit = self.limits.max_rows
         if learned := self._learned_rows.get(key):
             limit = min(limit, learned.rows)
@@ -150,7 +156,7 @@ class Scheduler:
         return 1 + queue.index(request)
 
     def _probe(self, now: float) -> None:
-        """Let limits grow again: what held the memory may be gone, an adapter or a neighbour."""
+        """Double learned limits that are due to be tried again: memory may have become free."""
         for learned in self._learned_rows.values():
             if now >= learned.until and learned.rows < self.limits.max_rows:
                 learned.rows, learned.until = 2 * learned.rows, now + learned.wait
@@ -167,7 +173,7 @@ class Scheduler:
             self.running[request.id] = request
 
     def _lead(self, able: list[Request], ledger: Ledger) -> Request:
-        """Whose unit runs next. `able` is in order of urgency."""
+        """The request whose unit runs next. `able` is in order of urgency."""
         steps = [request for request in able if request.stage.denoises]
         short = [request for request in able if not request.stage.denoises]
         ranked = steps if steps and self._last_was_short else [*short, *steps]
@@ -201,8 +207,12 @@ class Scheduler:
             rows, seconds = rows + request.rows, longer
             yield request
 
-    def _settle(self, unit: Unit, able: list[Request], ledger: Ledger) -> None:
-        """Keep count of what is owed to those that no deadline protects."""
+    def _settle_debt(self, unit: Unit, able: list[Request], ledger: Ledger) -> None:
+        """Keep count of the device time owed to requests without a promise.
+
+        Without it, a request whose single step is longer than any promise can spare would not run
+        while promises keep coming: docs/adr/0009-due-time-and-a-ledger.md.
+        """
         seconds = self.cost.unit(unit.key, unit.rows)
         if any(not ledger.holds(request) for request in unit.requests):
             self._owed = max(self._owed - seconds, 0.0)

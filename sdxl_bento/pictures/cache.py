@@ -120,7 +120,7 @@ def key_of(order: Resolved, provenance: Provenance, file: Mapping[str, object]) 
         "version": __version__,
         "task": order.task,
         "params": describe(order),
-        "source": order.source.sha256 if order.source is not None else None,
+        "pictures": {role: picture.sha256 for role, picture in order.pictures.items()},
         "provenance": asdict(provenance),
         "file": dict(file),
     }

@@ -30,7 +30,7 @@ class ImageTooLarge(InvalidInput):
     """An uploaded picture has more pixels than this server accepts."""
 
 
-def decode(data: bytes, max_pixels: int) -> Image:
+def decode(data: bytes, max_pixels: int, field: str = "image") -> Image:
     """An uploaded PNG, JPEG or WebP file as an upright RGB picture.
 
     Raises:
@@ -42,12 +42,12 @@ def decode(data: bytes, max_pixels: int) -> Image:
         image: Image = PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
         if image.width * image.height > max_pixels:
             size = f"{image.width}x{image.height}"
-            raise ImageTooLarge("image", size, f"at most {max_pixels} pixels")
+            raise ImageTooLarge(field, size, f"at most {max_pixels} pixels")
         return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
-        raise InvalidInput("image", f"{len(data)} bytes of something else", allowed) from None
+        raise InvalidInput(field, f"{len(data)} bytes of something else", allowed) from None
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a broken file
-        raise InvalidInput("image", f"a broken file ({error})", allowed) from None
+        raise InvalidInput(field, f"a broken file ({error})", allowed) from None
 
 
 def encode(

@@ -177,7 +177,7 @@ def _metadata(
         "height": height,
         "task": order.task,
         "params": describe(order),
-        "source": _describe_source(order.source),
+        "source": _describe_source(order.pictures.get("image")),
         "drawn_by": None if provenance is None else _describe_provenance(provenance),
     }
 

@@ -1,1 +1,1 @@
-"""Adapters from the wire to `generation.Generator`: they translate, and hold no logic."""
+"""Adapters between the wire formats of clients and `drawing`: they translate and decide nothing."""

@@ -1,7 +1,7 @@
 """The OpenAPI document at /docs.json: every route of every protocol.
 
-BentoML would make one of its own routes, with its own errors. This one is made here, so that it
-says what is really answered; tests/contracts/test_openapi.py holds the server to it.
+BentoML generates a document for its own routes only, with its own errors. This one describes what
+is really answered; tests/contracts/test_openapi.py compares it with a running server.
 """
 
 from __future__ import annotations
@@ -11,36 +11,38 @@ from typing import Any
 
 from sdxl_bento import __version__
 from sdxl_bento.protocols.a1111 import schema as a1111
-from sdxl_bento.protocols.http import schemas
-from sdxl_bento.protocols.kserve import schema as kserve
+from sdxl_bento.protocols.http.schemas import request_components
+from sdxl_bento.protocols.kserve.v1 import schema as kserve_v1
+from sdxl_bento.protocols.kserve.v2 import schema as kserve_v2
 from sdxl_bento.protocols.native import schema as native
 from sdxl_bento.protocols.openai import schema as openai
 
 OPENAPI = "3.1.0"
-TAGS = (native.NATIVE, openai.OPENAI, kserve.V1, kserve.V2, a1111.A1111, native.PROBES)
+PROTOCOLS = (native, openai, kserve_v1, kserve_v2, a1111)
+TAGS = (native.NATIVE, openai.OPENAI, kserve_v1.V1, kserve_v2.V2, a1111.A1111, native.PROBES)
 DESCRIPTION = """\
 Stable Diffusion XL: text to image, image to image, refiner and LoRAs, in five protocols.
 
-The native one takes a flat JSON object. One picture comes back as it is, several as JSON with \
-base64; `Accept: application/json` asks for JSON in any case. Numbers may come as text, as in \
-forms. The statuses of errors are the same in all protocols, their bodies each one's own.
+Requests of the native protocol are flat JSON objects. One picture is answered by its file, \
+several are answered as JSON with base64. With `Accept: application/json` the answer is always \
+JSON. Numbers may be sent as text, as in forms. The statuses of errors are the same in all \
+protocols; the bodies of errors are those of each protocol.
 """
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The document, as JSON can hold it. Not to be changed: all callers share it."""
-    components = schemas.components()
+    """The document as JSON. It must not be changed, because all callers share it."""
+    components = request_components()
     params = components["GenerateParams"]
-    paths = {
-        path: item
-        for protocol in (native, openai, kserve, a1111)
-        for path, item in protocol.paths(params).items()
-    }
+    paths: dict[str, Any] = {}
+    for protocol in PROTOCOLS:
+        components |= protocol.components()
+        paths |= protocol.paths(params)
     return {
         "openapi": OPENAPI,
         "info": {"title": "sdxl-bento", "version": __version__, "description": DESCRIPTION},
-        "servers": [{"url": "."}],  # also under a proxy's prefix
+        "servers": [{"url": "."}],  # relative, so that it is right behind a proxy's prefix too
         "tags": [{"name": protocol.tag} for protocol in TAGS],
         "paths": paths,
         "components": {"schemas": components},

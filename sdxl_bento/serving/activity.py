@@ -50,4 +50,4 @@ class Activity:
         """Remember a completed unit of work, without the requests that it was run for."""
         if self._models:  # no models are published during warm-up, which does not count
             stage = completion.unit.key.stage
-            self._units.append(UnitDone(stage, completion.rows, completion.seconds))
+            self._units.append(UnitDone(stage, completion.unit.rows, completion.seconds))

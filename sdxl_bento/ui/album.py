@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_bento.drawing import Answer
+from sdxl_bento.order import Task
 from sdxl_bento.pictures.encode import MEDIA_TYPES
 from sdxl_bento.pictures.publish import Picture
 
@@ -18,13 +19,13 @@ MOST = 60  # pictures; older ones are dropped, and the store has bounds of its o
 class Start:
     """The picture that a call starts from: one of the store by its id, or an uploaded file.
 
-    `how` is "over" for image-to-image, "refine" for the refiner alone.
+    `task` is what redraws it: `img2img` or `refine`.
     """
 
     shown: str  # the src of an <img>
     image_id: str | None = None
     path: str | None = None
-    how: str = "over"
+    task: Task = "img2img"
 
 
 @dataclass(frozen=True, slots=True)

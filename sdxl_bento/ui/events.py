@@ -62,7 +62,7 @@ class Events:
         drawing = [*pictures, on.notice, on.draw, on.stop]
         own = (on.fields[name] for name in ("sampler", *updates.OF_MODEL))
         model = [*updates.of_model(on), *own]
-        begin = [on.start_box, on.start, on.how]
+        begin = [on.start_box, on.start, on.task]
 
         for ready in (blocks.load, on.timer.tick):
             ready(self._fill, None, [on.head, on.timer, *model], **_PLAIN)
@@ -73,7 +73,7 @@ class Events:
         on.random.change(self._ask_seed, on.random, on.seed, **_PLAIN)
 
         for go in (on.draw.click, on.prompt.submit):
-            go(self._draw, [on.album, on.how, *on.form], drawing, **_PLAIN)
+            go(self._draw, [on.album, on.task, *on.form], drawing, **_PLAIN)
             go(None, js=_LOOK, **_PLAIN)
         on.refine.click(self._refine, on.album, drawing, **_PLAIN)
         on.stop.click(self._stop, None, on.stop, **_PLAIN)
@@ -115,15 +115,15 @@ class Events:
         return gr.Textbox(visible=not random)
 
     async def _draw(
-        self, request: gr.Request, album: Album, how: str, *values: Any
+        self, request: gr.Request, album: Album, task: Task, *values: Any
     ) -> AsyncGenerator[Updates]:
-        start = None if album.start is None else replace(album.start, how=how)
+        start = None if album.start is None else replace(album.start, task=task)
         form = Form.of(values)
         try:
             fields = to_call(form, with_picture=start is not None)
             if start is not None:
                 fields |= await picture_of(start)
-                if start.how == "refine":
+                if start.task == "refine":
                     fields = without_base(fields)
         except SDXLError as error:
             yield updates.idle(self._on, album, error_body(error)["error"])
@@ -136,7 +136,7 @@ class Events:
         entry = album.picture
         if entry is None:
             return
-        start = Start(entry.src, image_id=entry.image_id, how="refine")
+        start = Start(entry.src, image_id=entry.image_id, task="refine")
         fields = {**to_refining(entry.call, entry.seed), **await picture_of(start)}
         async with aclosing(self._run(album, fields, start, request)) as shown:
             async for each in shown:
@@ -236,6 +236,4 @@ class Events:
 
 
 def _task(start: Start | None) -> Task:
-    if start is None:
-        return "generate"
-    return "refine" if start.how == "refine" else "img2img"
+    return "generate" if start is None else start.task

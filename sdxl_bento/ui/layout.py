@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sdxl_bento.config import Settings
+from sdxl_bento.order import Task
 from sdxl_bento.ui import render
 from sdxl_bento.ui.album import Album
 from sdxl_bento.ui.controls import CONTROLS
@@ -22,7 +23,7 @@ element.addEventListener('click', (event) => {
   if (button) trigger('select', {pick: Number(button.dataset.pick)});
 });
 """
-HOW = [("Draw over it", "over"), ("Refine it", "refine")]
+TASKS: list[tuple[str, Task]] = [("Draw over it", "img2img"), ("Refine it", "refine")]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Layout:
     stop: Any
     start_box: Any
     start: Any
-    how: Any
+    task: Any
     upload: Any
     clear: Any
     model: Any
@@ -121,7 +122,7 @@ def _ask(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     chips = _html("", js_on_load=_PICK, elem_id="sb-chips")
     with gr.Group(visible=False, elem_id="sb-start") as start_box:
         start = _html("")
-        how = gr.Radio(HOW, value="over", label="From this picture", elem_id="sb-how")
+        task = gr.Radio(TASKS, value="img2img", label="From this picture", elem_id="sb-how")
         _add(fields, settings, *_rest(fields, with_picture=True))
         clear = gr.Button("Remove this picture", size="sm", elem_id="sb-clear")
     with gr.Row(elem_id="sb-go"):
@@ -132,7 +133,7 @@ def _ask(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
         "chips": chips,
         "start_box": start_box,
         "start": start,
-        "how": how,
+        "task": task,
         "clear": clear,
         "draw": draw,
         "stop": stop,

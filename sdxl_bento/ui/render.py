@@ -137,8 +137,8 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
     if call.get("refiner"):
         rows.append(("Refiner", f"from {call['high_noise_frac']:.0%} on"))
     if entry.start is not None:
-        how = "Refined" if entry.start.how == "refine" else "Drawn over"
-        rows.append((how, f"another picture, strength {call['strength']:g}"))
+        label = "Refined" if entry.start.task == "refine" else "Drawn over"
+        rows.append((label, f"another picture, strength {call['strength']:g}"))
     rows += _other_facts(call)
     return [*rows, ("Model", str(call["model"])), ("Time", f"{entry.total_s:.2f} s")]
 

@@ -77,7 +77,7 @@ def beginning(on: Layout, start: Start | None, refines: bool) -> Updates:
     shown = {on.start_box: gr.Group(visible=start is not None), on.start: render.beginning(start)}
     if start is None:
         return shown
-    return {**shown, on.how: gr.Radio(value=start.how, visible=refines)}
+    return {**shown, on.task: gr.Radio(value=start.task, visible=refines)}
 
 
 def pictures(on: Layout, album: Album) -> Updates:

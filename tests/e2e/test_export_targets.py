@@ -16,8 +16,12 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
-from sdxl_bento.manifest import Manifest
+from export.check import pictures
+from export.check.pictures import verify_pictures
+from export.errors import VerificationError
+from sdxl_bento.manifest import BackendInfo, Manifest
 from sdxl_bento.serving.loading import folder_of
 from tests.conftest import Exported
 from tests.support.server import Server, serve
@@ -71,20 +75,24 @@ def test_a_stored_model_can_be_verified_again(compiled_tag: str) -> None:
     assert "base/unet_slots" in done.stderr
 
 
-def test_verify_finds_what_is_no_longer_the_model(
-    compiled_tag: str, model_store: Path, tmp_path: Path
-) -> None:
-    """A part whose weights have changed on disk."""
+def broken_copy(compiled_tag: str, home: Path, backend: str) -> tuple[Path, BackendInfo]:
+    """The model as `broken:v1` in a store of its own, with one compiled backend, to be spoilt."""
     source = folder_of(compiled_tag)
-    copy = tmp_path / "models" / "broken" / "v1"
+    copy = home / "models" / "broken" / "v1"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("cache"))
     (copy.parent / "latest").write_text("v1")
     written = (copy / "model.yaml").read_text()
     written = written.replace("name: sdxl-compiled", "name: broken")
     (copy / "model.yaml").write_text(written.replace(f"version: {source.name}", "version: v1"))
     manifest = Manifest.load(copy)
-    onnx = next(info for info in manifest.backends if info.backend == "onnx")
-    manifest.model_copy(update={"backends": (manifest.backends[0], onnx)}).save(copy)
+    info = next(info for info in manifest.backends if info.backend == backend)
+    manifest.model_copy(update={"backends": (manifest.backends[0], info)}).save(copy)
+    return copy, info
+
+
+def test_verify_finds_what_is_no_longer_the_model(compiled_tag: str, tmp_path: Path) -> None:
+    """A part whose weights have changed on disk."""
+    copy, onnx = broken_copy(compiled_tag, tmp_path, "onnx")
     data = next((copy / "compiled" / onnx.label).glob("base_vae_decoder*.data"))
     content = bytearray(data.read_bytes())
     middle = len(content) // 2 // 4 * 4
@@ -95,6 +103,27 @@ def test_verify_finds_what_is_no_longer_the_model(
     assert "Not verified." in done.stderr
     assert "base/vae_decoder compiled for onnx" in done.stderr
     assert "dB from the original" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("part", ["unet", "vae_decoder"])
+def test_whole_pictures_show_a_spoilt_weight(
+    compiled_tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, part: str
+) -> None:
+    """One layer of one part is negated; the parts themselves are not looked at."""
+    copy, info = broken_copy(compiled_tag, tmp_path, backend)
+    layer, component = ("conv_in", "unet") if part == "unet" else ("decoder.conv_in", "vae")
+    weights = next((copy / "base" / component).glob("*.safetensors"))
+    weight = load_file(weights)[f"{layer}.weight"].astype(np.float32)
+    places = 0
+    for path in (copy / "compiled" / info.label).glob(f"base_{part}*"):
+        content = path.read_bytes()
+        places += content.count(weight.tobytes())
+        path.write_bytes(content.replace(weight.tobytes(), (-weight).tobytes()))
+    assert places
+    monkeypatch.setattr(pictures, "_can_check", lambda: False)  # one picture is enough
+    with pytest.raises(VerificationError, match=rf"{info.label}: its picture of .* dB from the"):
+        verify_pictures(info, Manifest.load(copy), copy, 1)
 
 
 def test_verify_of_what_was_never_compiled_says_so(embedded_tag: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL.Image import Image
 
+from export.likeness import picture_psnr_db
 from sdxl_bento.config import Settings
 from sdxl_bento.order import InputImage, Order, Task
 from sdxl_bento.params import GenerateParams
@@ -53,7 +54,7 @@ async def draw(
     """The pictures of one call; with an `image` it is redrawn, by `task`."""
     order = Order("generate", params)
     if image is not None:
-        order = Order(task, params, InputImage.of(image, b""))
+        order = Order(task, params, {"image": InputImage.of(image, b"")})
     return await generator.draw(generator.resolve(order), **options)
 
 
@@ -83,9 +84,7 @@ def largest_difference(a: Image, b: Image) -> int:
 
 def psnr(a: Image, b: Image) -> float:
     """Peak signal-to-noise ratio of two pictures, in dB."""
-    first, second = (np.asarray(image.convert("RGB"), dtype=np.float64) for image in (a, b))
-    mse = float(((first - second) ** 2).mean())
-    return float("inf") if mse == 0 else 10 * float(np.log10(255**2 / mse))
+    return picture_psnr_db(a, b)
 
 
 @pytest.fixture(scope="module")

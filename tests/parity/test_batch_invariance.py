@@ -16,8 +16,6 @@ from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import draw, largest_difference, psnr, started
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 SHAPES = ("circle", "square", "heart")
 COLOURS = ("red", "green", "white", "yellow")
 

@@ -15,8 +15,6 @@ from sdxl_bento.sampler_names import SAMPLERS
 from sdxl_bento.serving.generator import Generator
 from tests.parity.conftest import draw, largest_difference
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 PROMPT = "a large red circle on a blue background"
 SEED = 5
 STEPS = 10

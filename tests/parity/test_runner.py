@@ -31,8 +31,6 @@ from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.results import Generation, Progress, Provenance
 from tests.parity.conftest import draw, largest_difference, psnr, started
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def request(**changes: Any) -> GenerateParams:
     given = {"prompt": "a red circle on a blue background", "num_inference_steps": 6, **changes}
@@ -45,8 +43,6 @@ def loaded_model(generator: Generator) -> Loaded:
 
 class Faulty:
     """A backend that goes wrong where it is told to; the rest is the real one."""
-
-    mixes_adapters = True
 
     def __init__(self, real: Any) -> None:
         self.real = real

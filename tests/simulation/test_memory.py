@@ -20,7 +20,9 @@ def run(back_at: float) -> tuple[World, list[tuple[float, int]]]:
     )
     steps: list[tuple[float, int]] = []
     world.engine._on_unit = lambda done: (
-        steps.append((world.clock.now, done.rows)) if done.unit.key.stage is Stage.BASE else None
+        steps.append((world.clock.now, done.unit.rows))
+        if done.unit.key.stage is Stage.BASE
+        else None
     )
     world.run(CROWD)
     world.check()

@@ -8,10 +8,11 @@ from itertools import chain
 import pytest
 
 from sdxl_bento.engine.admission import QueueLimits
+from sdxl_bento.engine.fake import FakeExecutor
 from sdxl_bento.engine.request import Status
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import DeadlineInfeasible
-from tests.simulation.world import Arrival, World, traffic, way
+from tests.simulation.world import MODELS, Arrival, World, traffic, way
 
 LONG = (4, 10, 20, 30)
 # Two short units never run in a row while steps wait. The step that has to run between them may
@@ -61,6 +62,30 @@ def test_patient_requests_are_not_starved_by_urgent_ones() -> None:
         assert request.status is Status.FINISHED
         assert request.ended is not None
         assert request.ended - request.arrival < 1.5 * work / 0.1
+
+
+def test_a_step_that_no_promise_can_spare_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model's step takes longer than the others' deadlines ever leave: 0.14 s of 0.2 s.
+
+    By spare time alone it would not begin before the urgent ones stop coming, so what it is owed
+    is counted until it suffices for a step.
+    """
+    fast = FakeExecutor.seconds
+    slow = MODELS[1]
+    monkeypatch.setattr(
+        FakeExecutor,
+        "seconds",
+        lambda self, key, rows: fast(self, key, rows) * (5 if key.model == slow else 1),
+    )
+    seconds = 15
+    urgent = (Arrival(f"u{i}", i / 60, way(4, 2), slo=0.2, size=512) for i in range(60 * seconds))
+    world = World(queue=QueueLimits(), know_costs=True)
+    world.run([*urgent, Arrival("patient", 1.0, way(20, 2), model=slow)])
+    world.check()
+    patient = world.requests["patient"]
+    assert patient.ended is not None
+    assert patient.ended < seconds / 2
+    assert all(late < 2 * FORCED_STEP_S for _, late in world.late)
 
 
 def test_short_requests_pass_long_ones() -> None:

@@ -14,7 +14,7 @@ from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.diffusion.plan import ModelFacts
 from sdxl_bento.errors import AdapterNotFound
 from sdxl_bento.manifest import BackendInfo, Manifest
-from sdxl_bento.order import InputImage, Order, Resolved, Task
+from sdxl_bento.order import InputImage, Order, PictureRole, Resolved, Task
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.serving.loaded import Loaded
 from tests.support.manifests import manifest
@@ -107,7 +107,8 @@ def loaded(
 def order(task: Task = "generate", source: InputImage | None = None, **params: Any) -> Order:
     """An order as a protocol makes it."""
     fields = {"prompt": "a red circle", "seed": 5, **params}
-    return Order(task, GenerateParams.model_validate(fields), source)
+    pictures: dict[PictureRole, InputImage] = {} if source is None else {"image": source}
+    return Order(task, GenerateParams.model_validate(fields), pictures)
 
 
 def resolved(model: Loaded, task: Task = "generate", **params: Any) -> Resolved:

@@ -48,7 +48,7 @@ class FakeGenerator:
         seed = 77 if order.params.seed is None else order.params.seed
         decided = {"model": "m", "width": 16, "height": 16, "sampler": "euler", "seed": seed}
         params = ResolvedParams.model_validate(dict(order.params) | decided)
-        return Resolved(order.task, params, order.source)
+        return Resolved(order.task, params, order.pictures)
 
     def provenance(self, order: Resolved) -> Provenance:
         self.threads.append(threading.current_thread())
@@ -248,7 +248,7 @@ async def test_a_redrawn_picture_is_known_by_what_it_was_drawn_from(cached: Setu
     assert (await redraw("1" * 64)).cached is False
     again = await redraw("0" * 64)
     assert again.cached is True
-    assert again.order.source is not None
+    assert again.order.image is not None
 
 
 async def test_whoever_leaves_cancels_the_drawing(cached: Setup) -> None:

@@ -105,3 +105,23 @@ def test_size_limits_may_be_one_size() -> None:
     assert limits.allows(64, 64)
     assert not limits.allows(64, 96)
     assert not limits.allows(32, 64)
+
+
+@pytest.mark.parametrize("side", [16, 48, 288])
+def test_each_side_is_within_the_limits(side: int) -> None:
+    limits = SizeLimits(multiple=32, min=32, max=256)
+    assert not limits.allows(side, 128)
+    assert not limits.allows(128, side)
+
+
+@pytest.mark.parametrize(("least", "most"), [(128, 64), (48, 128), (64, 100)])
+def test_limits_that_no_size_could_meet_are_refused(least: int, most: int) -> None:
+    with pytest.raises(ValidationError, match="both multiples of `multiple`"):
+        SizeLimits(multiple=32, min=least, max=most)
+
+
+def test_pipelines_by_role() -> None:
+    both = manifest()
+    assert both.pipelines == {"base": both.base, "refiner": both.refiner}
+    assert list(both.pipelines) == ["base", "refiner"]
+    assert list(manifest(refiner=None).pipelines) == ["base"]

@@ -29,7 +29,16 @@ def test_tags(prompt: str, text: str, loras: list[tuple[str, float]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["<lora::1>", "<lora:a:b>", "<lora:a:nan>", "<lora:a:1:0.5>", "<hypernet:a:1>"]
+    "tag",
+    [
+        "<lora::1>",
+        "<lora:a:b>",
+        "<lora:a:nan>",
+        "<lora:a:1:0.5>",
+        "<lora:a:0.5:1>",
+        "<lora:a:1:1:x>",
+        "<hypernet:a:1>",
+    ],
 )
 def test_tags_that_mean_nothing_here(tag: str) -> None:
     with pytest.raises(InvalidInput, match="<lora:name:weight>") as caught:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.kserve.v1.routes import _instances
-from sdxl_bento.protocols.kserve.v2.fields import inputs, understood
+from sdxl_bento.protocols.kserve.v1.fields import instances_of
+from sdxl_bento.protocols.kserve.v2.fields import inputs, read_inference
 
 SCALAR = (
     st.none()
@@ -66,7 +66,7 @@ def test_v2(document: Any, raw: bytes, binary: bool) -> None:
     head = json.dumps(document).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
     with contextlib.suppress(InvalidInput):
-        inference = understood(head + raw if binary else head, headers, "m", 4)
+        inference = read_inference(head + raw if binary else head, headers, "m", 4)
         assert 1 <= len(inference.rows) <= 4
         assert inference.outputs
         for row in inference.rows:
@@ -85,5 +85,5 @@ INSTANCES = objects(
 @given(INSTANCES | JSON)
 def test_v1(body: Any) -> None:
     with contextlib.suppress(InvalidInput):
-        for params in _instances(body, "m", 4):
+        for params in instances_of(body, "m", 4):
             assert params.model == "m"

@@ -13,7 +13,7 @@ from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.a1111 import fields as a1111_fields
 from sdxl_bento.protocols.a1111.samplers import sampler_of
-from sdxl_bento.protocols.http.validation import parse_params, renamed
+from sdxl_bento.protocols.http.validation import parse_params, rename_field
 from sdxl_bento.protocols.openai import fields as openai_fields
 from sdxl_bento.sampler_names import A1111_SAMPLERS, a1111_name
 
@@ -59,11 +59,11 @@ A1111 = [
 
 
 def openai(body: object) -> object:
-    return openai_fields.translated(body, task="img2img")[0]
+    return openai_fields.to_native(body, task="img2img")[0]
 
 
 def a1111(body: object) -> object:
-    return a1111_fields.translated(body, None, task="img2img")
+    return a1111_fields.to_native(body, None, task="img2img")
 
 
 @pytest.mark.parametrize(("translated", "names"), [(openai, OPENAI), (a1111, A1111)])
@@ -81,7 +81,7 @@ def test_no_other_errors(
         parse_params(fields)
     except SDXLError as error:
         assert isinstance(error, InvalidInput)
-        assert str(renamed(error, a1111_fields.NAMES))
+        assert str(rename_field(error, a1111_fields.NAMES))
 
 
 @given(body=VALUES)

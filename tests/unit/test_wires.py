@@ -84,9 +84,9 @@ def test_names_in_other_protocols() -> None:
     assert openai.RENAMED == {"n": "num_images", "output_compression": "output_quality"}
     renamed = {name: field for name, field in a1111.SAME.items() if name != field}
     assert renamed == {"steps": "num_inference_steps", "cfg_scale": "guidance_scale"}
-    fields = openai.translated({"n": 3, "prompt": "x"}, "generate")[0]
+    fields = openai.to_native({"n": 3, "prompt": "x"}, "generate")[0]
     assert fields == {"num_images": 3, "prompt": "x"}
-    fields = a1111.translated({"prompt": "x", "steps": 7, "width": 64}, None, "generate")
+    fields = a1111.to_native({"prompt": "x", "steps": 7, "width": 64}, None, "generate")
     assert isinstance(fields, dict)
     assert (fields["num_inference_steps"], fields["width"]) == (7, 64)
 

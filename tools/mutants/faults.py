@@ -11,7 +11,8 @@ Left out is what no test could or should notice:
   of types at the top of a module;
 - `if TYPE_CHECKING`, `if __name__ == "__main__"`, and all arguments of log calls and warnings;
 - `==` for `is` and the reverse, which are the same for enums, small numbers and short strings;
-- decorators that only type checkers read, that only save time, or without which any use fails;
+- decorators that only type checkers read, that only save time, or without which any use fails, and
+  the arguments of `@dataclass`;
 - `VariableReplacer` and `VariableInserter`, which insert random numbers.
 """
 
@@ -219,7 +220,9 @@ def _is_in_annotation(node: NodeOrLeaf) -> bool:
 
 
 def _is_unread(node: NodeOrLeaf) -> bool:
-    """Whether it is a call that only reports, a skipped condition, or the alias of a type."""
+    """Whether it only reports or declares: a log call, a skipped condition, an alias of a type."""
+    if node.type == "decorator":
+        return _code(node).startswith("@dataclass(")
     if node.type == "atom_expr":
         return bool(SKIPPED_CALLS.match(_code(node)))
     parent: Any = node.parent

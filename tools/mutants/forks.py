@@ -173,7 +173,9 @@ class Run:
         if self.trace:
             os.environ[tracing.VARIABLE] = str(self.trace)
             traced = importlib.import_module("tools.mutants.tracing")
-            write = traced.start(self.tree.folder, self.trace)
+            traced.resume, write = traced.start(
+                self.tree.folder, self.trace, most_calls=tracing.MOST_CALLS
+            )
         status = pytest.main(
             [
                 "-q", "-n0", "-p", "no:cacheprovider", "-p", "tools.mutants.plugin",

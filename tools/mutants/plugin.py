@@ -44,10 +44,13 @@ class Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         function = function_of(item.nodeid)
+        is_new = function not in self.numbers
         number = self.numbers.setdefault(function, len(self.numbers) + 1)
         if self.board is None:
             return (yield)
         self.board.set(number)
+        if is_new and tracing.resume is not None:
+            tracing.resume()
         try:
             return (yield)
         finally:

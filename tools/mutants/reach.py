@@ -18,6 +18,7 @@ FORMAT = 1  # of the kept files; another one is traced again
 POOL = ("tests/unit", "tests/simulation", "tests/parity", "tests/contracts")
 OUTSIDE = ("tests/unit/benchmarks", "tests/unit/tools")  # they test none of what is drawn from
 SHARED = ("tests/support", "tests/conftest.py", "pyproject.toml")
+TOO_SLOW = "takes too long"
 OWN = "tools/mutants/"  # imported by every run
 
 
@@ -73,16 +74,29 @@ def collect(path: str, result: Mapping[str, Any], trace: Path, root: Path) -> Te
         for number, source, line in json.loads(part.read_text()):
             tests = lines.setdefault(source, {})
             tests.setdefault(names.get(number, ""), set()).add(line)
-    seconds: Mapping[str, Mapping[str, float]] = result["seconds"]
+    setup_s, calls_s = times(result)
     read = {*result["loaded"], *lines, *_shared(root), *_conftests(path)}
     read = {file for file in read if not file.startswith(OWN)}
     return TestFile(
         path,
         {file: digest(root / file) for file in sorted(read)},
-        max((spent["setup"] for spent in seconds.values()), default=0.0),
-        {test: seconds[test]["call"] for test in result["numbers"]},
+        setup_s,
+        calls_s,
         {source: {t: sorted(ls) for t, ls in by.items()} for source, by in lines.items()},
     )
+
+
+def unusable(path: str, root: Path, note: str) -> TestFile:
+    """What is kept of a file of tests that could not be traced to its end."""
+    read = {*_shared(root), *_conftests(path)}
+    return TestFile(path, {file: digest(root / file) for file in read}, 0.0, {}, {}, note=note)
+
+
+def times(result: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
+    """Seconds of the longest set-up and of the call of each test."""
+    seconds: Mapping[str, Mapping[str, float]] = result["seconds"]
+    setup_s = max((spent["setup"] for spent in seconds.values()), default=0.0)
+    return setup_s, {test: seconds[test]["call"] for test in result["numbers"]}
 
 
 def _shared(root: Path) -> Iterator[str]:
@@ -125,9 +139,9 @@ class Atlas:
         return missing
 
     def add(self, file: TestFile) -> None:
-        """Keep it; a file that could not be used is tried again next time."""
+        """Keep it. A file that could not run, or not well, is traced again next time."""
         self.files[file.path] = file
-        if file.note:
+        if file.failing or file.note not in ("", TOO_SLOW):
             return
         text = json.dumps({"format": FORMAT, "file": vars(file)})
         self._place(file.path).write_text(text)

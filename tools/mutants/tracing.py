@@ -10,6 +10,7 @@ imports this at the start of every process.
 from __future__ import annotations
 
 import atexit
+import inspect
 import json
 import mmap
 import os
@@ -18,13 +19,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 VARIABLE = "SDXL_MUTANTS_TRACE"  # holds the folder of the board and the lines
 TRACED = ("sdxl_bento/", "export/")
 BOARD = "board"
 WRITE_EVERY_S = 1.0  # a killed process loses what it has seen since
+# A function that a test has called so often without running a new line is traced in some calls
+# only: simulations call the same ones a million times.
+PATIENCE = 300
+EACH = 16
+MOST_CALLS = 5_000_000  # of a test function; then it goes on without being traced
+
+RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+resume: Callable[[], None] | None = None  # set in the process that runs the tests
 
 Line = tuple[int, str, int]  # test, absolute path of the source, line
 Trace = Callable[[FrameType, str, Any], Any]
@@ -44,26 +54,57 @@ class Board:
         self.bytes[:] = test.to_bytes(2, "little")
 
 
-def start(tree: Path, folder: Path) -> Callable[[], None]:
-    """Trace this process, and its threads to come, until it ends; returns what writes the rest."""
+def start(
+    tree: Path, folder: Path, *, most_calls: int | None = None
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Trace this process, and its threads to come, until it ends.
+
+    Returns two functions: one traces this thread again after `most_calls` calls of functions have
+    ended that, one writes what has been seen.
+    """
     board = Board(folder).bytes
     prefixes = tuple(f"{tree}/{name}" for name in TRACED)
     seen: set[Line] = set()
+    left = sys.maxsize
+    calls_since: dict[tuple[int, CodeType], int] = {}  # a new line, by test and function
 
     def lines(frame: FrameType, event: str, argument: object) -> Trace:
         if event == "line":
-            seen.add((board[0] | board[1] << 8, frame.f_code.co_filename, frame.f_lineno))
+            test, code = board[0] | board[1] << 8, frame.f_code
+            line = (test, code.co_filename, frame.f_lineno)
+            if line not in seen:
+                seen.add(line)
+                calls_since[test, code] = 0
         return lines
 
     def calls(frame: FrameType, event: str, argument: object) -> Trace | None:
-        return lines if frame.f_code.co_filename.startswith(prefixes) else None
+        nonlocal left
+        left -= 1
+        if left < 0:
+            sys.settrace(None)
+            return None
+        code = frame.f_code
+        if not code.co_filename.startswith(prefixes):
+            return None
+        if code.co_flags & RESUMED:  # each of its steps looks like a call
+            return lines
+        key = board[0] | board[1] << 8, code
+        count = calls_since.get(key, 0) + 1
+        calls_since[key] = count
+        return lines if count < PATIENCE or count % EACH == 0 else None
 
     write = _Writer(seen, tree, folder)
     atexit.register(write)
     threading.Thread(target=write.forever, daemon=True, name="trace-writer").start()
     threading.settrace(calls)
-    sys.settrace(calls)
-    return write
+
+    def resume() -> None:
+        nonlocal left
+        left = most_calls or sys.maxsize
+        sys.settrace(calls)
+
+    resume()
+    return resume, write
 
 
 def stop(before: Any = None) -> None:

@@ -1,14 +1,8 @@
-"""Weights of a UNet's ONNX graph in eight bits, each output channel with a scale of its own.
+"""Quantize the weights of a UNet's ONNX graph to eight bits, with a scale for each output channel.
 
-    int8-weights   a `DequantizeLinear` before the layer: linear layers and convolutions; a quarter
-                   of the file, the arithmetic stays float
-    int8           linear layers by integer products, their inputs quantized as they come; ONNX
-                   Runtime fuses the nodes into one
-    int8-static    linear layers and convolutions by integer products, their inputs rounded by
-                   ranges that were measured before (`onnx_static.py`)
-
-What decides the picture most stays as it is: the first and last convolution, the embeddings of time
-and size, the shortcuts. Which linear layers are large is `sdxl_bento/backends/quantized.py`'s list.
+The kinds of quantization are described in `kinds.py`. The layers that decide the picture most stay
+as they are: the first and the last convolution, the embeddings of time and size, the shortcuts. The
+large linear layers are those of `sdxl_bento/backends/quantized.py`.
 """
 
 from __future__ import annotations
@@ -21,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.compile.onnx_graph.kinds import QUANTIZATIONS
 from export.compile.onnx_graph.static import Pairs, Ranges, range_of
 from export.errors import ExportError
 from sdxl_bento.backends.quantized import LARGE_LAYERS
 from sdxl_bento.manifest import Quantization
 
 CONVOLUTIONS = re.compile(r"(resnets\.\d+\.conv[12]|samplers\.\d+\.conv)$")
-KINDS: tuple[Quantization, ...] = ("int8-weights", "int8", "int8-static")
 MOST = 127
-PREFIX = "unet."  # of a weight's name, in graphs of our own exporter
+PREFIX = "unet."  # of a weight's name, in graphs that torch.onnx wrote
 EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 Array = npt.NDArray[Any]
 
@@ -43,16 +37,17 @@ def quantize(
         path: of a UNet's graph with a `.data` file.
         kind: "int8-weights", "int8" or "int8-static".
         ranges: of the layers, for "int8-static".
-        outputs: whether "int8-static" rounds what convolutions give too. ONNX Runtime has no
-            integer convolution that gives floats; OpenVINO has, and is more exact with it.
+        outputs: whether "int8-static" also rounds the outputs of convolutions. ONNX Runtime needs
+            that, because it has no integer convolution with a float output. OpenVINO has one, and
+            is more accurate with it.
 
     Raises:
-        ExportError: a kind that there is not for ONNX, or nothing in the graph to quantize.
+        ExportError: there is no such kind for ONNX, or no layer in the graph to quantize.
     """
     import onnx
 
-    if kind not in KINDS:
-        raise ExportError(f"--quantize {kind}: for ONNX there are {', '.join(KINDS)}")
+    if kind not in QUANTIZATIONS:
+        raise ExportError(f"--quantize {kind}: for ONNX there are {', '.join(QUANTIZATIONS)}")
     model = onnx.load(path)
     number = model.graph.input[0].type.tensor_type.elem_type
     if kind != "int8-weights" and number != onnx.TensorProto.FLOAT:
@@ -73,7 +68,7 @@ def quantize(
 
 
 def _dequantize(graph: Any) -> int:
-    """A weight becomes the output of a node, under the name it had."""
+    """Let a node compute each weight from eight bits, under the weight's name."""
     nodes = [
         _eight_bits(graph, tensor, transposed=False)
         for tensor, _ in _weights(graph, convolutions=True)
@@ -83,7 +78,7 @@ def _dequantize(graph: Any) -> int:
 
 
 def _eight_bits(graph: Any, tensor: Any, *, transposed: bool) -> Any:
-    """The node that gives a weight [out, ...], or [in, out], under the name it had."""
+    """The node that computes a weight [out, ...], or [in, out], under the weight's name."""
     import onnx
 
     weight, name = onnx.numpy_helper.to_array(tensor), tensor.name
@@ -125,7 +120,7 @@ def _static(graph: Any, ranges: Ranges, outputs: bool) -> int:
             nodes += pairs.pair(node.output[0], y, spans.output)
     del graph.node[:]
     graph.node.extend(n for n in nodes if n.op_type != "Transpose" or n.output[0] not in used)
-    # Shapes that were noted for the weights are no longer theirs.
+    # The recorded shapes of the weights are no longer right.
     shapes = [value for value in graph.value_info if value.name not in layers]
     del graph.value_info[:]
     graph.value_info.extend(shapes)
@@ -156,7 +151,7 @@ def _multiply(graph: Any) -> int:
 
 
 def _integer_product(weight: str, x: str, y: str, number: int) -> Iterator[Any]:
-    """The nodes that ONNX Runtime knows as one `DynamicQuantizeMatMul`."""
+    """The nodes that ONNX Runtime fuses into one `DynamicQuantizeMatMul`."""
     from onnx.helper import make_node
 
     def name(part: str) -> str:
@@ -177,25 +172,25 @@ def _integer_product(weight: str, x: str, y: str, number: int) -> Iterator[Any]:
 
 
 def product(weight: str) -> str:
-    """Name of the node whose output is that of a quantized linear layer, without its bias."""
+    """Name of the node that computes a quantized linear layer's output, without its bias."""
     return f"{weight}_product"
 
 
 def product_input(weight: str) -> str:
-    """Name of the node whose input is the layer's."""
+    """Name of the node that reads a quantized linear layer's input."""
     return f"{weight}_input"
 
 
 def _weights(graph: Any, *, convolutions: bool) -> list[tuple[Any, str]]:
     """The initializers of the layers to quantize, with the layers' names."""
-    found = []
+    weights = []
     for tensor in graph.initializer:
         layer = tensor.name.removesuffix(".weight")
         if layer == tensor.name or len(tensor.dims) not in (2, 4):
             continue
         if LARGE_LAYERS.search(layer) or (convolutions and CONVOLUTIONS.search(layer)):
-            found.append((tensor, layer))
-    return found
+            weights.append((tensor, layer))
+    return weights
 
 
 def _numbers(weight: Array) -> tuple[Array, Array]:

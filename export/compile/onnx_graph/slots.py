@@ -1,7 +1,7 @@
 """Adapter slots for a UNet that is an ONNX graph already: nodes beside each layer that has a slot.
 
-The same arithmetic as `sdxl_bento/backends/slots.py` does by hooks. A layer is found by the name of
-its weight, so a graph whose weights were quantized takes adapters too.
+The nodes compute what the hooks of `sdxl_bento/backends/slots.py` do. A layer is found by the name
+of its weight, so that slots can be added to a graph whose weights were quantized too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ DEQUANTIZE = "DequantizeLinear"
 def add_slots(
     plain: Path, path: Path, layout: SlotLayout, names: Mapping[str, str] | None = None
 ) -> None:
-    """Write the graph of `plain` with three inputs more: slot [R], down [S, r, D], up [S, r, U].
+    """Write the graph of `plain` with three more inputs: slot [R], down [S, r, D], up [S, r, U].
 
     Args:
-        plain: a UNet's graph; the new one names the same weights, so it must stand beside it.
-        path: what to write.
+        plain: a UNet's graph.
+        path: of the new graph, in the same folder, because both refer to the same file of weights.
         layout: of the UNet's layers.
         names: layer -> name of its weight in the graph, where it is not `unet.<layer>.weight`.
 
@@ -62,10 +62,10 @@ def add_slots(
 
 @dataclass(frozen=True)
 class _Site:
-    """Where a layer is: its own node, its input `x`, and the node that gives its output.
+    """The place of a layer in the graph: its own node, its input `x`, and the last of its nodes.
 
-    Where static quantization has rounded input and output, `x` is the input before that and `last`
-    comes after it: what an adapter adds is rounded nowhere.
+    Where static quantization rounds input and output, `x` is the input before it is rounded and
+    `last` rounds the output. So what an adapter adds is not rounded.
     """
 
     node: Any
@@ -98,7 +98,7 @@ def _layers(graph: Any, wanted: Mapping[str, str]) -> Iterator[tuple[Any, str, s
 
 
 class _Branches:
-    """Writes nodes to the end of a graph. Every row's factors are gathered once, then divided."""
+    """Appends nodes to a graph. The factors of all rows are gathered once, then split by layer."""
 
     def __init__(self, graph: Any, layout: SlotLayout) -> None:
         self._graph = graph
@@ -110,7 +110,7 @@ class _Branches:
         self._up = self._divide("up", {n: c.up for n, c in columns.items()})
 
     def add(self, site: _Site) -> None:
-        """The layer's last node, and beside it what its row's adapter adds to the output."""
+        """Append the layer's last node, and the nodes that add what its row's adapter gives."""
         node, x, last = site.node, site.x, site.last
         y = last.output[0]
         last.output[0] = f"{y}_without_slot"
@@ -165,7 +165,7 @@ class _Branches:
         return outputs
 
     def _channels(self, node: Any) -> int:
-        """Input channels of a convolution, which the shape of its weight tells."""
+        """Input channels of a convolution, from the shape of its weight."""
         for initializer in self._graph.initializer:
             if initializer.name in (node.input[1], f"{node.input[1]}_int8"):
                 return int(initializer.dims[1])
@@ -180,7 +180,7 @@ class _Branches:
         return self._constant(("ints", *values), np.array(values, np.int64))
 
     def _eye(self, taps: int, kernel: Sequence[int]) -> str:
-        """Of each tap's plane the cell that the tap looks at: [1, taps, *kernel]."""
+        """A kernel that takes from each tap's plane the cell at that tap: [1, taps, *kernel]."""
         import numpy as np
         import onnx
 

@@ -1,8 +1,8 @@
 """Replace sequences of tensors in an ONNX graph by plain splits.
 
 torch writes `chunk`, which halves the inputs of each GEGLU, as `SplitToSequence` and a `SequenceAt`
-for each half. ONNX Runtime has the first for the CPU alone, so on CUDA every one would be a way to
-the host and back; TensorRT has neither.
+for each half. ONNX Runtime implements `SplitToSequence` on the CPU only, so on CUDA each one would
+copy its input to the host and back. TensorRT implements neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def replace_sequences(model: Any) -> int:
-    """Change an `onnx_ir` model in place; how many were replaced."""
+    """Change an `onnx_ir` model in place; returns how many splits were replaced."""
     replaced = 0
     for node in list(model.graph):
         if node.op_type == "SplitToSequence" and (halves := _elements(node)):
@@ -21,24 +21,24 @@ def replace_sequences(model: Any) -> int:
 
 
 def _elements(node: Any) -> list[Any]:
-    """The `SequenceAt` of each element in order; empty if `Split` would be something else."""
-    found: dict[int | None, Any] = {}
+    """The `SequenceAt` of each element in order; empty if a plain `Split` would not be the same."""
+    readers: dict[int | None, Any] = {}
     for user, _ in node.outputs[0].uses():
         if user.op_type != "SequenceAt":
             return []
-        found[_number(user.inputs[1])] = user
+        readers[_number(user.inputs[1])] = user
     size, shape = _number(node.inputs[1]), node.inputs[0].shape
     axis = node.attributes["axis"].as_int()
-    if size is None or None in found or shape is None or not isinstance(shape[axis], int):
+    if size is None or None in readers or shape is None or not isinstance(shape[axis], int):
         return []
-    count = len(found)
-    if sorted(found, key=str) != list(range(count)) or shape[axis] != count * size:
+    count = len(readers)
+    if sorted(readers, key=str) != list(range(count)) or shape[axis] != count * size:
         return []
-    return [found[index] for index in range(count)]
+    return [readers[index] for index in range(count)]
 
 
 def _number(value: Any) -> int | None:
-    """What a constant scalar is; None for all else."""
+    """The value of a constant scalar; None for any other value."""
     import onnx_ir
 
     constant = onnx_ir.convenience.get_const_tensor(value)

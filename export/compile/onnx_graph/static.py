@@ -1,10 +1,10 @@
 """Static quantization: weights and inputs of a UNet's layers in eight bits, by measured ranges.
 
-Around each large linear layer and each convolution but the first, the last and the shortcuts go
-pairs of `QuantizeLinear` and `DequantizeLinear` ("QDQ"), which a runtime fuses with the layer into
-one that multiplies integers. A weight has a signed number and a scale for each output channel. An
-input has unsigned numbers, one scale and one zero for the whole tensor: what instructions such as
-AVX-512 VNNI multiply. Ranges are `calibration.py`'s.
+Each large linear layer, and each convolution except the first, the last and the shortcuts, is put
+between pairs of `QuantizeLinear` and `DequantizeLinear` ("QDQ"). A runtime fuses them with the
+layer into one that multiplies integers. Weights are signed, with a scale for each output channel.
+Inputs are unsigned, with one scale and one zero point for the whole tensor; this is what
+instructions such as AVX-512 VNNI multiply. The ranges are measured by `calibration.py`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 
 from export.errors import ExportError
 
-MOST = 255  # of an unsigned number
+MOST = 255  # the largest unsigned number
 
 
 @dataclass(frozen=True)
 class Range:
-    """What the numbers of a tensor lie in; it holds zero."""
+    """The range of a tensor's numbers; it includes zero."""
 
     low: float = 0.0
     high: float = 0.0
 
     def wider(self, low: float, high: float) -> Range:
-        """One that also holds these."""
+        """A range that also includes these."""
         return Range(min(self.low, low), max(self.high, high))
 
 
 @dataclass(frozen=True)
 class LayerRanges:
-    """Of what goes into a layer and what comes out of it."""
+    """The ranges of a layer's input and output."""
 
     input: Range = Range()
     output: Range = Range()
@@ -44,17 +44,17 @@ Ranges = Mapping[str, LayerRanges]  # by the layer's name in the UNet
 
 
 class Pairs:
-    """Makes pairs for the tensors of one graph; a tensor that several layers read gets one."""
+    """Writes the pairs of one graph. A tensor that several layers read gets one pair."""
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
-        self._made: dict[str, str] = {}
+        self._rounded: dict[str, str] = {}
 
     def before(self, x: str, span: Range) -> tuple[str, list[Any]]:
-        """The name under which layers read `x`, and the nodes to put there, if they are new."""
-        if x in self._made:
-            return self._made[x], []
-        y = self._made[x] = f"{x}_rounded"
+        """The name of the rounded `x`, and the nodes that compute it, unless the graph has them."""
+        if x in self._rounded:
+            return self._rounded[x], []
+        y = self._rounded[x] = f"{x}_rounded"
         return y, self.pair(x, y, span)
 
     def pair(self, x: str, y: str, span: Range) -> list[Any]:
@@ -77,9 +77,9 @@ def range_of(ranges: Ranges, layer: str) -> LayerRanges:
     """The layer's ranges.
 
     Raises:
-        ExportError: it was not run when ranges were measured.
+        ExportError: the layer was not run when ranges were measured.
     """
-    found = ranges.get(layer)
-    if found is None:
+    measured = ranges.get(layer)
+    if measured is None:
         raise ExportError(f"{layer}: no range was measured for it, which int8-static needs")
-    return found
+    return measured

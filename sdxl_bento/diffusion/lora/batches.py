@@ -1,4 +1,4 @@
-"""What was made of loaded adapters for the batches of late: mixes and compositions, by bytes."""
+"""What recent batches computed from loaded adapters, kept for the next ones, bounded by bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Batches:
 
     def __init__(self, targets: Mapping[str, Modules], budget_bytes: int) -> None:
         self._targets, self._budget = targets, budget_bytes
-        # The last used come last.
+        # The last used come last. No ready-made cache: both share one budget, and what the batch
+        # to come needs is kept even where it alone exceeds that.
         self._mixes: OrderedDict[tuple[str, Mix], Mixed] = OrderedDict()
         self._compositions: OrderedDict[tuple[str, tuple[Mix, ...]], Composition] = OrderedDict()
 
@@ -37,7 +38,7 @@ class Batches:
         return composition
 
     def forget(self, name: str) -> None:
-        """Drop all that was made of an adapter."""
+        """Drop everything that was computed from an adapter."""
         for target, rows in list(self._compositions):
             if any(_names(mix, name) for mix in rows):
                 del self._compositions[target, rows]

@@ -57,7 +57,7 @@ class Adapter:
 
 
 class Modules:
-    """The layers of one target, found by the names that LoRA files use for them."""
+    """The layers of one target, by the names that LoRA files use for them."""
 
     def __init__(self, root: nn.Module, only: Collection[str] | None = None) -> None:
         """`only`: the names of those that can take an adapter; None: all."""
@@ -93,7 +93,8 @@ def read_adapter(name: str, path: Path, targets: Mapping[str, Modules]) -> Adapt
 
     Raises:
         AdapterNotFound: the file is gone.
-        AdapterMismatch: it is no whole safetensors file, no plain LoRA, or made for another model.
+        AdapterMismatch: it is not a complete safetensors file, not a plain LoRA, or for another
+            model.
     """
     try:
         stamp = stamp_of(path)
@@ -131,11 +132,11 @@ def _fit_all(
     misfits: defaultdict[str, list[str]] = defaultdict(list)
     for target, layers in pairs.items():
         for layer, pair in layers.items():
-            found = targets[target].find(layer) if target in targets else None
-            if found is None:
+            match = targets[target].find(layer) if target in targets else None
+            if match is None:
                 misfits["the model has no such layer"] += pair.keys
                 continue
-            module_name, module = found
+            module_name, module = match
             only = targets[target].only
             reason = _misfit(pair, module)
             if only is not None and module_name not in only:

@@ -89,7 +89,7 @@ def pairs_by_target(
     renamed, alphas = _rename(name, tensors, unet_config)
     config = json.loads(metadata.get("lora_adapter_metadata", "null")) or {}
 
-    found: dict[str, dict[str, Pair]] = {}
+    pairs: dict[str, dict[str, Pair]] = {}
     strangers: list[str] = []
     for key, down, up in _couples(renamed):
         target, _, layer = key.partition(".")
@@ -98,10 +98,10 @@ def pairs_by_target(
             strangers += keys
             continue
         scaling = _scaling(target, layer, down.shape[0], alphas.get(key), config)
-        found.setdefault(target, {})[layer] = Pair(down, up, scaling, (keys[0], keys[1]))
+        pairs.setdefault(target, {})[layer] = Pair(down, up, scaling, (keys[0], keys[1]))
     if strangers:
         raise AdapterMismatch(name, strangers, "tensors that belong to no layer, or half a pair")
-    return found
+    return pairs
 
 
 def _refuse_other_kinds(name: str, tensors: Tensors) -> None:
@@ -150,7 +150,7 @@ def _from_kohya(
         )
     sgm = [key for key in tensors if any(block in key for block in SGM)]
     try:
-        # The converter empties the dict that it is given.
+        # The converter empties its argument.
         state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
             dict(tensors), unet_config=unet_config if sgm else None
         )

@@ -29,21 +29,21 @@ Arrange = Callable[[torch.Tensor, torch.Tensor], Factors]
 class MixedLayer:
     """What one mix adds to one layer: its adapters' factors laid side by side, scales in `up`.
 
-    They are made at the first use and kept, so that they serve every batch that the mix is in.
+    They are computed at the first use and kept for every batch that has the mix.
     """
 
     def __init__(self, parts: Sequence[tuple[LowRank, float]]) -> None:
         self._parts = parts
         self.rank = sum(part.rank for part, _ in parts)
-        self._made: Factors | None = None
-        self._made_rank = 0
+        self._factors: Factors | None = None
+        self._factors_rank = 0
 
     def factors(self, like: torch.Tensor, rank: int, arrange: Arrange) -> Factors:
         """Arranged down and up as `like`; `rank` at least the own one, the rest is zeros."""
-        if self._made is None or self._made_rank != rank:
-            self._made = self._make(like, rank, arrange)
-            self._made_rank = rank
-        return self._made
+        if self._factors is None or self._factors_rank != rank:
+            self._factors = self._make(like, rank, arrange)
+            self._factors_rank = rank
+        return self._factors
 
     def _make(self, like: torch.Tensor, rank: int, arrange: Arrange) -> Factors:
         down = torch.cat([part.down.to(like) for part, _ in self._parts])
@@ -65,7 +65,7 @@ class Mixed:
             )
             for layer in sorted(names)
         }
-        # What it will hold when all layers have been made, as counted in the adapters' own type.
+        # What it will hold once all layers have been computed, in the adapters' own dtype.
         self.nbytes = sum(part.nbytes for name, _ in mix for part in adapters[name].values())
 
 
@@ -213,8 +213,8 @@ class Composition:
                     runs.setdefault(layer, []).append(Run(start, stop, mixed))
             start = stop
         self._layers = [
-            rows_type(modules[layer])(modules[layer], found, len(rows))
-            for layer, found in runs.items()
+            rows_type(modules[layer])(modules[layer], layer_runs, len(rows))
+            for layer, layer_runs in runs.items()
         ]
 
     @contextmanager

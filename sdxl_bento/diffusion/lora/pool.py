@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 
-import torch
 from torch import nn
 
 from sdxl_bento.diffusion.lora.batches import Batches
@@ -31,6 +30,8 @@ from sdxl_bento.diffusion.lora.files import (
     stamp_of,
 )
 from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.memory import out_of_memory_typed
+from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import (
     AdapterMismatch,
     AdapterNotFound,
@@ -44,7 +45,7 @@ logger = logging.getLogger(f"bentoml.{__name__}")
 
 
 @dataclass(frozen=True)
-class _Source:
+class _File:
     path: Path
     pinned: bool
 
@@ -78,14 +79,15 @@ class LoraPool:
         self._budget = budget_bytes
         self._on_loaded = on_loaded
         self._lock = RLock()
-        self._sources: dict[str, _Source] = {}
-        self._loaded: OrderedDict[str, Adapter] = OrderedDict()  # least recently asked for first
+        self._files: dict[str, _File] = {}
+        # Least recently asked for first. No ready-made cache: pinned ones and those in use stay.
+        self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._loading: set[str] = set()
         self._failures: dict[str, _Failure] = {}
         self._users: Counter[str] = Counter()
         self._batches = Batches(self._targets, budget_bytes)
         self._hashed: dict[Path, tuple[Stamp, str]] = {}
-        self._unused: set[str] = set()  # loaded for somebody who has not begun yet
+        self._unused: set[str] = set()  # loaded for a request that has not started yet
         self.hits = 0
         self.loads = 0
         self.failures = 0
@@ -105,34 +107,32 @@ class LoraPool:
             raise ConfigurationError(f"LoRA {name}: {path} is not a {SUFFIX} file")
         with self._lock:
             adapter = self._loaded.get(name)
-            changed = adapter and (
-                path != self._sources[name].path or adapter.stamp != _stamp(path)
-            )
+            changed = adapter and (path != self._files[name].path or adapter.stamp != _stamp(path))
             if changed and not self._users[name]:
                 self._evict(name)
-            self._sources[name] = _Source(path, pinned)
+            self._files[name] = _File(path, pinned)
 
     def scan(self, folder: Path) -> list[str]:
         """Register every .safetensors file of a folder by its stem; returns the names."""
-        found = sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_file())
-        for path in found:
-            known = self._sources.get(path.stem)
+        paths = sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_file())
+        for path in paths:
+            known = self._files.get(path.stem)
             self.register(path.stem, path, pinned=known is not None and known.pinned)
-        return [path.stem for path in found]
+        return [path.stem for path in paths]
 
     def names(self) -> list[str]:
-        return sorted(self._sources)
+        return sorted(self._files)
 
     def is_loaded(self, name: str) -> bool:
         return name in self._loaded
 
     def is_pinned(self, name: str) -> bool:
-        return self._source(name).pinned
+        return self._file(name).pinned
 
     def size_bytes(self, name: str) -> int:
         """In memory if loaded, else of the file."""
         adapter = self._loaded.get(name)
-        return adapter.nbytes if adapter else self._source(name).path.stat().st_size
+        return adapter.nbytes if adapter else self._file(name).path.stat().st_size
 
     def changes(self, name: str, target: str) -> bool:
         """Whether a loaded adapter has anything for a target."""
@@ -151,14 +151,14 @@ class LoraPool:
         Raises:
             AdapterNotFound: no such name, or its file is gone.
         """
-        found = {}
+        hashes = {}
         for name in sorted(set(names)):
             adapter = self._loaded.get(name)
-            found[name] = adapter.fingerprint if adapter else self._fingerprint(name)
-        return found
+            hashes[name] = adapter.fingerprint if adapter else self._fingerprint(name)
+        return hashes
 
     def _fingerprint(self, name: str) -> str:
-        path = self._source(name).path
+        path = self._file(name).path
         try:
             stamp = stamp_of(path)
             known = self._hashed.get(path)
@@ -184,7 +184,7 @@ class LoraPool:
         wanted = set(names)
         with self._lock:
             for name in wanted:
-                self._source(name)
+                self._file(name)
                 self._raise_failure(name)
             for name in sorted(wanted & self._loaded.keys()):
                 self._loaded.move_to_end(name)
@@ -213,11 +213,11 @@ class LoraPool:
         """Start no more loads and wait for the one under way."""
         self._loader.shutdown(cancel_futures=True)
 
-    def _source(self, name: str) -> _Source:
-        source = self._sources.get(name)
-        if source is None:
+    def _file(self, name: str) -> _File:
+        file = self._files.get(name)
+        if file is None:
             raise AdapterNotFound(name, self.names())
-        return source
+        return file
 
     def _raise_failure(self, name: str) -> None:
         failure = self._failures.get(name)
@@ -225,22 +225,23 @@ class LoraPool:
             return
         if failure.stamp is None:
             del self._failures[name]  # said once, then tried again
-        elif _stamp(self._sources[name].path) != failure.stamp:
+        elif _stamp(self._files[name].path) != failure.stamp:
             del self._failures[name]
             return
         raise failure.error.with_traceback(None)
 
     def _load(self, name: str) -> None:
-        path = self._sources[name].path
+        path = self._files[name].path
         stamp = _stamp(path)
         failure = None
         try:
-            adapter = read_adapter(name, path, self._targets)
+            with out_of_memory_typed():
+                adapter = read_adapter(name, path, self._targets)
         except AdapterMismatch as error:
             failure = _Failure(error, stamp)
         except AdapterNotFound as error:
             failure = _Failure(error, None)
-        except torch.OutOfMemoryError:
+        except DeviceOutOfMemory:
             failure = _Failure(OutOfMemory(f"no memory to load the LoRA {name}"), None)
         except Exception:
             logger.exception("Loading the LoRA %s failed", name)
@@ -262,7 +263,7 @@ class LoraPool:
         for name in list(self._loaded):
             if held <= self._budget:
                 return
-            if name in keep or self._users[name] or self._sources[name].pinned:
+            if name in keep or self._users[name] or self._files[name].pinned:
                 continue
             held -= self._evict(name).nbytes
 

@@ -14,9 +14,9 @@ from sdxl_bento.protocols.a1111.prompt_syntax import without_loras
 from sdxl_bento.protocols.a1111.samplers import sampler_of
 from sdxl_bento.sampler_names import AUTOMATIC
 
-# AUTOMATIC1111's name of a field → the native field with the same value, the same name or not.
+# AUTOMATIC1111's name of a field → the native field with the same value, under whichever name.
 SAME = {wire.a1111: name for name, wire in wires(GenerateParams).items() if wire.a1111}
-# Native field → its name here, for errors.
+# Native field → its name in this protocol, for errors.
 NAMES = {native: name for name, native in SAME.items() if name != native} | {
     "num_images": "batch_size x n_iter",
     "strength": "denoising_strength",
@@ -25,8 +25,8 @@ NAMES = {native: name for name, native in SAME.items() if name != native} | {
     "output_format": "override_settings.samples_format",
     "high_noise_frac": "refiner_switch_at",
 }
-# Taken with these values alone, which ask for nothing.
-NOTHING: Mapping[str, tuple[object, ...]] = {
+# Fields of features that this server does not have → the values that do not ask for the feature.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "enable_hr": (False,),
     "script_name": ("", "None"),
     "script_args": ([],),
@@ -47,52 +47,56 @@ NOTHING: Mapping[str, tuple[object, ...]] = {
     "resize_mode": (0,),
     "initial_noise_multiplier": (1,),
 }
-# About the web interface's own files, or about what is refused above.
+# Fields about the files of AUTOMATIC1111's interface, or details of the features above.
 IGNORED = re.compile(
     r"(hr_|firstphase_|do_not_save_|mask_blur|inpaint)\w*|comments|eta|force_task_id|save_images"
     r"|image_cfg_scale|include_init_images|mask_round|override_settings_restore_afterwards"
     r"|s_tmax|subseed"
 )
-_OWN = (
+# Fields that are translated one by one below.
+OWN = (
     *("prompt", "negative_prompt", "seed", "batch_size", "n_iter", "sampler_name", "sampler_index"),
     *("scheduler", "override_settings", "refiner_checkpoint", "refiner_switch_at", "send_images"),
     *("denoising_strength", "init_images"),
 )
-DENOISING_STRENGTH = 0.75  # where an img2img call says nothing
+DENOISING_STRENGTH = 0.75  # of an img2img call that does not set it
 
 
-def translated(body: object, model: str | None, task: Task) -> object:
-    """The native fields; `model` is drawn with unless the body names one. Raises InvalidInput."""
+def to_native(body: object, model: str | None, task: Task) -> object:
+    """Translate a body into native fields. `model` is used unless the body names one.
+
+    Raises InvalidInput.
+    """
     if not isinstance(body, Mapping):
         return body
-    given = {name: value for name, value in body.items() if value is not None}
-    _check_known(given)
-    if not isinstance(given.get("send_images", True), bool):
-        raise InvalidInput("send_images", given["send_images"], "true or false")
-    prompt, loras = without_loras(_text(given, "prompt"))
+    body = {name: value for name, value in body.items() if value is not None}
+    _check_known(body)
+    if not isinstance(body.get("send_images", True), bool):
+        raise InvalidInput("send_images", body["send_images"], "true or false")
+    prompt, loras = without_loras(_text(body, "prompt"))
     fields: dict[str, Any] = {"prompt": prompt, "loras": loras, "model": model}
-    # SDXL's zeros stand for an empty negative prompt there, and for none at all here.
-    fields["negative_prompt"] = _text(given, "negative_prompt") or None
-    fields["seed"] = None if given.get("seed", -1) == -1 else given["seed"]
-    fields["num_images"] = _count(given, "batch_size") * _count(given, "n_iter")
-    fields |= {native: given[name] for name, native in SAME.items() if name in given}
-    fields |= _sampler(given)
-    fields |= _overridden(given.get("override_settings", {}))
-    fields |= _refiner(given)
+    # An empty negative prompt means SDXL's zeros there, which here is no negative prompt at all.
+    fields["negative_prompt"] = _text(body, "negative_prompt") or None
+    fields["seed"] = None if body.get("seed", -1) == -1 else body["seed"]
+    fields["num_images"] = _count(body, "batch_size") * _count(body, "n_iter")
+    fields |= {native: body[name] for name, native in SAME.items() if name in body}
+    fields |= _sampler(body)
+    fields |= _overridden(body.get("override_settings", {}))
+    fields |= _refiner(body)
     if task != "generate":
-        fields["strength"] = given.get("denoising_strength", DENOISING_STRENGTH)
-        fields["image"] = _only_one(given.get("init_images"))
+        fields["strength"] = body.get("denoising_strength", DENOISING_STRENGTH)
+        fields["image"] = _only_one(body.get("init_images"))
     return fields
 
 
-def _check_known(given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        if name in NOTHING:
-            if not any(_same(value, nothing) for nothing in NOTHING[name]):
-                only = " or ".join(map(repr, NOTHING[name])) or "nothing"
+def _check_known(body: Mapping[str, Any]) -> None:
+    for name, value in body.items():
+        if name in NEUTRAL:
+            if not any(_same(value, neutral) for neutral in NEUTRAL[name]):
+                only = " or ".join(map(repr, NEUTRAL[name])) or "nothing"
                 raise InvalidInput(name, value, f"{only}; it is not supported")
-        elif name not in (*_OWN, *SAME) and not IGNORED.fullmatch(name):
-            known = ", ".join(sorted((*_OWN, *SAME)))
+        elif name not in (*OWN, *SAME) and not IGNORED.fullmatch(name):
+            known = ", ".join(sorted((*OWN, *SAME)))
             raise InvalidInput(name, value, f"one of the fields {known}")
 
 
@@ -100,23 +104,26 @@ def _same(value: object, other: object) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
-def _text(given: Mapping[str, Any], name: str) -> str:
-    text = given.get(name, "")
+def _text(body: Mapping[str, Any], name: str) -> str:
+    text = body.get(name, "")
     if not isinstance(text, str):
         raise InvalidInput(name, text, "text")
     return text
 
 
-def _sampler(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's own, if nothing is said of it. With a scheduler alone it is Euler, as there."""
-    scheduler = _text(given, "scheduler") or AUTOMATIC
-    names = _text(given, "sampler_name"), _text(given, "sampler_index")
+def _sampler(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The native sampler: the model's default if none is named, Euler if only a scheduler is.
+
+    Euler is AUTOMATIC1111's own default.
+    """
+    scheduler = _text(body, "scheduler") or AUTOMATIC
+    names = _text(body, "sampler_name"), _text(body, "sampler_index")
     name = names[0] or names[1] or ("" if scheduler.lower() == AUTOMATIC else "Euler")
     return {"sampler": sampler_of(name, scheduler)} if name else {}
 
 
-def _count(given: Mapping[str, Any], name: str) -> int:
-    count = given.get(name, 1)
+def _count(body: Mapping[str, Any], name: str) -> int:
+    count = body.get(name, 1)
     if type(count) is not int or not 1 <= count <= 1000:
         raise InvalidInput(name, count, "an integer over 0")
     return count
@@ -139,9 +146,9 @@ def _overridden(settings: object) -> dict[str, Any]:
     return fields
 
 
-def _refiner(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Each model has one refiner of its own, so that any name of a refiner means that."""
-    name, at = given.get("refiner_checkpoint", ""), given.get("refiner_switch_at")
+def _refiner(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Each model has at most one refiner, so any name that contains "refiner" stands for it."""
+    name, at = body.get("refiner_checkpoint", ""), body.get("refiner_switch_at")
     if isinstance(at, bool) or not isinstance(at, float | int | None):
         raise InvalidInput("refiner_switch_at", at, "a number over 0 under 1")
     if name in ("", "None"):

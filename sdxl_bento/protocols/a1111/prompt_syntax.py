@@ -1,6 +1,6 @@
-"""What AUTOMATIC1111 writes into prompts: `a red circle <lora:striped:0.8>`.
+"""Adapters in AUTOMATIC1111's prompts, such as `a red circle <lora:striped:0.8>`.
 
-The rest of its syntax, such as `(word:1.2)`, stays in the prompt as text.
+The rest of its prompt syntax, such as `(word:1.2)`, stays in the prompt as text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
 
 
 def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
-    """The prompt without its tags, and the native `loras` that they name. Raises InvalidInput."""
+    """The prompt without its tags, and the native `loras` for these. Raises InvalidInput."""
     loras = [_lora(match) for match in _TAG.finditer(prompt)]
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
 
@@ -24,7 +24,7 @@ def _lora(match: re.Match[str]) -> dict[str, Any]:
     kind, text = match.groups()
     name, *weights = text.split(":")
     scale = _number(weights[0]) if weights else 1.0
-    # A second weight is the UNet's alone; ours is one for all parts.
+    # AUTOMATIC1111 takes a second weight for the UNet alone. Here all parts have the same weight.
     same = all(_number(weight) == scale for weight in weights[1:])
     if kind == "hypernet" or not name or scale is None or not same:
         raise InvalidInput("prompt", match[0], "<lora:name> or <lora:name:weight>")

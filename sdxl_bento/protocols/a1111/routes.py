@@ -12,15 +12,28 @@ from starlette.routing import Route
 
 from sdxl_bento.errors import InvalidInput, RequestNotFound, SDXLError
 from sdxl_bento.order import Task
-from sdxl_bento.protocols.a1111.answers import response_body
-from sdxl_bento.protocols.a1111.fields import NAMES, translated
-from sdxl_bento.protocols.a1111.jobs import Jobs
+from sdxl_bento.protocols.a1111.answers import (
+    Automatic1111Options,
+    Automatic1111Scripts,
+    lora_json,
+    model_json,
+    response_body,
+    samplers_json,
+    schedulers_json,
+)
+from sdxl_bento.protocols.a1111.fields import NAMES, to_native
+from sdxl_bento.protocols.a1111.running_calls import RunningCalls
 from sdxl_bento.protocols.http.answers import answer_headers
 from sdxl_bento.protocols.http.api import API, api_of
-from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
+from sdxl_bento.protocols.http.bodies import (
+    FIELD_HEADERS,
+    MAX_JSON_BYTES,
+    MAX_UPLOAD_BYTES,
+    Call,
+    read_call,
+)
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
-from sdxl_bento.protocols.http.validation import renamed
-from sdxl_bento.sampler_names import A1111_SAMPLERS, A1111_SCHEDULERS
+from sdxl_bento.protocols.http.validation import rename_field
 
 PROTOCOL = "automatic1111"
 _CHECKPOINT = "sd_model_checkpoint"
@@ -32,10 +45,10 @@ def routes() -> list[Route]:
 
 
 class Automatic1111:
-    """The routes. What they keep between calls is the running jobs and the chosen model."""
+    """The routes, which share the running calls and the chosen model."""
 
     def __init__(self) -> None:
-        self._jobs = Jobs()
+        self._calls = RunningCalls()
         self._model: str | None = None
 
     def routes(self) -> list[Route]:
@@ -61,42 +74,43 @@ class Automatic1111:
         return await self._draw(request, "img2img", MAX_UPLOAD_BYTES)
 
     async def _draw(self, request: Request, task: Task, max_bytes: int) -> Response:
-        arrived = await read_call(request, max_bytes)
+        http_call = await read_call(request, max_bytes)
         kind = request.headers.get("content-type", "")
-        if kind.startswith("multipart/"):  # its files could not come back as `parameters`
+        if kind.startswith("multipart/"):  # its files could not be returned as `parameters`
             error = UnsupportedBody("Content-Type", kind, "application/json")
-            arrived = replace(arrived, fields={}, error=arrived.error or error)
-        call = self._translated(arrived, task)
+            http_call = replace(http_call, fields={}, error=http_call.error or error)
+        call = self._native_call(http_call, task)
         try:
-            with self._jobs.running(call.request_id) as job:
-                answer = await api_of(request).run(call, task, job.note)
-        except Exception as error:  # whatever it is, the client gets our error body
-            return error_response(renamed(logged(error, call.request_id), NAMES), call.request_id)
-        asked = arrived.fields if isinstance(arrived.fields, Mapping) else {}
-        return JSONResponse(response_body(answer, asked), headers=answer_headers(answer))
+            with self._calls.running(call.request_id) as running:
+                answer = await api_of(request).run(call, task, running.update)
+        except Exception as error:  # every error is answered in the protocol's format
+            return error_response(
+                rename_field(logged(error, call.request_id), NAMES), call.request_id
+            )
+        body = http_call.fields if isinstance(http_call.fields, Mapping) else {}
+        return JSONResponse(response_body(answer, body), headers=answer_headers(answer))
 
-    def _translated(self, arrived: Call, task: Task) -> Call:
+    def _native_call(self, call: Call, task: Task) -> Call:
         """The call in native fields. What is wrong with it is its `error`."""
-        call = replace(arrived, protocol=PROTOCOL)
+        call = replace(call, protocol=PROTOCOL)
         if call.error is not None:
             return call
         try:
-            return replace(call, fields=translated(call.fields, self._model, task))
+            return replace(call, fields=to_native(call.fields, self._model, task))
         except SDXLError as error:
             return replace(call, error=error)
 
     async def _progress(self, request: Request) -> Response:
-        given = request.query_params.get("skip_current_image", "false").lower()
-        if given not in ("true", "1", "false", "0"):
-            raise InvalidInput("skip_current_image", given, "true or false")
-        skip = given in ("true", "1")
-        return JSONResponse(await self._jobs.progress(with_image=not skip))
+        skip = request.query_params.get("skip_current_image", "false").lower()
+        if skip not in ("true", "1", "false", "0"):
+            raise InvalidInput("skip_current_image", skip, "true or false")
+        return JSONResponse(await self._calls.progress(with_image=skip in ("false", "0")))
 
     async def _interrupt(self, request: Request) -> Response:
-        job = self._jobs.oldest()
-        if job is not None:
-            with suppress(RequestNotFound):  # it is over
-                api_of(request).generator.calls.cancel(job.request_id)
+        call = self._calls.oldest()
+        if call is not None:
+            with suppress(RequestNotFound):  # it has just ended
+                api_of(request).generator.calls.cancel(call.request_id)
         return JSONResponse({})
 
     async def _options(self, request: Request) -> Response:
@@ -104,23 +118,26 @@ class Automatic1111:
             return await self._choose(request)
         models = api_of(request).generator.models.summaries()
         model = self._model or (models[0].name if models else None)
-        return JSONResponse({_CHECKPOINT: model, "samples_format": "png"})
+        body: Automatic1111Options = {"sd_model_checkpoint": model, "samples_format": "png"}
+        return JSONResponse(body)
 
     async def _choose(self, request: Request) -> Response:
-        """The model of the calls that name none, for everybody who uses this protocol."""
-        api = api_of(request)
-        arrived = await read_call(request, MAX_JSON_BYTES)
+        """Set the model of the calls that name none, for all clients of this protocol."""
+        call = await read_call(request, MAX_JSON_BYTES)
         try:
-            if arrived.error is not None:
-                raise arrived.error
-            self._model = _chosen(api, arrived.fields)
+            if call.error is not None:
+                raise call.error
+            self._model = _model_in(api_of(request), call.fields)
         except SDXLError as error:
-            return error_response(renamed(error, NAMES), arrived.request_id)
+            return error_response(rename_field(error, NAMES), call.request_id)
         return JSONResponse(None)
 
 
-def _chosen(api: API, options: object) -> str:
-    if not isinstance(options, Mapping) or set(options) - {"slo_ms", "priority"} != {_CHECKPOINT}:
+def _model_in(api: API, options: object) -> str:
+    """The name of the model that options choose. Raises InvalidInput, ModelNotFound, NotReady."""
+    if not isinstance(options, Mapping) or set(options) - {*FIELD_HEADERS.values()} != {
+        _CHECKPOINT
+    }:
         shown = sorted(options) if isinstance(options, Mapping) else options
         raise InvalidInput("options", shown, f"{_CHECKPOINT} alone")
     if api.settings.workers > 1:
@@ -130,36 +147,23 @@ def _chosen(api: API, options: object) -> str:
 
 
 async def _models(request: Request) -> Response:
-    described = [
-        {
-            "title": model.name,
-            "model_name": model.name,
-            "hash": None,
-            "sha256": None,
-            "filename": model.tag,
-            "config": None,
-        }
-        for model in api_of(request).generator.models.summaries()
-    ]
-    return JSONResponse(described)
+    models = api_of(request).generator.models.summaries()
+    return JSONResponse([model_json(model) for model in models])
 
 
 async def _samplers(request: Request) -> Response:
-    return JSONResponse([{"name": n, "aliases": [], "options": {}} for n in A1111_SAMPLERS])
+    return JSONResponse(samplers_json())
 
 
 async def _schedulers(request: Request) -> Response:
-    return JSONResponse(
-        [{"name": name, "label": name.capitalize(), "aliases": None} for name in A1111_SCHEDULERS]
-    )
+    return JSONResponse(schedulers_json())
 
 
 async def _loras(request: Request) -> Response:
     loras = api_of(request).generator.models.adapters()
-    return JSONResponse(
-        [{"name": each.name, "alias": each.name, "path": "", "metadata": {}} for each in loras]
-    )
+    return JSONResponse([lora_json(lora) for lora in loras])
 
 
 async def _scripts(request: Request) -> Response:
-    return JSONResponse({"txt2img": [], "img2img": []})
+    body: Automatic1111Scripts = {"txt2img": [], "img2img": []}
+    return JSONResponse(body)

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's names of samplers and schedulers → ours, by the table in `sampler_names`."""
+"""AUTOMATIC1111's samplers and schedulers → native samplers, by the table in `sampler_names`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BY_NAME = {name.lower(): name for name in A1111_SAMPLERS}
 
 
 def sampler_of(name: object, scheduler: object) -> str:
-    """Our sampler. Raises InvalidInput where we have none: nothing is replaced silently."""
+    """The native sampler. Raises InvalidInput if there is none: nothing is replaced silently."""
     known = _BY_NAME.get(name.lower()) if isinstance(name, str) else None
     if known is None:
         raise InvalidInput("sampler_name", name, f"one of {', '.join(A1111_SAMPLERS)}")

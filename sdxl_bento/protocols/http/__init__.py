@@ -1,1 +1,1 @@
-"""What all protocols share of HTTP: bodies, errors, and the parts of the OpenAPI document."""
+"""What all protocols share: bodies, errors, and the elements of the OpenAPI document."""

@@ -5,12 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Annotated
 
+from pydantic import WithJsonSchema
 from starlette.responses import Response
 
 from sdxl_bento.drawing import Answer
 from sdxl_bento.pictures.encode import MEDIA_TYPES
+from sdxl_bento.protocols.http.operations import NUMBER, open_object
 from sdxl_bento.serving.results import Timings
+
+_STAGES = [f"{name.removesuffix('_s')}_ms" for name in Timings.__dataclass_fields__]
+Milliseconds = Annotated[
+    dict[str, float], WithJsonSchema(open_object(dict.fromkeys(_STAGES, NUMBER)))
+]
 
 
 def base64_of(data: bytes) -> str:
@@ -19,7 +27,7 @@ def base64_of(data: bytes) -> str:
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:
-    """What a client can know of a picture without parsing its file."""
+    """What a client can learn of the pictures without parsing their files."""
     stages = (
         f"{name.removesuffix('_ms')};dur={value:g}"
         for name, value in milliseconds(answer.generation.timings).items()
@@ -32,19 +40,19 @@ def answer_headers(answer: Answer) -> dict[str, str]:
         "Cache-Control": "no-store",
     }
     ids = [picture.image_id for picture in answer.pictures if picture.image_id is not None]
-    if len(ids) == len(answer.pictures):  # where one is missing, only JSON can say which
+    if len(ids) == len(answer.pictures):  # if one is missing, only JSON can say which
         headers["X-Image-Id"] = ", ".join(ids)
     return headers | cache_header([answer])
 
 
 def cache_header(answers: Sequence[Answer]) -> dict[str, str]:
-    """`X-Cache`: `hit` where nothing had to be drawn; no header where nothing is cached."""
-    known = [answer.cached for answer in answers]
-    return {} if None in known else {"X-Cache": "hit" if all(known) else "miss"}
+    """`X-Cache`: `hit` if nothing had to be drawn. There is no header if nothing is cached."""
+    cached = [answer.cached for answer in answers]
+    return {} if None in cached else {"X-Cache": "hit" if all(cached) else "miss"}
 
 
 def picture_response(answer: Answer, headers: dict[str, str] | None = None) -> Response:
-    """The first picture of an answer as it is, with `answer_headers` and `headers`."""
+    """The file of an answer's first picture, with `answer_headers` and `headers`."""
     picture = answer.pictures[0]
     media_type = MEDIA_TYPES[picture.output_format]
     return Response(
@@ -52,7 +60,7 @@ def picture_response(answer: Answer, headers: dict[str, str] | None = None) -> R
     )
 
 
-def milliseconds(timings: Timings) -> dict[str, float]:
-    """`{"queue_ms": …, …, "total_ms": …}`."""
+def milliseconds(timings: Timings) -> Milliseconds:
+    """Timings in milliseconds, to a tenth of one."""
     seconds = asdict(timings).items()
     return {f"{name.removesuffix('_s')}_ms": round(value * 1e3, 1) for name, value in seconds}

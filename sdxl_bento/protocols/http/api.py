@@ -1,4 +1,4 @@
-"""What the routes of all protocols draw with: from a call to its answer, while its client waits."""
+"""What the routes of all protocols draw with: it turns a call into its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdxl_bento.drawing import Answer, Drawing, OnProgress
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.order import InputImage, Order, Task
+from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
 from sdxl_bento.pictures.encode import decode
 from sdxl_bento.protocols.http.bodies import Call, picture_bytes
 from sdxl_bento.protocols.http.validation import parse_params
@@ -37,14 +37,14 @@ class API:
     async def run(
         self, call: Call, task: Task = "generate", on_progress: OnProgress | None = None
     ) -> Answer:
-        """Draw a call while its client is there and its time is not over; count it.
+        """Draw a call, as long as its client is connected and its time is not over, and count it.
 
         Raises:
             SDXLError: see `errors`.
             TimeoutError: it took longer than `timeout_s`.
         """
 
-        async def drawn() -> Answer:
+        async def draw() -> Answer:
             return await self._drawing.draw(
                 await self._order(call, task),
                 request_id=call.request_id,
@@ -54,31 +54,36 @@ class API:
 
         model = self.generator.models.name_of(call.model)
         with self._metrics.request(call.protocol, model):
-            answer = await call.caller.wait_for(drawn(), self.settings.timeout_s)
+            answer = await call.caller.wait_for(draw(), self.settings.timeout_s)
         self._metrics.generated(call.protocol, answer.generation)
         return answer
 
     async def _order(self, call: Call, task: Task) -> Order:
-        """What the call wants. Its picture is fetched and decoded. Raises InvalidInput."""
-        if task == "generate":
+        """The call's order, with its pictures decoded. Raises InvalidInput, ImageNotFound."""
+        if not PICTURES_OF[task]:
             return Order(task, call.params())
         if call.error is not None:
             raise call.error
         fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
-        image, named = fields.pop("image", None), _image_id(fields)
-        image_id = None if named is None else str(named)
+        sent = {role: (fields.pop(role, None), _pop_id(fields, role)) for role in PICTURES_OF[task]}
         params = parse_params(fields)
+        pictures = {role: await self._picture(role, *values) for role, values in sent.items()}
+        return Order(task, params, pictures)
+
+    async def _picture(self, role: PictureRole, image: object, image_id: str | None) -> InputImage:
+        """The picture in a field, or the one with an id in the store, whichever there is."""
         if (image is None) == (image_id is None):
-            raise InvalidInput("image", image, "a picture here, or the id of one in image_id")
+            raise InvalidInput(role, image, f"a picture here, or the id of one in {role}_id")
         if image_id is None:
-            data = picture_bytes(image)
+            data = picture_bytes(image, role)
         else:
             data = (await self.pictures.get(image_id)).data
 
         def read() -> InputImage:
-            return InputImage.of(decode(data, self.settings.max_pixels), data, image_id)
+            decoded = decode(data, self.settings.max_pixels, role)
+            return InputImage.of(decoded, data, image_id)
 
-        return Order(task, params, await asyncio.to_thread(read))
+        return await asyncio.to_thread(read)
 
 
 def api_of(request: Request) -> API:
@@ -87,9 +92,11 @@ def api_of(request: Request) -> API:
     return api
 
 
-def _image_id(fields: dict[str, object]) -> object:
-    """Taken out of the fields: `image_id`, or `id`, as dstack's tutorial calls it."""
-    image_id, other = fields.pop("image_id", None), fields.pop("id", None)
-    if image_id is not None and other is not None:
-        raise InvalidInput("id", other, "one of id and image_id, not both")
-    return other if image_id is None else image_id
+def _pop_id(fields: dict[str, object], role: PictureRole) -> str | None:
+    """Remove the field with a picture's id: `image_id`, or `id`, as dstack's tutorial calls it."""
+    image_id = fields.pop(f"{role}_id", None)
+    alias = fields.pop("id", None) if role == "image" else None
+    if image_id is not None and alias is not None:
+        raise InvalidInput("id", alias, f"one of id and {role}_id, not both")
+    named = alias if image_id is None else image_id
+    return None if named is None else str(named)

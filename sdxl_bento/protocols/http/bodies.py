@@ -1,4 +1,4 @@
-"""From a request to a `Call`: its fields decoded, and nothing of them checked yet."""
+"""From an HTTP request to a `Call`, whose fields are decoded but not validated."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ MAX_JSON_BYTES = 1 << 20
 MAX_BATCH_BYTES = 16 << 20
 MAX_UPLOAD_BYTES = 32 << 20
 MAX_BATCH_ITEMS = 256
+# Native fields that a call may have as headers instead, which a proxy can set for all calls.
+FIELD_HEADERS: Mapping[str, str] = {"X-SLO-MS": "slo_ms", "X-Priority": "priority"}
+# Fields of calls that redraw a picture, beside those of `GenerateParams`: each with what it holds,
+# and whether that is a file, which forms carry as it is and JSON in base64.
+PICTURE_FIELDS: Mapping[str, tuple[str, bool]] = {
+    "image": ("One PNG, JPEG or WebP.", True),
+    "image_id": ("A picture of this server, instead of `image`.", False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +37,14 @@ class Call:
     """One HTTP call as it arrived, with what it asks for in native fields.
 
     Attributes:
-        request_id: the caller's, or one of ours.
+        request_id: the caller's, or one that the server made.
         wants_json: the caller prefers JSON to a picture.
         fields: the native fields, decoded and not validated.
-        caller: tells when the client has left.
-        error: why there are no fields, or what is already known to be wrong with them.
+        caller: tells when the client has disconnected.
+        error: why the fields could not be read, or what is already known to be wrong with them.
         protocol: the adapter's name, for metrics.
         cache: what the caller allows the result cache to do.
-        validated: the parameters, where the adapter had to validate them to say where an error is.
+        validated: the parameters, if the adapter had to validate them to say where an error is.
     """
 
     request_id: str
@@ -50,20 +58,20 @@ class Call:
 
     @property
     def model(self) -> object:
-        """The model that the caller names, which may be anything; None for the default one."""
+        """The model that the caller names, not validated. None stands for the default model."""
         if self.validated is not None:
             return self.validated.model
         return self.fields.get("model") if isinstance(self.fields, Mapping) else None
 
     def params(self) -> GenerateParams:
-        """The validated parameters. Raises the call's error, and InvalidInput."""
+        """The validated parameters. Raises the call's error, or InvalidInput."""
         if self.error is not None:
             raise self.error
         return self.validated if self.validated is not None else parse_params(self.fields)
 
 
 async def read_call(request: Request, max_bytes: int) -> Call:
-    """Read a request of a native route. It never raises: what is wrong is the call's `error`."""
+    """Read a request. It never raises an error of this package: that becomes the call's `error`."""
     error: SDXLError | None = None
     fields: object = None
     request_id = "invalid"
@@ -78,14 +86,14 @@ async def read_call(request: Request, max_bytes: int) -> Call:
 
 
 async def read_fields(request: Request) -> object:
-    """Decode a body by its content type: JSON or a form. Raises InvalidInput and its kinds."""
+    """Decode a body by its content type: JSON or a form. Raises InvalidInput or a subclass."""
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await read_multipart(request, MAX_JSON_BYTES)
     if kind not in ("application/json", "application/x-www-form-urlencoded"):
         raise UnsupportedBody("Content-Type", kind, "application/json or multipart/form-data")
     body = (await request.body()).strip()
-    # `curl -d` calls JSON a form unless it is told otherwise, and no form begins like this.
+    # `curl -d` labels JSON as a form unless told otherwise. No form begins with a brace.
     if kind == "application/json" or body.startswith(b"{"):
         return read_json(body)
     return read_urlencoded(body)
@@ -111,30 +119,31 @@ def read_json(body: bytes) -> object:
 
 
 def with_headers(fields: object, headers: Mapping[str, str]) -> object:
-    """Fields that may come as headers instead. A field in the body wins.
+    """Add the fields that the caller sent as headers. A field in the body takes precedence.
 
-    Raises InvalidInput for a wrong header, also where the body has the field.
+    `headers` are looked up in lower case. Raises InvalidInput for a wrong header, even if the body
+    has the field.
     """
-    given = {
-        field: headers[header]
-        for header, field in (("x-slo-ms", "slo_ms"), ("x-priority", "priority"))
-        if header in headers
+    sent = {
+        field: headers[header.lower()]
+        for header, field in FIELD_HEADERS.items()
+        if header.lower() in headers
     }
-    if given:
-        parse_params({"prompt": "", **given})
-    return {**given, **fields} if isinstance(fields, Mapping) else fields
+    if sent:
+        parse_params({"prompt": "", **sent})
+    return {**sent, **fields} if isinstance(fields, Mapping) else fields
 
 
-def picture_bytes(value: object) -> bytes:
-    """The field `image`: a form's file as it is, or base64 text. Raises InvalidInput."""
+def picture_bytes(value: object, field: str = "image") -> bytes:
+    """The file in a field: from a form, or base64 text. Raises InvalidInput."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
         if len(value) > MAX_UPLOAD_BYTES:
-            raise BodyTooLarge("image", f"{len(value)} characters", f"at most {MAX_UPLOAD_BYTES}")
+            raise BodyTooLarge(field, f"{len(value)} characters", f"at most {MAX_UPLOAD_BYTES}")
         data = value.partition(",")[2] if value.startswith("data:image/") else value
         try:
             return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
             pass
-    raise InvalidInput("image", value, "a PNG, JPEG or WebP file, or one in base64; no addresses")
+    raise InvalidInput(field, value, "a PNG, JPEG or WebP file, or one in base64; no addresses")

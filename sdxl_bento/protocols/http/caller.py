@@ -1,4 +1,4 @@
-"""The client of one request: its id, how much it may send, and whether it is still there."""
+"""The client of one request: its id, how much it may send, and whether it is still connected."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
-    """The caller's `X-Request-Id`, or a new one. Raises InvalidInput for one that is no token."""
-    given = headers.get("x-request-id")
-    if given is None:
+    """The caller's `X-Request-Id`, or a new one. Raises InvalidInput if it has other characters."""
+    request_id = headers.get("x-request-id")
+    if request_id is None:
         return secrets.token_hex(12)
-    if not _REQUEST_ID.match(given):
+    if not _REQUEST_ID.match(request_id):
         raise errors.InvalidInput(
-            "X-Request-Id", given, "1 to 128 letters, digits, dots, colons, dashes, underscores"
+            "X-Request-Id",
+            request_id,
+            "1 to 128 letters, digits, dots, colons, dashes, underscores",
         )
-    return given
+    return request_id
 
 
 def limited(request: Request, max_bytes: int) -> Request:
@@ -51,14 +53,14 @@ def limited(request: Request, max_bytes: int) -> Request:
 
 
 class Caller:
-    """The client at the other end. Make one only when its request's body has been read."""
+    """The client that waits for an answer. Create it after its request's body has been read."""
 
     def __init__(self, receive: Receive) -> None:
-        # It ends by itself: a server reports a disconnect once the response is complete, too.
+        # The task ends by itself: a server reports a disconnect after a complete response too.
         self._left = asyncio.create_task(_until_disconnect(receive))
 
     async def wait_for(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        """Run `work`; cancel it when the client leaves or the time is over.
+        """Run `work`. Cancel it if the client disconnects or the time is over.
 
         Raises RequestCancelled or TimeoutError for these two.
         """

@@ -1,9 +1,9 @@
-"""Other sites' pages may look at what this server has, but not make it work.
+"""Pages of other sites may read from this server, but not make it draw.
 
-A browser sends a form or a plain POST anywhere, whichever page asks for it, and a server on
-`localhost` is in its reach. What such a request looks like is Go's rule (`CrossOriginProtection`
-of net/http, Go 1.25): browsers say where a request comes from in `Sec-Fetch-Site`, older ones in
-`Origin`; other clients say nothing and are let through.
+A browser sends forms and simple POST requests on behalf of any page, also to a server on
+`localhost`. Such requests are recognised by the rule of `CrossOriginProtection` in Go 1.25's
+net/http: browsers send `Sec-Fetch-Site`, older ones `Origin`. Clients that send neither are not
+browsers, and are allowed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXPOSED = (
 
 
 class CrossOriginProtection:
-    """ASGI middleware: 403 for what another origin's page sends, unless it is among `trusted`."""
+    """ASGI middleware that answers 403 to pages of other origins, except those of `trusted`."""
 
     def __init__(self, app: ASGIApp, trusted: Sequence[str] = ()) -> None:
         self.app = app

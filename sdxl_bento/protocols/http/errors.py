@@ -1,12 +1,10 @@
-"""Which error is which status, and what its body says.
+"""The HTTP status and the body of each error.
 
-Every error that a client sees has this body, whichever route it came from, or what `envelopes`
-makes of it for the route's protocol:
+Every error has the body `{"error": ErrorDetail}`, whichever route it comes from. For the routes of
+other protocols `envelopes` converts it into their format.
 
-    {"error": {"type", "message", "field", "value", "allowed", "request_id"}}
-
-409, not nginx's 499, is the answer to a cancelled request: clients which build an
-`http.HTTPStatus` from the code (BentoML's own does) fail on an unregistered number.
+A cancelled request is answered with 409 and not with nginx's 499, because clients that build an
+`http.HTTPStatus` from the code, such as BentoML's own, fail on an unregistered number.
 """
 
 from __future__ import annotations
@@ -15,9 +13,11 @@ import logging
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from starlette.responses import JSONResponse
+from typing_extensions import TypedDict
 
 from sdxl_bento import errors
 from sdxl_bento.pictures.encode import ImageTooLarge
@@ -29,19 +29,31 @@ _MAX_VALUE_CHARS = 200
 
 
 class MalformedBody(errors.InvalidInput):
-    """The body is not what its content type says: JSON that does not parse, a broken form."""
+    """The body does not match its content type: JSON that does not parse, or a broken form."""
 
 
 class UnsupportedBody(errors.InvalidInput):
-    """The body's content type is none that this route reads."""
+    """This route does not read bodies of this content type."""
 
 
 class BodyTooLarge(errors.InvalidInput):
-    """The body, or the picture in it, is larger than this server takes."""
+    """The body, or the picture in it, is larger than this server accepts."""
 
 
 class CrossOrigin(errors.InvalidInput):
-    """A page of another site has sent this: see `cross_origin`."""
+    """A page of another site has sent the request: see `cross_origin`."""
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong, and for a wrong field its name, its value, and what it may hold."""
+
+    type: Annotated[str, Field(examples=["invalid_input"])]
+    message: Annotated[str, Field(examples=["width: got 100, allowed: a multiple of 32"])]
+    field: Annotated[str | None, Field(examples=["width"])]
+    value: Annotated[Any, Field(description="What the field held.")]
+    allowed: Annotated[str | None, Field(examples=["a multiple of 32"])]
+    request_id: str | None
+    retry_after_s: NotRequired[Annotated[float, Field(description="With 429 and 503.")]]
 
 
 STATUS: Mapping[type[Exception], HTTPStatus] = {
@@ -81,31 +93,43 @@ def status_of_class(error: type[Exception]) -> HTTPStatus:
 
 
 def error_body(error: Exception, request_id: str | None = None) -> dict[str, Any]:
-    """The `{"error": …}` body of an exception. The text of an unexpected one stays in the log."""
-    body: dict[str, Any] = {"type": _snake(type(error).__name__), "message": str(error)}
+    """The `{"error": …}` body of an exception."""
+    return {"error": error_detail(error, request_id)}
+
+
+def error_detail(error: Exception, request_id: str | None = None) -> ErrorDetail:
+    """What a client is told of an exception. The text of an unexpected one stays in the log."""
+    detail: ErrorDetail = {
+        "type": _snake(type(error).__name__),
+        "message": str(error)[:MAX_MESSAGE_CHARS],
+        "field": None,
+        "value": None,
+        "allowed": None,
+        "request_id": request_id,
+    }
     if not isinstance(error, (errors.SDXLError, TimeoutError)):
-        body = {"type": "internal_error", "message": "an unexpected error; the server's log has it"}
-    body["message"] = body["message"][:MAX_MESSAGE_CHARS]
-    body |= {"field": None, "value": None, "allowed": None}
-    if isinstance(error, errors.InvalidInput):
-        body |= {"field": error.field, "value": _shown(error.value), "allowed": error.allowed}
+        detail["type"] = "internal_error"
+        detail["message"] = "an unexpected error; the server's log has it"
+    elif isinstance(error, errors.InvalidInput):
+        detail["field"], detail["value"] = error.field, _shown(error.value)
+        detail["allowed"] = error.allowed
     elif isinstance(error, errors.NotFound):
-        allowed = f"one of: {', '.join(error.available)}" if error.available else None
-        body |= {"field": _FIELDS.get(type(error)), "value": _shown(error.name), "allowed": allowed}
+        detail["field"], detail["value"] = _FIELDS.get(type(error)), _shown(error.name)
+        detail["allowed"] = f"one of: {', '.join(error.available)}" if error.available else None
     elif isinstance(error, errors.Refused):
-        body["retry_after_s"] = round(error.retry_after_s, 3)
-    return {"error": body | {"request_id": request_id}}
+        detail["retry_after_s"] = round(error.retry_after_s, 3)
+    return detail
 
 
 def error_headers(error: Exception) -> dict[str, str]:
-    """`Retry-After` in whole seconds, at least one, for what is worth trying again."""
+    """`Retry-After` in whole seconds, rounded up and at least one, for requests worth retrying."""
     if isinstance(error, errors.Refused):
         return {"Retry-After": str(max(1, round(error.retry_after_s + 0.499)))}
     return {}
 
 
 def error_response(error: Exception, request_id: str | None = None) -> JSONResponse:
-    """The whole answer to a call that failed with `error`."""
+    """The response to a call that failed with `error`."""
     headers = error_headers(error)
     if request_id is not None:
         headers["X-Request-Id"] = request_id
@@ -113,7 +137,7 @@ def error_response(error: Exception, request_id: str | None = None) -> JSONRespo
 
 
 def logged(error: Exception, request_id: str) -> Exception:
-    """Log what is the server's fault, with its trace where it is unexpected. Returns the error."""
+    """Log an error that is the server's fault, an unexpected one with its trace. Returns it."""
     if not isinstance(error, (errors.SDXLError, TimeoutError)):
         logger.error("request %s failed", request_id, exc_info=error)
     elif status_of(error) >= 500 and not isinstance(error, errors.NotReady):
@@ -122,7 +146,7 @@ def logged(error: Exception, request_id: str) -> Exception:
 
 
 def _shown(value: object) -> object:
-    """The caller's value as JSON can hold it, cut short."""
+    """The caller's value in a form that JSON can represent, shortened."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     text = value if isinstance(value, str) else repr(value)

@@ -1,13 +1,13 @@
-"""Server-sent events: how one is written, and the response that they are sent in.
+"""Server-sent events, and the response that sends them.
 
-`sse-starlette` was looked at. It ends all streams as soon as the server is told to stop, where this
-server lets running calls end first.
+`sse-starlette` is not used because it ends all streams as soon as the server is told to stop. This
+server lets running calls finish first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -15,13 +15,13 @@ from starlette.responses import StreamingResponse
 KEEP_ALIVE = b": still here\n\n"  # proxies close silent connections
 
 
-def event(name: str, data: dict[str, Any]) -> bytes:
+def event(name: str, data: Mapping[str, Any]) -> bytes:
     """One server-sent event."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 def event_stream(events: AsyncIterator[bytes], request_id: str) -> StreamingResponse:
-    """The response. It asks proxies not to keep events back."""
+    """The response that sends the events. It asks proxies not to buffer them."""
     headers = {
         "Cache-Control": "no-store",
         "X-Accel-Buffering": "no",

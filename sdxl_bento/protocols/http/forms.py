@@ -1,4 +1,4 @@
-"""Forms as fields: what is JSON in JSON's types, lists and objects from names with brackets."""
+"""Forms as fields. Values are parsed as JSON, and names with brackets make lists and objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.http.errors import MalformedBody
 
-MAX_FILES = 16  # one is all that is drawn from; more are refused by their names, not here
+MAX_FILES = 16  # no call uses more than one, but the error about that is the protocol's own
 MAX_FIELDS = 64
 _OBJECTS = re.compile(r"(\w+)\[\]\[(\w+)\]\Z")
 _TEXTS = frozenset(
@@ -48,25 +48,25 @@ def read_urlencoded(body: bytes) -> dict[str, object]:
 
 
 def _value(name: str, text: str) -> object:
-    """A form's field is JSON where it parses as that: so BentoML's clients send them."""
+    """Parse a form's value as JSON if possible, because BentoML's clients send JSON."""
     try:
         value = pydantic_core.from_json(text)
     except ValueError:
         return text
-    # A prompt of "1984" is no number.
+    # A prompt such as "1984" stays a text.
     return text if name in _TEXTS and not isinstance(value, str | None) else value
 
 
 def _nested(fields: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """`a[]` is a list, `a[][b]` a list of objects: so OpenAI's clients send them.
+    """Make `a[]` a list and `a[][b]` a list of objects, as OpenAI's clients send them.
 
     A plain name that comes twice is a list, too, for the field's own check to refuse.
     """
-    found: dict[str, list[object]] = {}
+    by_name: dict[str, list[object]] = {}
     for name, value in fields:
-        found.setdefault(name, []).append(value)
+        by_name.setdefault(name, []).append(value)
     nested: dict[str, object] = {}
-    for name, values in found.items():
+    for name, values in by_name.items():
         if match := _OBJECTS.match(name):
             nested[match[1]] = _objects(
                 nested.get(match[1], [{} for _ in values]), match[2], values

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdxl_bento.protocols.http.envelopes import envelope_of
-from sdxl_bento.protocols.http.errors import MAX_MESSAGE_CHARS
+from sdxl_bento.protocols.http.errors import MAX_MESSAGE_CHARS, ErrorDetail
 
-# Of answers that are not ours: our name of the error by its status.
+# The `type` of errors that were not raised by this package, by their status.
 _TYPES = {
     400: "malformed_body",
     404: "not_found",
@@ -26,7 +26,7 @@ _TYPES = {
 
 
 class ErrorBodies:
-    """ASGI middleware that gives all errors, BentoML's and Starlette's too, their route's body."""
+    """ASGI middleware that gives every error, also BentoML's and Starlette's, its route's body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -57,32 +57,41 @@ class ErrorBodies:
 async def _send_error(
     send: Send, start: Message, body: bytes, request_id: str | None, path: str
 ) -> None:
+    """Send the response that begins with `start`, with its body in the envelope of `path`."""
     status: int = start["status"]
-    ours = _our_body(body)
-    if ours is None:
-        name = _TYPES.get(status, "internal_error" if status >= 500 else "invalid_input")
-        message = _message_in(body) or HTTPStatus(status).phrase
-        fields = {"field": None, "value": None, "allowed": None, "request_id": request_id}
-        ours = {"error": {"type": name, "message": message[:MAX_MESSAGE_CHARS], **fields}}
-    data = json.dumps(envelope_of(path)(ours["error"], status)).encode()
-    dropped = (b"content-length", b"content-type")
-    headers = [(key, value) for key, value in start["headers"] if key.lower() not in dropped]
+    detail = _our_detail(body) or _detail_for(status, body, request_id)
+    data = json.dumps(envelope_of(path)(detail, status)).encode()
+    replaced = (b"content-length", b"content-type")
+    headers = [(key, value) for key, value in start["headers"] if key.lower() not in replaced]
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     await send({**start, "headers": headers})
     await send({"type": "http.response.body", "body": data})
 
 
-def _our_body(body: bytes) -> dict[str, Any] | None:
-    """The body, if it is ours already; also when BentoML has wrapped it as its error's message."""
+def _detail_for(status: int, body: bytes, request_id: str | None) -> ErrorDetail:
+    """What can be said of an error that BentoML or Starlette has answered."""
+    message = _message_in(body) or HTTPStatus(status).phrase
+    return {
+        "type": _TYPES.get(status, "internal_error" if status >= 500 else "invalid_input"),
+        "message": message[:MAX_MESSAGE_CHARS],
+        "field": None,
+        "value": None,
+        "allowed": None,
+        "request_id": request_id,
+    }
+
+
+def _our_detail(body: bytes) -> ErrorDetail | None:
+    """The detail in a body of ours, also if BentoML has wrapped that as its error's message."""
     content = _json(body)
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
         content = _json(str(content[0].get("error", "")).encode())
-    if isinstance(content, dict) and isinstance(content.get("error"), dict):
-        return content
-    return None
+    detail = content.get("error") if isinstance(content, dict) else None
+    return cast(ErrorDetail, detail) if isinstance(detail, dict) else None
 
 
 def _message_in(body: bytes) -> str:
+    """The message of an error's body, whoever has written it; empty if there is none."""
     content = _json(body)
     if isinstance(content, list) and content:
         content = content[0]

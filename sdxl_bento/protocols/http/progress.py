@@ -1,4 +1,4 @@
-"""A call as it goes along: what happens to it, in order, until it ends."""
+"""The progress of a call as a stream of events."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Event = Progress | Answer | Exception | None
 
 
 async def events_of(api: API, call: Call, task: Task) -> AsyncGenerator[Event]:
-    """Run a call. Yields its progress, and at last its answer or its error.
+    """Run a call. Yields its progress, and finally its answer or its error.
 
-    None is yielded where nothing has happened for `KEEP_ALIVE_S`. To close it early ends the call.
+    None is yielded if nothing has happened for `KEEP_ALIVE_S`. Closing it early ends the call.
     """
     loop = asyncio.get_running_loop()
     progress: asyncio.Queue[Progress | None] = asyncio.Queue()
@@ -46,7 +46,7 @@ async def events_of(api: API, call: Call, task: Task) -> AsyncGenerator[Event]:
 
 
 def outcome(task: asyncio.Task[Answer]) -> Answer | Exception:
-    """What a finished call ended with."""
+    """The answer or the error of a finished call."""
     error = task.exception()
     if error is None:
         return task.result()

@@ -1,4 +1,4 @@
-"""Untrusted fields → `GenerateParams`, with errors that name field, value and what is allowed."""
+"""Validation of untrusted fields. Errors name the field, its value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def parse_params(fields: object) -> GenerateParams:
         raise _invalid(error.errors(include_url=False)[0], fields) from None
 
 
-def renamed(error: Exception, names: Mapping[str, str]) -> Exception:
-    """The same error about the field that the caller knows, `names` being native → the caller's."""
+def rename_field(error: Exception, names: Mapping[str, str]) -> Exception:
+    """The error with its field's name replaced by the caller's. `names`: native → the caller's."""
     if isinstance(error, AdapterMismatch) or not isinstance(error, InvalidInput):
         return error
     if error.field not in names:
@@ -41,19 +41,19 @@ def _invalid(detail: ErrorDetails, fields: Mapping[str, Any]) -> InvalidInput:
     if detail["type"] == "missing":
         return InvalidInput(field, None, f"{_allowed(*path) or 'a value'}; it is required")
     if not path:
-        return InvalidInput(*_about_several(detail["msg"], fields))
+        return InvalidInput(*_cross_field_error(detail["msg"], fields))
     return InvalidInput(field, detail["input"], _allowed(*path) or detail["msg"])
 
 
-def _about_several(message: str, fields: Mapping[str, Any]) -> tuple[str, object, str]:
-    """A check across fields: the first field that its message names is the one to show."""
+def _cross_field_error(message: str, fields: Mapping[str, Any]) -> tuple[str, object, str]:
+    """Field, value and message of a check across fields. The field is the first in the message."""
     text = message.removeprefix("Value error, ")
     field = next((word for word in text.replace(",", " ").split() if word in fields), "body")
     return field, fields.get(field), text
 
 
 def _known_fields(*path: str | int) -> str:
-    """The names beside the unknown one at `path`, the one that was perhaps meant first."""
+    """The known names at the place of the unknown one at `path`, the most similar one first."""
     known = list(_schema_at(*path[:-1]).get("properties", {}))
     close = difflib.get_close_matches(str(path[-1]), known, n=1)
     hint = f"{close[0]} (the nearest), or " if close else ""

@@ -1,1 +1,1 @@
-"""KServe's two protocols, V1 and V2 (Open Inference)."""
+"""KServe's two protocols, V1 and V2, which is the Open Inference Protocol."""

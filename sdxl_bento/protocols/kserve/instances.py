@@ -1,4 +1,4 @@
-"""Several pictures of one HTTP call, each a request of the engine."""
+"""Several instances of one HTTP call, each of which is a call of its own for the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from sdxl_bento.protocols.http.bodies import Call
 
 
 async def draw_all(api: API, calls: Sequence[Call]) -> list[Answer]:
-    """Run the calls at once, so that they share batches. Answers come in the calls' order.
+    """Run the calls at the same time, so that they share batches. Returns answers in their order.
 
-    These protocols have no place for the error of one instance: the first that fails is raised,
-    and the others are cancelled.
+    These protocols cannot express the error of one instance. The first error is raised, and the
+    other calls are cancelled.
     """
-
     tasks = [asyncio.create_task(api.run(call)) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -27,6 +26,6 @@ async def draw_all(api: API, calls: Sequence[Call]) -> list[Answer]:
         raise
 
 
-def most_instances(api: API) -> int:
-    """More than these would find the queue full however idle the server is."""
+def max_instances(api: API) -> int:
+    """The most instances of one call: an idle server could not take more into its queue."""
     return api.settings.max_running + api.settings.max_queue

@@ -1,1 +1,1 @@
-"""The native protocol: flat JSON in, a picture out."""
+"""The native protocol: the request is flat JSON, the answer a picture."""

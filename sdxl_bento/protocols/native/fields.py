@@ -1,9 +1,9 @@
 """The bodies of the native routes, as BentoML knows them.
 
-BentoML validates a body before our method sees it, and answers in its own words. The classes here
-give BentoML the schema, which its clients and the OpenAPI page need, but read the request
-themselves and hand the method an unvalidated `Call`: so a bad field can be answered with our error
-body, and one bad item of a batch does not fail the others.
+BentoML would validate a body before the service's method sees it, and answer with its own error.
+The classes here give BentoML the schema, which its clients need, but read the request themselves
+and pass an unvalidated `Call` to the method. So a wrong field is answered with this package's error
+body, and one wrong item of a batch does not fail the others.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import error_body, status_of
 
 
-class _Handed(pydantic.BaseModel):
-    """What BentoML passes on: it calls the method with this model's fields as keywords."""
+class _Arguments(pydantic.BaseModel):
+    """What BentoML passes on: it calls the method with this model's fields as keyword arguments."""
 
     call: Any
 
 
-class _HandedBatch(pydantic.BaseModel):
+class _BatchArguments(pydantic.BaseModel):
+    """The same for a method that takes a batch."""
+
     calls: list[Any]
 
 
@@ -52,26 +54,26 @@ class GenerateBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> Any:
         """BentoML's hook: called for every request to a route with this input."""
-        return _Handed(call=await read_call(request, MAX_JSON_BYTES))
+        return _Arguments(call=await read_call(request, MAX_JSON_BYTES))
 
 
 class ImageBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
     """A picture and how to redraw it: a multipart form, or JSON with the picture in base64."""
 
-    # The schema is written out: BentoML writes that of a file only where it is not optional.
+    # The schema is written out because BentoML writes that of a file only if it is not optional.
     image: Annotated[
         Path | None,
         WithJsonSchema({"anyOf": [{"type": "file", "format": "image"}, {"type": "null"}]}),
     ] = Field(None, description="PNG, JPEG or WebP: a file of the form, or base64 in JSON.")
     image_id: str | None = Field(
-        None, description="In its place, a picture of this server: the X-Image-Id it came with."
+        None, description="Instead of `image`: the X-Image-Id of a picture of this server."
     )
     id: str | None = Field(None, description="The same as `image_id`.")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> Any:
         """BentoML's hook: called for every request to a route with this input."""
-        return _Handed(call=await read_call(request, MAX_UPLOAD_BYTES))
+        return _Arguments(call=await read_call(request, MAX_UPLOAD_BYTES))
 
 
 class BatchBody(bentoml.IODescriptor):  # type: ignore[misc]
@@ -83,7 +85,7 @@ class BatchBody(bentoml.IODescriptor):  # type: ignore[misc]
     async def from_http_request(cls, request: Request, serde: object) -> Any:
         """BentoML's hook. A batch's calls share one method call, so a bad body ends here."""
         try:
-            return _HandedBatch(calls=await _read_batch(request))
+            return _BatchArguments(calls=await _read_batch(request))
         except SDXLError as error:
             body = json.dumps(error_body(error))
             raise BentoMLException(body, error_code=status_of(error)) from None
@@ -91,7 +93,7 @@ class BatchBody(bentoml.IODescriptor):  # type: ignore[misc]
 
 async def _read_batch(request: Request) -> list[Call]:
     request_id = request_id_of(request.headers)
-    with_headers({}, request.headers)  # a wrong one is no item's own
+    with_headers({}, request.headers)  # a wrong header fails the batch, not each item
     fields = await read_fields(limited(request, MAX_BATCH_BYTES))
     items = fields.get("requests") if isinstance(fields, Mapping) else None
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH_ITEMS:

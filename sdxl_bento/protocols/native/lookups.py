@@ -1,4 +1,4 @@
-"""The native routes that draw nothing: lists, statistics, stored pictures, and ending a call."""
+"""The native routes that draw nothing: lists, statistics, stored pictures, cancellation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.protocols.http.api import api_of
+from sdxl_bento.protocols.native.answers import Cancelled, LoraList, ModelList, SamplerList
 from sdxl_bento.sampler_names import SAMPLERS
 
-# What a browser may do with a picture of ours.
+# A browser must not interpret a picture as anything else.
 _SAFE = {"X-Content-Type-Options": "nosniff"}
 
 
@@ -31,19 +32,18 @@ def routes() -> list[Route]:
 
 
 async def _models(request: Request) -> Response:
-    return JSONResponse(
-        {"models": [asdict(model) for model in api_of(request).generator.models.summaries()]}
-    )
+    body: ModelList = {"models": api_of(request).generator.models.summaries()}
+    return JSONResponse({"models": [asdict(model) for model in body["models"]]})
 
 
 async def _loras(request: Request) -> Response:
-    return JSONResponse(
-        {"loras": [asdict(lora) for lora in api_of(request).generator.models.adapters()]}
-    )
+    body: LoraList = {"loras": api_of(request).generator.models.adapters()}
+    return JSONResponse({"loras": [asdict(lora) for lora in body["loras"]]})
 
 
 async def _samplers(request: Request) -> Response:
-    return JSONResponse({"samplers": list(SAMPLERS)})
+    body: SamplerList = {"samplers": list(SAMPLERS)}
+    return JSONResponse(body)
 
 
 async def _stats(request: Request) -> Response:
@@ -61,7 +61,7 @@ async def _download(request: Request) -> Response:
 
 
 async def _stored(request: Request, disposition: str) -> Response:
-    # A file name is taken, too, so that a link can end in .png.
+    # A file name is accepted too, so that a link can end in .png.
     image_id = request.path_params["image_id"].partition(".")[0]
     image = await api_of(request).pictures.get(image_id)
     headers = {
@@ -83,4 +83,5 @@ async def _metadata(request: Request) -> Response:
 async def _cancel(request: Request) -> Response:
     request_id = request.path_params["request_id"]
     api_of(request).generator.calls.cancel(request_id)
-    return JSONResponse({"request_id": request_id, "cancelled": True})
+    body: Cancelled = {"request_id": request_id, "cancelled": True}
+    return JSONResponse(body)

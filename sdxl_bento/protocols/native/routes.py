@@ -12,18 +12,19 @@ from sdxl_bento.order import Task
 from sdxl_bento.protocols.http.answers import answer_headers, picture_response
 from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
-from sdxl_bento.protocols.http.errors import error_body, error_response, logged, status_of
-from sdxl_bento.protocols.native.answers import answer_json
+from sdxl_bento.protocols.http.errors import error_response, logged
+from sdxl_bento.protocols.native.answers import answer_json, error_json
 
 
 async def draw(api: API, call: Call, task: Task = "generate") -> Response:
-    """POST /generate, /img2img, /refine. Errors are answers, never raised.
+    """POST /generate, /img2img, /refine. Errors are answered, never raised.
 
-    One picture is the answer itself; several, or `Accept: application/json`, are JSON.
+    One picture is answered by its file. Several pictures, or one if the client accepts
+    `application/json`, are answered as JSON.
     """
     try:
         answer = await api.run(call, task)
-    except Exception as error:  # whatever it is, the client gets our error body
+    except Exception as error:  # every error is answered in the protocol's format
         return error_response(logged(error, call.request_id), call.request_id)
     if call.wants_json or len(answer.pictures) > 1:
         return JSONResponse(answer_json(answer), headers=answer_headers(answer))
@@ -33,13 +34,12 @@ async def draw(api: API, call: Call, task: Task = "generate") -> Response:
 
 
 async def draw_batch(api: API, calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """POST /generate_batch: one result for each call, its error inside it."""
+    """POST /generate_batch: one result for each call, a `NativeAnswer` or a `BatchError`."""
 
     async def result(call: Call) -> dict[str, Any]:
         try:
             return answer_json(await api.run(call))
         except Exception as error:  # the other calls of the batch are not affected
-            body = error_body(logged(error, call.request_id), call.request_id)
-            return {"error": body["error"] | {"status": int(status_of(error))}}
+            return error_json(error, call.request_id)
 
     return list(await asyncio.gather(*map(result, calls)))

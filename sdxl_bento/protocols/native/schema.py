@@ -1,4 +1,4 @@
-"""The native routes, and those of BentoML's own."""
+"""The native routes, BentoML's own and the pages, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -6,88 +6,107 @@ from typing import Any
 
 from sdxl_bento import errors
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_ITEMS
+from sdxl_bento.protocols.http.envelopes import NativeError
 from sdxl_bento.protocols.http.operations import (
-    BASE64,
     CALL_HEADERS,
     DRAWS,
-    FLAG,
     FORM,
+    INTEGER,
     JSON,
     OBJECT,
     PICTURE_HEADERS,
     READS,
     REQUEST_ID_BACK,
-    TEXT,
-    WHOLE,
+    STRING,
     Protocol,
     Schema,
-    answer,
-    body,
-    events,
+    array_of,
+    closed_object,
+    event_content,
     header,
-    listed,
     media,
     nullable,
-    only,
+    open_object,
     parameter,
-    pictures,
+    picture_content,
+    picture_fields,
     ref,
-    some,
+    request_body,
+    response,
 )
-from sdxl_bento.protocols.http.schemas import NATIVE_ERROR
+from sdxl_bento.protocols.http.schemas import answer_components
+from sdxl_bento.protocols.native.answers import (
+    BatchError,
+    Cancelled,
+    LoraList,
+    ModelList,
+    NativeAnswer,
+    SamplerList,
+)
 
-NATIVE = Protocol("Native", NATIVE_ERROR)
-PROBES = Protocol("Probes and pages", NATIVE_ERROR)
+NATIVE = Protocol("Native", NativeError)
+PROBES = Protocol("Probes and pages", NativeError)
 _EXAMPLE = {"prompt": "a red circle on a blue background", "seed": 1, "num_inference_steps": 20}
-_PICTURE_OR_JSON = answer(
-    "The picture itself; JSON of several, or where `Accept` says `application/json`.",
-    pictures(),
-    media(JSON, ref("Answer")),
+_PICTURE_OR_JSON = response(
+    "The picture itself. Several pictures are JSON, as is one if `Accept` is `application/json`.",
+    picture_content(),
+    media(JSON, ref(NativeAnswer)),
     headers=PICTURE_HEADERS,
 )
 _EVENTS = """Events, `event:` and `data:` with JSON:
 `queued` (`request_id`, `index`, `stage`, `position`), `step` (`step` of `steps`), \
-`preview` (`jpeg` in base64), and at last `done` (what `/generate` answers as JSON) \
+`preview` (`jpeg` in base64), and last of all `done` (the JSON that `/generate` answers) \
 or `error` (its error, with `status`)."""
 
 
+def components() -> dict[str, Schema]:
+    """The schemas of answers and errors."""
+    types = (NativeAnswer, NativeError, BatchError, ModelList, LoraList, SamplerList, Cancelled)
+    schemas = answer_components(*types)
+    params = {**ref("GenerateParams"), "description": "All parameters, with defaults filled in."}
+    schemas[NativeAnswer.__name__]["properties"]["params"] = params
+    return schemas
+
+
 def paths(params: Schema) -> dict[str, Any]:
-    """`params` is the schema of the native fields."""
+    """The path items. `params` is the schema of the native fields."""
     return _calls(params) | _pictures() | _lists() | _probes()
 
 
 def _calls(params: Schema) -> dict[str, Any]:
     call = {"fails": DRAWS, "parameters": CALL_HEADERS}
-    generate = body(media(JSON, ref("GenerateParams"), _EXAMPLE))
+    generate = request_body(media(JSON, ref("GenerateParams"), _EXAMPLE))
     stored = (*DRAWS, errors.ImageNotFound, errors.StoreUnavailable)
-    # Anything is taken as an item, for an error comes in its place.
-    items = listed({"anyOf": [ref("GenerateParams"), {}]}, minItems=1, maxItems=MAX_BATCH_ITEMS)
-    many = only({"requests": items}, required=["requests"])
-    results = listed({"anyOf": [ref("Answer"), ref("BatchError")]}, minItems=1)
-    happened = events("queued", "step", "preview", "done", "error")
-    progress = answer(_EVENTS, happened, headers=REQUEST_ID_BACK)
-    redrawn = {"body": _image_body(params), **call, "fails": stored}
+    # Anything is accepted as an item: an error is answered in its place.
+    items = array_of({"anyOf": [ref("GenerateParams"), {}]}, minItems=1, maxItems=MAX_BATCH_ITEMS)
+    many = closed_object({"requests": items}, required=["requests"])
+    results = array_of({"anyOf": [ref(NativeAnswer), ref(BatchError)]}, minItems=1)
+    progress_events = event_content("queued", "step", "preview", "done", "error")
+    progress = response(_EVENTS, progress_events, headers=REQUEST_ID_BACK)
+    redraw = {"body": _image_body(params), **call, "fails": stored}
     return {
         "/generate": NATIVE.post("Text to image.", _PICTURE_OR_JSON, body=generate, **call),
         "/generate/stream": NATIVE.post(
             "Text to image, with progress as server-sent events.", progress, body=generate, **call
         ),
         "/generate_batch": NATIVE.post(
-            "Many calls in one; a call that fails has its error in its place.",
-            answer("One result for each, in their order.", media(JSON, results)),
-            body=body(media(JSON, many, {"requests": [_EXAMPLE, {"prompt": "a green square"}]})),
+            "Many calls in one. A call that fails has its error in its place.",
+            response("One result for each, in their order.", media(JSON, results)),
+            body=request_body(
+                media(JSON, many, {"requests": [_EXAMPLE, {"prompt": "a green square"}]})
+            ),
             fails=(*READS, errors.NotReady),
             parameters=CALL_HEADERS,
         ),
         "/img2img": NATIVE.post(
-            "The base model redraws a picture, as far as `strength` says.",
+            "The base model redraws a picture. `strength` says how much of it may change.",
             _PICTURE_OR_JSON,
-            **redrawn,
+            **redraw,
         ),
-        "/refine": NATIVE.post("The refiner redraws a picture.", _PICTURE_OR_JSON, **redrawn),
+        "/refine": NATIVE.post("The refiner redraws a picture.", _PICTURE_OR_JSON, **redraw),
         "/cancel/{request_id}": NATIVE.post(
             "End a running call.",
-            answer("It ends.", media(JSON, some({"request_id": TEXT, "cancelled": FLAG}))),
+            response("It ends.", media(JSON, ref(Cancelled))),
             fails=(errors.RequestNotFound,),
             parameters=[parameter("request_id", "path", "The call's `X-Request-Id`.")],
         ),
@@ -96,25 +115,23 @@ def _calls(params: Schema) -> dict[str, Any]:
 
 def _image_body(params: Schema) -> dict[str, Any]:
     """The native fields and a picture: in a form as a file, in JSON as base64, or by its id."""
-    ids = {
-        "image_id": nullable(TEXT) | {"description": "A picture of this server, in its place."},
-        "id": nullable(TEXT) | {"description": "The same as `image_id`."},
-    }
-    properties = {**params["properties"], **ids}
-    file = {"description": "PNG, JPEG or WebP."}
-    text = nullable(BASE64) | file
-    as_json = only({**properties, "image": text}, required=["prompt"])
-    as_form = only({**properties, "image": file}, required=["prompt"])
+    alias = {"id": nullable(STRING) | {"description": "The same as `image_id`."}}
+    as_json, as_form = (
+        closed_object(
+            {**params["properties"], **picture_fields(kind), **alias}, required=["prompt"]
+        )
+        for kind in (JSON, FORM)
+    )
     example = {**_EXAMPLE, "strength": 0.6, "image_id": "U8E1P-6imjulik2hA08hQg"}
-    return body(media(JSON, as_json, example), media(FORM, as_form))
+    return request_body(media(JSON, as_json, example), media(FORM, as_form))
 
 
 def _pictures() -> dict[str, Any]:
-    found = {
-        "parameters": [parameter("image_id", "path", "Its id; a file's ending may follow.")],
+    picture = {
+        "parameters": [parameter("image_id", "path", "Its id. A file extension may follow.")],
         "fails": (errors.ImageNotFound, errors.StoreUnavailable),
     }
-    known = answer("All parameters, and what drew it.", media(JSON, OBJECT))
+    metadata = response("All parameters, and what drew it.", media(JSON, OBJECT))
     headers = {
         name: header(text)
         for name, text in (
@@ -123,42 +140,51 @@ def _pictures() -> dict[str, Any]:
             ("Content-Disposition", "`inline` or `attachment`, and a file's name."),
         )
     }
-    ok = answer("The picture.", pictures(), headers=headers)
+    ok = response("The picture.", picture_content(), headers=headers)
     return {
-        "/images/{image_id}": NATIVE.get("A picture that was made here, to look at.", ok, **found),
-        "/download/{image_id}": NATIVE.get("The same, to save.", ok, **found),
-        "/images/{image_id}/metadata": NATIVE.get("What is known of a picture.", known, **found),
+        "/images/{image_id}": NATIVE.get("A picture of this server, to look at.", ok, **picture),
+        "/download/{image_id}": NATIVE.get("The same picture, to save.", ok, **picture),
+        "/images/{image_id}/metadata": NATIVE.get(
+            "A picture's parameters and origin.", metadata, **picture
+        ),
     }
 
 
 def _lists() -> dict[str, Any]:
-    stats = some({"state": TEXT, "state_reason": TEXT, "running": WHOLE, "waiting": WHOLE})
+    stats = open_object(
+        {"state": STRING, "state_reason": STRING, "running": INTEGER, "waiting": INTEGER}
+    )
     return {
-        path: NATIVE.get(text, answer(text, media(JSON, schema)))
+        path: NATIVE.get(text, response(text, media(JSON, schema)))
         for path, text, schema in (
-            ("/models", "The loaded models.", some({"models": listed(ref("Model"))})),
-            ("/loras", "The adapters that a call may name.", some({"loras": listed(ref("LoRA"))})),
-            ("/samplers", "The samplers that a call may name.", some({"samplers": listed(TEXT)})),
-            ("/stats", "What the engine does just now.", stats),
+            ("/models", "The loaded models.", ref(ModelList)),
+            ("/loras", "The adapters that a call may name.", ref(LoraList)),
+            ("/samplers", "The samplers that a call may name.", ref(SamplerList)),
+            ("/stats", "What the engine is doing.", stats),
         )
     }
 
 
 def _probes() -> dict[str, Any]:
-    plain, page = media("text/plain", TEXT), media("text/html", TEXT)
+    plain, page = media("text/plain", STRING), media("text/html", STRING)
     not_ready = (errors.NotReady,)
-    found = {
-        path: PROBES.get(text, answer(text, content), fails=fails)
+    probes = {
+        path: PROBES.get(text, response(text, content), fails=fails)
         for path, text, content, fails in (
-            ("/livez", "The process works.", plain, not_ready),
+            ("/livez", "The process is alive.", plain, not_ready),
             ("/healthz", "The same.", plain, not_ready),
-            ("/readyz", "Its models are loaded.", plain, not_ready),
+            ("/readyz", "The models are loaded.", plain, not_ready),
             ("/metrics", "Prometheus' metrics.", plain, ()),
-            ("/", "The page to draw with, or the way to it.", page, ()),
+            ("/", "The page, or a redirect to it.", page, ()),
             ("/docs", "This document as a page.", page, ()),
             ("/docs.json", "This document.", media(JSON, OBJECT), ()),
-            ("/schema.json", "What BentoML's clients read.", media(JSON, OBJECT), ()),
+            (
+                "/schema.json",
+                "The description that BentoML's clients read.",
+                media(JSON, OBJECT),
+                (),
+            ),
         )
     }
-    found["/"]["get"]["responses"]["307"] = answer("A browser's way to the page at `/ui/`.")
-    return found
+    probes["/"]["get"]["responses"]["307"] = response("A browser is sent to the page at `/ui/`.")
+    return probes

@@ -1,72 +1,72 @@
-"""OpenAI's routes."""
+"""OpenAI's routes as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sdxl_bento import errors
+from sdxl_bento.protocols.http.envelopes import OpenAIError
 from sdxl_bento.protocols.http.operations import (
-    BASE64,
+    BOOLEAN,
     CALL_HEADERS,
     DRAWS,
-    FLAG,
     FORM,
     JSON,
     MODEL,
     PICTURE_HEADERS,
-    TEXT,
-    WHOLE,
     Protocol,
     Schema,
-    answer,
-    body,
-    events,
-    listed,
+    closed_object,
+    event_content,
     media,
-    nullable,
-    only,
-    some,
+    picture_fields,
+    ref,
+    request_body,
+    response,
 )
-from sdxl_bento.protocols.http.schemas import OPENAI_ERROR
+from sdxl_bento.protocols.http.schemas import answer_components
+from sdxl_bento.protocols.openai.answers import LoadedModel, OpenAIImages, OpenAIModels
 from sdxl_bento.protocols.openai.fields import IGNORED, MAX_PARTIAL_IMAGES, RENAMED
 
-OPENAI = Protocol("OpenAI Images", OPENAI_ERROR)
+OPENAI = Protocol("OpenAI Images", OpenAIError)
 _EXAMPLE = {"prompt": "a red circle on a blue background", "size": "128x128", "n": 1, "seed": 1}
 _EDIT = {"prompt": "a yellow circle", "strength": 0.6, "image_id": "U8E1P-6imjulik2hA08hQg"}
-_EVENTS = """Whole pictures, or with `stream` events: `{kind}.partial_image` \
+_EVENTS = """Pictures, or with `stream` events: `{kind}.partial_image` \
 (`b64_json`, `partial_image_index`), `{kind}.completed` (`b64_json`, `usage`), `error`."""
 
 
+def components() -> dict[str, Schema]:
+    """The schemas of answers and errors."""
+    return answer_components(OpenAIImages, OpenAIError, OpenAIModels, LoadedModel)
+
+
 def paths(params: Schema) -> dict[str, Any]:
-    """`params` is the schema of the native fields, which are taken as an extra body."""
+    """The path items. `params` is the schema of the native fields, which clients send as extras."""
     fields = _fields(params)
-    image = {
-        "image": {"description": "One PNG, JPEG or WebP."},
-        "image_id": {**nullable(TEXT), "description": "In its place, a picture of this server."},
-    }
-    drawn = media(JSON, only(fields, required=["prompt"]), _EXAMPLE)
+    call = media(JSON, closed_object(fields, required=["prompt"]), _EXAMPLE)
+    edit = media(FORM, closed_object(fields | picture_fields(FORM), required=["prompt"]), _EDIT)
     return {
         "/v1/images/generations": OPENAI.post(
             "Text to image.",
-            _answer("image_generation"),
-            body=body(drawn),
+            _pictures("image_generation"),
+            body=request_body(call),
             fails=DRAWS,
             parameters=CALL_HEADERS,
         ),
         "/v1/images/edits": OPENAI.post(
-            "Image to image: the whole picture is redrawn, as far as `strength` says.",
-            _answer("image_edit"),
-            body=body(media(FORM, only(fields | image, required=["prompt"]), _EDIT)),
+            "Image to image: the whole picture is redrawn. `strength` says how much may change.",
+            _pictures("image_edit"),
+            body=request_body(edit),
             fails=(*DRAWS, errors.ImageNotFound),
             parameters=CALL_HEADERS,
         ),
         "/v1/models": OPENAI.get(
-            "The loaded models; KServe's clients read `models`.",
-            answer("The models.", media(JSON, _models())),
+            "The loaded models. KServe's clients read `models`.",
+            response("The models.", media(JSON, ref(OpenAIModels))),
         ),
         "/v1/models/{model}": OPENAI.get(
-            "A loaded model; KServe's clients read `name` and `ready`.",
-            answer("It is loaded.", media(JSON, some({**_MODEL, "name": TEXT, "ready": FLAG}))),
+            "A loaded model. KServe's clients read `name` and `ready`.",
+            response("It is loaded.", media(JSON, ref(LoadedModel))),
             parameters=[MODEL],
             fails=(errors.ModelNotFound, errors.NotReady),
         ),
@@ -74,67 +74,38 @@ def paths(params: Schema) -> dict[str, Any]:
 
 
 def _fields(params: Schema) -> dict[str, Schema]:
-    """Null is the same as nothing, for each of them."""
+    """The fields of a call. All but the prompt may be null, which is the same as no value."""
     native = params["properties"]
     size = {"type": "string", "pattern": "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"}
-    own: dict[str, Schema] = {
-        "size": size | {"description": "Pixels, or `auto`: the model's own."},
+    own: dict[str, Schema] = {name: native[field] for name, field in RENAMED.items()}
+    own |= {
+        "size": size | {"description": "Pixels, or `auto` for the model's own size."},
         "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
         "response_format": {"type": "string", "enum": ["b64_json", "url"]},
-        "stream": FLAG,
+        "stream": BOOLEAN,
         "partial_images": {"type": "integer", "minimum": 0, "maximum": MAX_PARTIAL_IMAGES},
-        "n": native["num_images"],
     }
     ignored: dict[str, Schema] = {
-        name: {"description": "Taken and ignored."} for name in sorted(IGNORED)
+        name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)
     }
     rest = {name: each for name, each in native.items() if name not in RENAMED.values()}
-    taken = {name: _with_null(each) for name, each in (rest | own).items()}
-    return taken | {"prompt": native["prompt"]} | ignored
+    fields = {name: _with_null(each) for name, each in (rest | own).items()}
+    return fields | {"prompt": native["prompt"]} | ignored
 
 
 def _with_null(schema: Schema) -> Schema:
     if "anyOf" in schema:
         return schema
-    about: Schema = {name: schema[name] for name in ("description", "default") if name in schema}
-    rest = {name: each for name, each in schema.items() if name not in about}
-    return {"anyOf": [rest, {"type": "null"}], **about}
+    kept: Schema = {name: schema[name] for name in ("description", "default") if name in schema}
+    rest = {name: each for name, each in schema.items() if name not in kept}
+    return {"anyOf": [rest, {"type": "null"}], **kept}
 
 
-def _answer(kind: str) -> dict[str, Any]:
-    picture = some({"b64_json": BASE64, "url": TEXT, "seed": WHOLE, "image_id": nullable(TEXT)})
-    picture["required"] = ["seed", "image_id"]
-    details = some({"text_tokens": WHOLE, "image_tokens": WHOLE})
-    usage = some(
-        {
-            "input_tokens": WHOLE,
-            "input_tokens_details": details,
-            "output_tokens": WHOLE,
-            "output_tokens_details": details,
-            "total_tokens": WHOLE,
-        }
-    )
-    whole = some(
-        {
-            "created": WHOLE,
-            "background": TEXT,
-            "output_format": TEXT,
-            "size": TEXT,
-            "data": listed(picture, minItems=1),
-            "usage": usage,
-        }
-    )
-    text = _EVENTS.format(kind=kind)
-    return answer(
-        text,
-        media(JSON, whole),
-        events(f"{kind}.partial_image", f"{kind}.completed", "error"),
+def _pictures(kind: str) -> dict[str, Any]:
+    """The response to a call whose events have names that begin with `kind`."""
+    return response(
+        _EVENTS.format(kind=kind),
+        media(JSON, ref(OpenAIImages)),
+        event_content(f"{kind}.partial_image", f"{kind}.completed", "error"),
         headers=PICTURE_HEADERS,
     )
-
-
-_MODEL = {"id": TEXT, "object": TEXT, "created": WHOLE, "owned_by": TEXT}
-
-
-def _models() -> Schema:
-    return some({"object": TEXT, "data": listed(some(_MODEL)), "models": listed(TEXT)})

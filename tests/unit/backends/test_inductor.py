@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
 
-from export.compile.inductor import compile_part
 from export.compile.options import CompileOptions
+from export.compile.targets.inductor import compile_part
 from export.errors import ExportError
 from export.model.graphs import Graph
 from sdxl_bento.backends.inductor import load, versions
@@ -22,10 +22,7 @@ from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
 from sdxl_bento.manifest import BackendInfo
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # torch's own, of its compiler
-    pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
-]
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 CPU = torch.device("cpu")
 INFO = BackendInfo(backend="inductor", device="cpu", versions={})
 

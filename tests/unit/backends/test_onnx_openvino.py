@@ -14,14 +14,14 @@ import onnx
 import pytest
 import torch
 
-from export.check.likeness import psnr_db
-from export.compile import onnx as to_onnx
-from export.compile import openvino as to_openvino
 from export.compile.calibration import watch_layers
 from export.compile.onnx_graph.quantize import quantize
 from export.compile.onnx_graph.slots import add_slots
 from export.compile.onnx_graph.static import Ranges
+from export.compile.targets import onnx as to_onnx
+from export.compile.targets import openvino as to_openvino
 from export.errors import ExportError
+from export.likeness import psnr_db
 from export.model.graphs import Graph, UNetRows, slot_example, unet_example
 from sdxl_bento.backends import onnx as by_onnx
 from sdxl_bento.backends import openvino as by_openvino
@@ -30,7 +30,6 @@ from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import BackendInfo, Quantization
 from tests.support.small_unet import CPU, compile_options, small_graph, small_unet
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch.onnx's own, of its parts
 TARGETS: Mapping[str, tuple[Any, Any]] = {
     "onnx": (to_onnx, by_onnx),
     "openvino": (to_openvino, by_openvino),

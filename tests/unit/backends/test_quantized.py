@@ -12,8 +12,8 @@ from torch import nn
 from torch.export import Dim
 
 from benchmarks.full_size import TINY
-from export.check.likeness import psnr_db
 from export.embedded import WEIGHTS
+from export.likeness import psnr_db
 from export.model.graphs import unet_example, unet_graph
 from sdxl_bento.backends.quantized import (
     LAYERS,
@@ -25,7 +25,6 @@ from sdxl_bento.backends.quantized import (
 from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.manifest import Quantization
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS: tuple[Quantization, ...] = tuple(LAYERS)
 # Measured figures are in docs/adr/0017-low-bit-layers-of-our-own.md; the thresholds leave some dB
 # for other machines.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.compile.inductor import _unfused
+from export.compile.targets.inductor import _unfused
 from sdxl_bento.backends.quantized import quantize_weight
 from sdxl_bento.backends.shared_weights import Recipe, shared
 

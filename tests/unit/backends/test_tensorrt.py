@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.compile import tensorrt as to_tensorrt
 from export.compile.options import CompileOptions
+from export.compile.targets import tensorrt as to_tensorrt
 from export.errors import ExportError
 from sdxl_bento.backends.onnx import available_providers
 from sdxl_bento.backends.parts import PartOptions

@@ -57,6 +57,6 @@ async def test_with_an_address_nothing_is_loaded_here() -> None:
 def test_the_picture_to_start_from(tmp_path: Path) -> None:
     path = tmp_path / "in.png"
     path.write_bytes(b"file")
-    assert read_init_image(path, refine_only=True) == InitImage(b"file", refine_only=True)
+    assert read_init_image(path, "refine") == InitImage(b"file", "refine")
     with pytest.raises(Failure, match=r"--image .*: cannot be read \(Is a directory\)"):
-        read_init_image(tmp_path, refine_only=False)
+        read_init_image(tmp_path, "img2img")

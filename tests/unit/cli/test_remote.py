@@ -138,7 +138,7 @@ async def test_a_broken_stream(serve: Callable[[Handler], None], data: bytes, ki
         (None, False, "/generate", "application/json", None),
         (None, True, "/generate/stream", "*/*", 60.0),
         (InitImage(b"file"), True, "/img2img", "application/json", None),
-        (InitImage(b"file", refine_only=True), False, "/refine", "application/json", None),
+        (InitImage(b"file", "refine"), False, "/refine", "application/json", None),
     ],
 )
 async def test_which_route_a_call_takes(

@@ -138,7 +138,7 @@ def test_a_mix_is_made_once_for_all_its_batches() -> None:
     for rows in ([A, B], [B, A, A]):
         with Composition(Modules(network), mixes, rows).active():
             LAYERS["linear"](input_of("linear", len(rows)))
-        made.append(mixes[B].layers["linear"]._made)
+        made.append(mixes[B].layers["linear"]._factors)
     assert made[0] is made[1]
     # A larger rank in the batch widens it, to the same effect.
     with Composition(Modules(network), mixes, [B, BOTH]).active():

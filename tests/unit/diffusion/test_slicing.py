@@ -12,8 +12,6 @@ from sdxl_bento.diffusion.backend import Backend, UNetInputs
 from sdxl_bento.diffusion.model import Model, Placement
 from sdxl_bento.engine.request import Stage
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture
 def tiny() -> tuple[Model, Backend]:

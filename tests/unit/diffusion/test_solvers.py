@@ -41,6 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "karras": {**SDXL, "use_karras_sigmas": True},
     "exponential": {**SDXL, "use_exponential_sigmas": True},
+    "sigma_min": {**SDXL, "final_sigmas_type": "sigma_min"},
 }
 # diffusers computes in float32: this is its rounding over a whole run, relative to the latents.
 TOLERANCE = 2e-5
@@ -119,6 +120,14 @@ def test_each_step_equals_diffusers(sampler: str, config: str, steps: int) -> No
 def test_model_config_is_followed(sampler: str, config: str) -> None:
     table = build_table(sampler, CONFIGS[config], 20)
     assert_same(run_table(table), run_diffusers(sampler, CONFIGS[config], 20))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 14, 15, 25])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_karras"])
+def test_schedules_that_end_above_zero_noise(sampler: str, steps: int) -> None:
+    """DPM++'s last step is then of first order if there are fewer than 15, else of second."""
+    table = build_table(sampler, CONFIGS["sigma_min"], steps)
+    assert_same(run_table(table), run_diffusers(sampler, CONFIGS["sigma_min"], steps))
 
 
 @pytest.mark.parametrize("begin", [1, 7, 19])

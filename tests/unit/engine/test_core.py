@@ -182,5 +182,5 @@ def test_units_are_counted_and_measured(bench: Bench) -> None:
     bench.engine._on_unit = seen.append
     bench.submit("a", 3, rows=2)
     bench.run()
-    assert [completion.rows for completion in seen] == [1, 2, 2, 2, 1]
+    assert [completion.unit.rows for completion in seen] == [1, 2, 2, 2, 1]
     assert sum(completion.seconds for completion in seen) == pytest.approx(bench.clock.now)

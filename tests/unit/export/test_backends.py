@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export.compile.backends import add_backends
-from export.compile.targets import same_build
+from export.backends import add_backends
+from export.compile.requests import same_build
 from export.progress import Progress
 from sdxl_bento.manifest import BackendInfo, Manifest
 from sdxl_bento.serving.loading import folder_of

@@ -122,14 +122,14 @@ import sys
 from export.errors import ExportError
 from export.model.inspection import read_pipeline
 from export.source.downloads import Workspace
-from export.source.sources import Wanted, resolve, settings
+from export.source.resolution import SourceRequest, resolve, settings
 from pathlib import Path
 for number, (name, config) in enumerate(json.loads(sys.argv[1])):
     try:
         scratch = Path(sys.argv[2]) / str(number)
         scratch.mkdir(parents=True, exist_ok=True)
         workspace = Workspace(scratch, settings())
-        source = resolve(name, workspace, Wanted(config=config))
+        source = resolve(name, workspace, SourceRequest(config=config))
         read_pipeline(source.folder, "base", None)
         print(source.kind, source.location, source.revision)
     except ExportError as error:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from export import job
 from export import store as bento
-from export.check import verify
+from export.check import eager
 from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, VerificationError
 from export.job import Options
@@ -48,7 +48,7 @@ def test_unchanged_bytes(home: Path, base: Any) -> None:
     assert (folder / "base" / UNET).read_bytes() == (base.path / UNET).read_bytes()
     assert manifest.bytes == bento.content_bytes(folder)
     figures = {figure.part: figure for figure in manifest.backends[0].parity}
-    assert set(figures) == {f"base/{part}" for part in verify.PARTS}
+    assert set(figures) == {f"base/{part}" for part in eager.PARTS}
     assert all(figure.max_abs_error == 0 for figure in figures.values())
     assert str(base.path.parent) not in (folder / "manifest.json").read_text()
 
@@ -65,7 +65,7 @@ def test_conversion(home: Path, base: Any, refiner: Any, dtype: Any) -> None:
         assert all(figure.max_abs_error == 0 for figure in figures.values())
     else:
         assert figures["base/unet"].max_abs_error > 0
-        assert min(figure.psnr_db or 99 for figure in figures.values()) > verify.LEAST_PSNR_DB
+        assert min(figure.psnr_db or 99 for figure in figures.values()) > eager.LEAST_PSNR_DB
     config = (folder / "base" / "text_encoder" / "config.json").read_text()
     assert {"bf16": "bfloat16", "fp32": "float32"}[dtype] in config
 
@@ -164,7 +164,7 @@ def test_weights_that_are_not_finite(home: Path, base: Any) -> None:
 def test_a_conversion_that_loses_too_much(
     home: Path, base: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "LEAST_PSNR_DB", 200.0)
+    monkeypatch.setattr(eager, "LEAST_PSNR_DB", 200.0)
     with pytest.raises(VerificationError, match="wider --dtype"):
         run(home, base.path, dtype="bf16")
     assert empty(home)
@@ -174,6 +174,13 @@ def test_base_and_refiner_must_share_a_latent_space(home: Path, base: Any, refin
     refiner.edit("vae/config.json", lambda config: config["block_out_channels"].append(64))
     with pytest.raises(ExportError, match="vae_scale_factor: 8 and"):
         run(home, base.path, refiner=str(refiner.path))
+
+
+def test_sizes_are_limited_to_a_quarter_and_twice_of_the_native_one(home: Path, base: Any) -> None:
+    limits = run(home, base.path)[1].size_limits
+    assert (limits.min, limits.max) == (64, 256)  # the API's least side; the native one is 128
+    assert limits.allows(256, 64)
+    assert not limits.allows(256 + limits.multiple, 128)
 
 
 def test_full_disk(home: Path, base: Any, monkeypatch: pytest.MonkeyPatch) -> None:

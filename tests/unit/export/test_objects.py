@@ -15,7 +15,7 @@ from fsspec.registry import _registry as registry
 from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, UnsafeSourceError
 from export.model.inspection import read_pipeline
-from export.source import objects, remote, sources
+from export.source import objects, remote, resolution
 from export.source.downloads import Workspace
 from sdxl_bento.config import ExportSettings
 from tests.support import checkpoints
@@ -45,8 +45,8 @@ def settings(settings: ExportSettings, server: str) -> ExportSettings:
     return settings.model_copy(update={"aws_endpoint_url": server})
 
 
-def resolve(workspace: Workspace, url: str) -> sources.Source:
-    return sources.resolve(url, workspace)
+def resolve(workspace: Workspace, url: str) -> resolution.LocalSource:
+    return resolution.resolve(url, workspace)
 
 
 def cached(workspace: Workspace, name: str) -> list[Path]:
@@ -163,8 +163,8 @@ class TestFile:
         path = checkpoints.write(tmp_path / "refiner.safetensors", checkpoints.refiner())
         bucket.put("tunes/refiner.safetensors", path.read_bytes())
         base = resolve(workspace, "s3://models/tunes/mine.safetensors")
-        wanted = sources.Wanted("refiner")
-        refiner = sources.resolve("s3://models/tunes/refiner.safetensors", workspace, wanted)
+        wanted = resolution.SourceRequest("refiner")
+        refiner = resolution.resolve("s3://models/tunes/refiner.safetensors", workspace, wanted)
         read_pipeline(base.folder, "base", None)
         read_pipeline(refiner.folder, "refiner", None)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.compile.onnx import compile_part
 from export.compile.optimum import CONSTRAINTS, environment, export_parts
 from export.compile.options import CompileOptions
+from export.compile.targets.onnx import compile_part
 from export.embedded import WEIGHTS
 from export.errors import ExportError
 from export.model.components import load_component
@@ -23,10 +23,9 @@ from export.model.graphs import (
     unet_example,
     unet_graph,
 )
-from export.model.layout import Role
 from sdxl_bento.backends.onnx import load
 from sdxl_bento.backends.parts import Part, PartOptions
-from sdxl_bento.manifest import BackendInfo
+from sdxl_bento.manifest import BackendInfo, Role
 
 CPU = torch.device("cpu")
 INFO = BackendInfo(backend="onnx", device="cpu", versions={}, dtype="fp32")

@@ -8,51 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 
-from export.check import parity, pictures
-from export.check.likeness import compare
-from export.check.parity import least_psnr, pick_vae_dtype, verify_parts
-from export.check.pictures import ssim
-from export.compile import backends
-from export.compile.compiler import parts_of
+from export import backends
+from export.check import parity
+from export.check.decoder_dtype import pick_vae_dtype
+from export.check.parity import least_psnr, verify_parts
 from export.embedded import WEIGHTS
-from export.errors import VerificationError
+from export.model.parts import parts_of
 from sdxl_bento.backends.parts import Part, PartOptions
-from sdxl_bento.manifest import BackendInfo, ImageFigure, Manifest
+from sdxl_bento.manifest import BackendInfo, Manifest
 from sdxl_bento.serving.loading import folder_of
 
 CPU = torch.device("cpu")
 INFO = BackendInfo(backend="onnx", device="cpu", versions={}, dtype="bf16", vae_dtype="fp32")
-
-
-def test_equal_outputs_have_no_distance() -> None:
-    output = torch.randn(2, 4, 8, 8)
-    figure = compare("base/unet", output, output.clone())
-    assert (figure.max_abs_error, figure.psnr_db) == (0.0, None)
-
-
-def test_the_distance_is_in_db_of_the_references_range() -> None:
-    expected = torch.linspace(-1, 1, 100)
-    figure = compare("base/unet", expected + 0.02, expected)
-    assert figure.psnr_db == pytest.approx(40.0, abs=0.01)
-    assert figure.max_abs_error == pytest.approx(0.02, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        (torch.full((4,), float("nan")), "base/unet: its output is not finite"),
-        (torch.zeros(5), r"base/unet: its output is \[5\], not \[4\]"),
-    ],
-)
-def test_what_cannot_be_compared_fails(found: torch.Tensor, said: str) -> None:
-    with pytest.raises(VerificationError, match=said):
-        compare("base/unet", found, torch.ones(4))
 
 
 def test_each_part_has_the_threshold_of_what_it_computes_in() -> None:
@@ -115,7 +86,7 @@ def test_an_original_is_read_once_and_not_held_beside_a_part(
     manifest = Manifest.load(folder_of(embedded_tag))
     parts = [*parts_of("base"), *parts_of("refiner")]
     info = INFO.model_copy(update={"rows": (1, 2), "artifacts": {part: part for part in parts}})
-    figures = verify_parts(info, WEIGHTS, backends.pipelines_of(manifest), CPU)
+    figures = verify_parts(info, WEIGHTS, manifest.pipelines, CPU)
     assert [figure.part for figure in figures] == parts
     assert all(figure.psnr_db is None or figure.psnr_db > 120 for figure in figures)
     components = {Path(role, name) for role in ("base", "refiner") for name in ("unet", "vae")}
@@ -151,45 +122,3 @@ def test_a_decoder_that_overflows_does_not(tmp_path: Path) -> None:
 
 def test_float32_is_float32(tmp_path: Path) -> None:
     assert pick_vae_dtype(tmp_path / "not read", "fp32", CPU) == "fp32"
-
-
-def noise(seed: int, amount: float = 1.0) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    return np.clip(127 + amount * random.normal(0, 40, (48, 40, 3)), 0, 255)
-
-
-def test_ssim_is_one_for_equal_pictures_and_falls_with_noise() -> None:
-    picture = noise(0)
-    assert ssim(picture, picture) == pytest.approx(1.0)
-    little, much = (ssim(picture, picture + noise(1, a) - 127) for a in (0.1, 1.0))
-    assert 1.0 > little > 0.9 > much > 0.0
-
-
-def test_ssim_of_flat_pictures_is_what_the_formula_gives() -> None:
-    black, grey = np.zeros((16, 16, 3)), np.full((16, 16, 3), 100.0)
-    c1 = (0.01 * 255) ** 2
-    assert ssim(black, grey) == pytest.approx(c1 / (100.0**2 + c1))
-
-
-def test_pictures_are_compared_by_their_pixels() -> None:
-    first = Image.new("RGB", (16, 16), (100, 100, 100))
-    second = Image.new("RGB", (16, 16), (110, 110, 110))
-    assert pictures.compare("a", 0, first, first).psnr_db is None
-    assert pictures.compare("a", 0, first, second).psnr_db == pytest.approx(28.13, abs=0.01)
-
-
-def figure(psnr: float | None) -> ImageFigure:
-    return ImageFigure(prompt="a red circle", seed=3, psnr_db=psnr, ssim=0.9)
-
-
-def test_a_picture_below_its_dtypes_threshold_fails_with_its_prompt() -> None:
-    pictures._check(INFO, [figure(None), figure(20.0)])
-    with pytest.raises(VerificationError, match=r"'a red circle' \(seed 3\) is 19\.9 dB.*20\.0 dB"):
-        pictures._check(INFO, [figure(19.9)])
-
-
-def test_pictures_that_show_less_than_the_originals_fail() -> None:
-    right = {"colour": 1.0, "shape": 0.9}
-    pictures._check_accuracy(INFO, {"colour": 0.95, "shape": 0.85}, right)
-    with pytest.raises(VerificationError, match="shape is right in 50% of its pictures, in 90%"):
-        pictures._check_accuracy(INFO, {"colour": 1.0, "shape": 0.5}, right)

@@ -28,7 +28,7 @@ class TestWanted:
     ]
 
     def test_only_what_is_needed(self) -> None:
-        assert set(selection.wanted(self.names, None, "a/b")) == {
+        assert set(selection.select(self.names, None, "a/b")) == {
             "model_index.json",
             "unet/config.json",
             "unet/diffusion_pytorch_model.fp16.safetensors",
@@ -38,7 +38,7 @@ class TestWanted:
         }
 
     def test_dtype_chooses_the_variant(self) -> None:
-        chosen = selection.wanted(self.names, "fp32", "a/b")
+        chosen = selection.select(self.names, "fp32", "a/b")
         assert "unet/diffusion_pytorch_model.safetensors" in chosen
         assert "unet/diffusion_pytorch_model.fp16.safetensors" not in chosen
 
@@ -49,21 +49,21 @@ class TestWanted:
         half_index = f"unet/{stem}.safetensors.index.fp16.json"
         full_index = f"unet/{stem}.safetensors.index.json"
         names = ["model_index.json", *half, *full, half_index, full_index]
-        assert selection.wanted(names, None, "a/b")[1:] == [half_index, *half]
-        assert selection.wanted(names, "fp32", "a/b")[1:] == [full_index, *full]
+        assert selection.select(names, None, "a/b")[1:] == [half_index, *half]
+        assert selection.select(names, "fp32", "a/b")[1:] == [full_index, *full]
 
     def test_pickles_are_refused_before_any_download(self) -> None:
         names = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
         with pytest.raises(UnsafeSourceError, match="a/b/unet"):
-            selection.wanted(names, None, "a/b")
+            selection.select(names, None, "a/b")
 
     def test_not_diffusers(self) -> None:
         with pytest.raises(SourceError, match=r"no model_index\.json"):
-            selection.wanted(["config.json", "model.safetensors"], None, "a/b")
+            selection.select(["config.json", "model.safetensors"], None, "a/b")
 
     def test_a_pickled_checkpoint(self) -> None:
         with pytest.raises(UnsafeSourceError, match=r"a/b/model\.ckpt(?s:.)*run code"):
-            selection.wanted(["model.ckpt", "README.md"], None, "a/b")
+            selection.select(["model.ckpt", "README.md"], None, "a/b")
 
 
 @pytest.mark.parametrize("name", ["../x", "unet/../../x", "/etc/x", "a//b", "a\\..\\b", "a\0b"])

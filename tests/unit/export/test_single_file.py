@@ -15,10 +15,10 @@ from export.embedded import WEIGHTS
 from export.errors import NotSDXLError, SourceError
 from export.model.inspection import Folder, read_pipeline
 from export.model.layout import COMPONENTS
-from export.source import single_file, sources, unpack, vocabulary
+from export.source import resolution, single_file, unpack, vocabulary
 from export.source.downloads import Workspace
+from export.source.resolution import SourceRequest
 from export.source.single_file import Checkpoint
-from export.source.sources import Wanted
 from tests.support import checkpoints
 
 UNET = "model.diffusion_model."
@@ -52,7 +52,7 @@ def same_weights(folder: Path, original: Path) -> None:
 
 
 def test_base(workspace: Workspace, checkpoint: Path) -> None:
-    source = sources.resolve(str(checkpoint), workspace)
+    source = resolution.resolve(str(checkpoint), workspace)
     assert (source.kind, source.location, source.name) == (
         "file", "Mine_v1.safetensors", "Mine_v1",
     )  # fmt: skip
@@ -62,21 +62,21 @@ def test_base(workspace: Workspace, checkpoint: Path) -> None:
 
 def test_refiner(workspace: Workspace, tmp_path: Path) -> None:
     path = checkpoints.write(tmp_path / "refiner.safetensors", checkpoints.refiner())
-    source = sources.resolve(str(path), workspace, Wanted("refiner"))
+    source = resolution.resolve(str(path), workspace, SourceRequest("refiner"))
     read_pipeline(source.folder, "refiner", None)
     same_weights(source.folder.root, WEIGHTS / "refiner")
     with pytest.raises(NotSDXLError, match="give it with --refiner"):
-        sources.resolve(str(path), workspace)
+        resolution.resolve(str(path), workspace)
 
 
 def test_base_given_as_the_refiner(workspace: Workspace, checkpoint: Path) -> None:
     with pytest.raises(NotSDXLError, match="a base model"):
-        sources.resolve(str(checkpoint), workspace, Wanted("refiner"))
+        resolution.resolve(str(checkpoint), workspace, SourceRequest("refiner"))
 
 
 def test_a_folder_that_holds_nothing_else(workspace: Workspace, checkpoint: Path) -> None:
     """As KServe's storage initializer leaves it at /mnt/models."""
-    source = sources.resolve(str(checkpoint.parent), workspace)
+    source = resolution.resolve(str(checkpoint.parent), workspace)
     same_weights(source.folder.root, WEIGHTS / "base")
 
 
@@ -90,7 +90,7 @@ def test_what_training_leaves_behind_is_left_out(
         "denoiser.sigmas": torch.ones(1000),
     }
     path = checkpoints.write(tmp_path / "x.safetensors", packed | extra)
-    same_weights(sources.resolve(str(path), workspace).folder.root, WEIGHTS / "base")
+    same_weights(resolution.resolve(str(path), workspace).folder.root, WEIGHTS / "base")
 
 
 class TestConfig:
@@ -98,21 +98,21 @@ class TestConfig:
 
     def test_taken(self, workspace: Workspace, checkpoint: Path, base: Any) -> None:
         base.set("scheduler/scheduler_config.json", timestep_spacing="trailing")
-        wanted = Wanted(config=str(base.path))
-        source = sources.resolve(str(checkpoint), workspace, wanted)
+        wanted = SourceRequest(config=str(base.path))
+        source = resolution.resolve(str(checkpoint), workspace, wanted)
         assert read_pipeline(source.folder, "base", None).variant == "lightning"
 
     def test_that_does_not_fit(self, workspace: Workspace, checkpoint: Path, base: Any) -> None:
         base.set("unet/config.json", block_out_channels=[32, 64, 96])
         with pytest.raises(NotSDXLError, match=r"width 48(?s:.)*needed: .*width 32"):
-            sources.resolve(str(checkpoint), workspace, Wanted(config=str(base.path)))
+            resolution.resolve(str(checkpoint), workspace, SourceRequest(config=str(base.path)))
 
     def test_that_only_seems_to_fit(
         self, workspace: Workspace, checkpoint: Path, base: Any
     ) -> None:
         base.set("text_encoder_2/config.json", num_hidden_layers=4)
         with pytest.raises(NotSDXLError, match=r"a text_encoder_2 that lacks encoder\.layers\.3"):
-            sources.resolve(str(checkpoint), workspace, Wanted(config=str(base.path)))
+            resolution.resolve(str(checkpoint), workspace, SourceRequest(config=str(base.path)))
 
     def test_links_out_of_it_are_refused(
         self, workspace: Workspace, checkpoint: Path, base: Any, tmp_path: Path
@@ -120,14 +120,14 @@ class TestConfig:
         (base.path / "vae" / "config.json").rename(tmp_path / "elsewhere.json")
         (base.path / "vae" / "config.json").symlink_to(tmp_path / "elsewhere.json")
         with pytest.raises(SourceError, match="a link to"):
-            sources.resolve(str(checkpoint), workspace, Wanted(config=str(base.path)))
+            resolution.resolve(str(checkpoint), workspace, SourceRequest(config=str(base.path)))
 
 
 class TestScheduler:
     """What the checkpoint, or the user, says of its noise schedule."""
 
-    def config(self, workspace: Workspace, path: Path, wanted: Wanted | None = None) -> Any:
-        folder = sources.resolve(str(path), workspace, wanted).folder
+    def config(self, workspace: Workspace, path: Path, wanted: SourceRequest | None = None) -> Any:
+        folder = resolution.resolve(str(path), workspace, wanted).folder
         read_pipeline(folder, "base", None)
         return folder.json("scheduler", "scheduler_config.json")
 
@@ -153,7 +153,7 @@ class TestScheduler:
 
     @pytest.mark.parametrize("variant", ["turbo", "lightning", "lcm"])
     def test_variant(self, workspace: Workspace, checkpoint: Path, variant: Any) -> None:
-        source = sources.resolve(str(checkpoint), workspace, Wanted(variant=variant))
+        source = resolution.resolve(str(checkpoint), workspace, SourceRequest(variant=variant))
         assert read_pipeline(source.folder, "base", None).variant == variant
 
 
@@ -210,7 +210,7 @@ class TestRefused:
     def test_cut_short(self, workspace: Workspace, checkpoint: Path) -> None:
         checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
         with pytest.raises(SourceError, match="broken safetensors"):
-            sources.resolve(str(checkpoint), workspace)
+            resolution.resolve(str(checkpoint), workspace)
 
 
 class TestOfSDXL:

@@ -10,7 +10,7 @@ import pytest
 from export.embedded import WEIGHTS
 from export.errors import SourceError, UnsafeSourceError
 from export.model.inspection import read_pipeline
-from export.source import sources
+from export.source import resolution
 from export.source.downloads import Workspace
 from sdxl_bento.config import ExportSettings
 
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_embedded() -> None:
-    base, refiner, loras = sources.embedded()
+    base, refiner, loras = resolution.embedded()
     assert (base.kind, base.location, base.name) == ("embedded", "embedded", "sdxl-embedded")
     assert (refiner.folder.root / "unet").is_dir()
     assert {path.stem for path in loras} >= {"striped", "outlined"}
@@ -27,7 +27,7 @@ def test_embedded() -> None:
 
 @pytest.mark.parametrize("text", [str(WEIGHTS / "base"), (WEIGHTS / "base").as_uri()])
 def test_folder_records_its_name_only(workspace: Workspace, text: str) -> None:
-    source = sources.resolve(text, workspace)
+    source = resolution.resolve(text, workspace)
     assert (source.kind, source.location, source.revision) == ("folder", "base", None)
     assert source.name == "base"
 
@@ -35,12 +35,12 @@ def test_folder_records_its_name_only(workspace: Workspace, text: str) -> None:
 @pytest.mark.parametrize("text", ["/no/such/folder", "no-such-name", "a/b/c", "file:///no/such"])
 def test_names_nothing(workspace: Workspace, text: str) -> None:
     with pytest.raises(SourceError, match="neither a folder, a file nor a hub id"):
-        sources.resolve(text, workspace)
+        resolution.resolve(text, workspace)
 
 
 def test_unknown_scheme(workspace: Workspace) -> None:
     with pytest.raises(SourceError, match=r"ftp://x/y(?s:.)*s3://") as error:
-        sources.resolve("ftp://me:secret@x/y?token=secret", workspace)
+        resolution.resolve("ftp://me:secret@x/y?token=secret", workspace)
     assert "secret" not in str(error.value)
 
 
@@ -48,7 +48,7 @@ def test_unknown_scheme(workspace: Workspace) -> None:
 def test_pickled_checkpoint(workspace: Workspace, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UnsafeSourceError, match="pickled checkpoint"):
-        sources.resolve(str(tmp_path / name), workspace)
+        resolution.resolve(str(tmp_path / name), workspace)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_pickled_checkpoint(workspace: Workspace, tmp_path: Path, name: str) -> 
 )
 def test_refused_by_its_name_before_anything_is_asked(workspace: Workspace, text: str) -> None:
     with pytest.raises(SourceError, match=r"pickled checkpoint|an archive"):
-        sources.resolve(text, workspace)
+        resolution.resolve(text, workspace)
 
 
 def test_a_file_of_another_kind(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_bytes(b"")
     with pytest.raises(SourceError, match=r"a \.txt file"):
-        sources.resolve(str(tmp_path / "notes.txt"), workspace)
+        resolution.resolve(str(tmp_path / "notes.txt"), workspace)
 
 
 def test_folder_of_the_hub_cache_may_link_to_its_blobs(
@@ -76,7 +76,7 @@ def test_folder_of_the_hub_cache_may_link_to_its_blobs(
     folder = repository / "snapshots" / COMMIT
     (folder / "unet" / "config.json").rename(repository / "blobs" / "x")
     (folder / "unet" / "config.json").symlink_to("../../../blobs/x")
-    read_pipeline(sources.resolve(str(folder), workspace).folder, "base", None)
+    read_pipeline(resolution.resolve(str(folder), workspace).folder, "base", None)
 
 
 class TestMounted:
@@ -85,7 +85,7 @@ class TestMounted:
     def test_claim(self, workspace: Workspace, base: Any, settings: ExportSettings) -> None:
         settings.pvc_mount.mkdir()
         base.path.rename(settings.pvc_mount / "sdxl")
-        source = sources.resolve("pvc://my-claim/sdxl", workspace)
+        source = resolution.resolve("pvc://my-claim/sdxl", workspace)
         assert (source.kind, source.location) == ("mounted", "pvc://my-claim/sdxl")
         assert source.name == "sdxl"
         read_pipeline(source.folder, "base", None)
@@ -94,19 +94,19 @@ class TestMounted:
         self, workspace: Workspace, base: Any, settings: ExportSettings
     ) -> None:
         base.path.rename(settings.model_mount)
-        source = sources.resolve("pvc://my-claim/sdxl", workspace)
+        source = resolution.resolve("pvc://my-claim/sdxl", workspace)
         read_pipeline(source.folder, "base", None)
 
     def test_claim_that_is_not_there(self, workspace: Workspace, settings: ExportSettings) -> None:
         settings.pvc_mount.mkdir()
         with pytest.raises(SourceError, match="the claim 'my-claim' mounted at"):
-            sources.resolve("pvc://my-claim/sdxl", workspace)
+            resolution.resolve("pvc://my-claim/sdxl", workspace)
         with pytest.raises(UnsafeSourceError, match="leads out"):
-            sources.resolve("pvc://my-claim/../etc", workspace)
+            resolution.resolve("pvc://my-claim/../etc", workspace)
 
     def test_folder(self, workspace: Workspace, base: Any, settings: ExportSettings) -> None:
         base.path.rename(settings.model_mount)
-        source = sources.resolve(str(settings.model_mount), workspace)
+        source = resolution.resolve(str(settings.model_mount), workspace)
         assert (source.kind, source.location) == ("mounted", str(settings.model_mount))
 
 
@@ -127,15 +127,15 @@ class TestNamed:
 
     def test_nothing(self) -> None:
         with pytest.raises(SourceError, match="STORAGE_URI or MODEL_ID"):
-            sources.named("")
+            resolution.source_or_default("")
 
     def test_the_order(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "mounted").mkdir()
-        assert sources.named("") == str(tmp_path / "mounted")
+        assert resolution.source_or_default("") == str(tmp_path / "mounted")
         monkeypatch.setenv("MODEL_ID", "organisation/model")
-        assert sources.named("") == "organisation/model"
+        assert resolution.source_or_default("") == "organisation/model"
         monkeypatch.setenv("STORAGE_URI", "s3://bucket/sdxl")
-        assert sources.named("") == "s3://bucket/sdxl"
-        assert sources.named("embedded") == "embedded"
+        assert resolution.source_or_default("") == "s3://bucket/sdxl"
+        assert resolution.source_or_default("embedded") == "embedded"
         monkeypatch.setenv("STORAGE_URI", "")
-        assert sources.named("") == "organisation/model"
+        assert resolution.source_or_default("") == "organisation/model"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from export.errors import SourceError, UnsafeSourceError
-from export.source import remote, sources, web
+from export.source import remote, resolution, web
 from export.source.downloads import Workspace
 from tests.support import checkpoints
 from tests.support.files import FileServer, self_signed
@@ -285,7 +285,7 @@ class TestSource:
     def test_what_is_recorded(self, server: FileServer, workspace: Workspace) -> None:
         server.headers = {"Content-Disposition": 'attachment; filename="Fine Tune.safetensors"'}
         secret = server.url.replace("http://", "http://me:secret@")
-        source = sources.resolve(f"{secret}/api/models/7?token=secret", workspace)
+        source = resolution.resolve(f"{secret}/api/models/7?token=secret", workspace)
         assert (source.kind, source.location) == ("url", f"{server.url}/api/models/7")
         assert (source.revision, source.name) == (server.etag, "Fine Tune")
         assert server.asked[0]["authorization"].startswith("Basic ")
@@ -294,7 +294,7 @@ class TestSource:
     def test_the_name_decides_first(self, server: FileServer, workspace: Workspace) -> None:
         server.headers = {"Content-Disposition": 'attachment; filename="../../x.ckpt"'}
         with pytest.raises(UnsafeSourceError, match="pickled checkpoint"):
-            sources.resolve(f"{server.url}/api/models/7", workspace)
+            resolution.resolve(f"{server.url}/api/models/7", workspace)
 
 
 @pytest.mark.parametrize(
@@ -308,4 +308,4 @@ class TestSource:
 )  # fmt: skip
 def test_public(url: str, shown: str) -> None:
     assert web.public(url) == shown
-    assert sources.shown(url) == shown
+    assert resolution.printable(url) == shown

@@ -57,7 +57,7 @@ async def pictures(store: ImageStore) -> AsyncIterator[Pictures]:
 
 async def test_what_is_kept_beside_a_picture(pictures: Pictures) -> None:
     source = InputImage(Image.new("RGB", (8, 8)), "b" * 64, "earlier")
-    order = Resolved("img2img", resolved(loaded(), strength=0.5).params, source)
+    order = Resolved("img2img", resolved(loaded(), strength=0.5).params, {"image": source})
     (picture,) = await pictures.publish(generation(order), PROVENANCE)
     kept = await pictures.describe(str(picture.image_id))
     assert kept["image_id"] == picture.image_id

@@ -66,7 +66,7 @@ class Engine:
         filled = {"model": "m", "width": size[0], "height": size[1], "seed": seed}
         filled["sampler"] = params.sampler or "euler"
         resolved = ResolvedParams.model_construct(**{**dict(params), **filled})
-        return Resolved(order.task, resolved, order.source)
+        return Resolved(order.task, resolved, order.pictures)
 
     def provenance(self, order: Resolved) -> Provenance:
         return self.drawn_by
@@ -392,7 +392,7 @@ FILE = {"embed_metadata": True, "png_level": 1}
 
 def key(params: ResolvedParams = PARAMS, task: Any = "img2img", **other: Any) -> str:
     source = InputImage(Image.new("RGB", (1, 1)), other.get("source", "0" * 64))
-    order = Resolved(task, params, source)
+    order = Resolved(task, params, {"image": source})
     return key_of(order, other.get("provenance", DRAWN_BY), other.get("file", FILE))
 
 

@@ -35,8 +35,8 @@ def activity(state: EngineState, *models: Loaded) -> Activity:
 
 
 def completion(stage: Stage, rows: int, seconds: float) -> Completion:
-    unit: Any = SimpleNamespace(key=BatchKey("m", stage, 64, 64), rows=99)
-    return Completion(unit, rows, seconds)
+    unit: Any = SimpleNamespace(key=BatchKey("m", stage, 64, 64), rows=rows)
+    return Completion(unit, seconds)
 
 
 @pytest.mark.parametrize("state", EngineState)

@@ -157,7 +157,7 @@ async def test_progress_of_a_picture_that_is_redrawn(world: Open) -> None:
     here = await world()
     picture: Any = type("Picture", (), {"size": (128, 128)})()
     call = here.call(task="img2img", num_inference_steps=10, strength=0.2)
-    order = type(call.order)("img2img", call.order.params, InputImage(picture, "0" * 64))
+    order = type(call.order)("img2img", call.order.params, {"image": InputImage(picture, "0" * 64)})
     generation = await here.calls.run(Call("r", order, call.plan), here.progress.append)
     assert steps_of(here.progress) == [
         ("queued", 0), ("encode", 0), ("image", 0), ("base", 1), ("base", 2), ("decode", 2),

@@ -67,7 +67,7 @@ def test_identity_never_replaces_equality(source: str, left_out: str) -> None:
 
 
 def test_decorators_that_do_something_are_removed() -> None:
-    source = "@app.get(path)\ndef f():\n    pass\n\n\n@staticmethod\ndef g():\n    pass\n"
+    source = "@app.get(path)\ndef f():\n    pass\n\n\n@dataclass(frozen=True)\nclass G:\n    pass\n"
     assert lines_of(source) == {1: {"RemoveDecorator"}}
 
 
@@ -157,7 +157,8 @@ def test_what_imports_run_concerns_all_tests_of_the_files_that_import_it(atlas: 
 
 def test_a_kept_file_counts_as_long_as_its_imports_stay(atlas: Atlas, tmp_path: Path) -> None:
     again = Atlas(tmp_path / "kept", tmp_path)
-    assert again.load(["near", "stranger", "unknown"]) == ["near", "unknown"]
+    # One with a failing test is not kept, one imports another a.py, one was never traced.
+    assert again.load(["near", "far", "stranger", "unknown"]) == ["near", "far", "unknown"]
     assert list(again.files) == ["stranger"]
 
 
@@ -176,7 +177,7 @@ def test_a_traced_process_notes_lines_under_the_running_test(tmp_path: Path) -> 
     before = sys.gettrace()
     board = tracing.Board(trace)
     names: dict[str, object] = {}
-    write = tracing.start(tree, trace)
+    _, write = tracing.start(tree, trace)
     try:
         exec(compile(path.read_text(), str(path), "exec"), names)
         f = names["f"]

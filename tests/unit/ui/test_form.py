@@ -90,3 +90,9 @@ def test_refining_keeps_what_the_refiner_takes() -> None:
     assert fields["negative_prompt"] == "a square"
     assert not {"loras", "refiner", "width", "height"} & fields.keys()
     assert not {"loras", "refiner"} & without_base(to_call(FULL)).keys()
+
+
+def test_one_picture_is_asked_for_again_not_all_of_its_call() -> None:
+    call = GenerateParams(prompt="x", model="m", width=64, height=64, num_images=4)
+    form = from_call(call.model_dump(mode="json"), 3, with_picture=False)
+    assert (form.controls["num_images"], form.random, form.seed) == (1, False, "3")

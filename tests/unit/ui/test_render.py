@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sdxl_bento.errors import EngineDead, InvalidInput, Overloaded
+from sdxl_bento.order import Task
 from sdxl_bento.protocols.http.errors import error_body
 from sdxl_bento.serving.results import ModelSummary
 from sdxl_bento.ui import render
@@ -147,8 +148,9 @@ def test_the_facts_of_a_picture() -> None:
         ("Guidance", "5"), ("Refiner", "from 80% on"), ("Model", "m"), ("Time", "1.23 s"),
     ]  # fmt: skip
     assert render.facts(plain) == expected
-    for how, name in (("refine", "Refined"), ("over", "Drawn over")):
-        redrawn = replace(plain, start=Start("s", how=how))
+    redrawings: list[tuple[Task, str]] = [("refine", "Refined"), ("img2img", "Drawn over")]
+    for task, name in redrawings:
+        redrawn = replace(plain, start=Start("s", task=task))
         assert (name, "another picture, strength 0.3") in render.facts(redrawn)
 
 

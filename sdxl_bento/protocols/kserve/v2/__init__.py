@@ -1,1 +1,1 @@
-"""V2, the Open Inference Protocol."""
+"""KServe's V2 protocol, the Open Inference Protocol."""

@@ -1,6 +1,6 @@
-"""A request of the Open Inference Protocol as native fields, those of one call for each row.
+"""A request of the Open Inference Protocol → the native parameters of each row.
 
-Input tensors are fields that differ by row, `parameters` those that all rows have.
+Input tensors are fields that differ by row. `parameters` are fields that all rows share.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH, Tensor, read_tensors, split_body
 
 OUTPUTS = {"image": "BYTES", "seed": "INT64", "image_id": "BYTES", "pixels": "UINT8"}
-UNASKED = ("image", "seed", "image_id")  # what a request that names no outputs gets
-_TRITON_PRIORITY = 11  # Triton's 1, its highest, is our 10
+DEFAULT_OUTPUTS = ("image", "seed", "image_id")  # of a request that names none
+# Triton's priorities are 1, the highest, to 21. Ours are 10, the highest, to -10.
+_TRITON_PRIORITY = 11
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An output that was asked for."""
+class RequestedOutput:
+    """An output that a request asks for. `binary`: as raw bytes behind the JSON."""
 
     name: str
     binary: bool
@@ -33,31 +34,33 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request that was understood: the parameters of every row, and what to answer."""
+    """A validated request: the parameters of every row, and the outputs to answer with."""
 
     id: str | None
     rows: list[GenerateParams]
-    outputs: list[Wanted]
+    outputs: list[RequestedOutput]
 
 
 @cache
 def inputs() -> dict[str, tuple[str, int]]:
-    """Name → datatype and elements a row of every input: the fields of a call."""
-    kinds = {"string": "BYTES", "integer": "INT64", "number": "FP32", "boolean": "BOOL"}
-    found: dict[str, tuple[str, int]] = {}
+    """The inputs: the name of each field of a call → its datatype and number of elements a row."""
+    datatypes = {"string": "BYTES", "integer": "INT64", "number": "FP32", "boolean": "BOOL"}
+    tensors: dict[str, tuple[str, int]] = {}
     for name, schema in GenerateParams.model_json_schema()["properties"].items():
         plain = schema.get("anyOf", [schema])[0]
-        if name == "loras":
-            found[name] = ("BYTES", 1)  # as JSON
-        elif plain.get("type") == "array":
-            found[name] = (kinds[plain["items"]["type"]], plain["maxItems"])
-        elif name != "model":
-            found[name] = (kinds[plain["type"]], 1)
-    return found
+        if name == "model":
+            continue  # the address names it
+        if plain.get("type") != "array":
+            tensors[name] = (datatypes[plain["type"]], 1)
+        elif "$ref" in plain["items"]:
+            tensors[name] = ("BYTES", 1)  # a list of objects, as JSON
+        else:
+            tensors[name] = (datatypes[plain["items"]["type"]], plain["maxItems"])
+    return tensors
 
 
-def understood(body: bytes, headers: Mapping[str, str], model: str, most: int) -> Inference:
-    """Read a request of at most `most` rows for `model`, which is the address's.
+def read_inference(body: bytes, headers: Mapping[str, str], model: str, limit: int) -> Inference:
+    """Read a request of at most `limit` rows. `model` is the one in the address.
 
     Raises InvalidInput for the first thing that is wrong.
     """
@@ -68,18 +71,18 @@ def understood(body: bytes, headers: Mapping[str, str], model: str, most: int) -
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise InvalidInput("parameters", parameters, "an object")
-    common = with_headers(_fields(parameters), headers)
+    common = with_headers(_native_fields(parameters), headers)
     assert isinstance(common, Mapping)
     tensors = read_tensors(document.get("inputs"), raw)
-    rows = _rows(tensors, {**common, "model": model}, most)
+    rows = _rows(tensors, {**common, "model": model}, limit)
     outputs = _outputs(document.get("outputs"), bool(parameters.get("binary_data_output")))
-    _check_together(rows, outputs)
-    given = document.get("id")
-    return Inference(None if given is None else str(given), rows, outputs)
+    _check_consistent(rows, outputs)
+    request_id = document.get("id")
+    return Inference(None if request_id is None else str(request_id), rows, outputs)
 
 
-def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's parameters as native fields. Two are Triton's own: timeout, priority."""
+def _native_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's parameters as native fields. `timeout` and `priority` are Triton's own."""
     fields = {name: _decoded(name, value) for name, value in parameters.items()}
     fields.pop("binary_data_output", None)
     if "model" in fields:
@@ -99,9 +102,8 @@ def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """Lists come as text, for BYTES and parameters cannot hold them otherwise."""
-    is_list = name == "loras" or inputs().get(name, ("", 1))[1] > 1
-    if not is_list or not isinstance(value, str):
+    """Parse a list that is sent as JSON in a text, because no datatype or parameter is a list."""
+    if name not in _list_fields() or not isinstance(value, str):
         return value
     try:
         return pydantic_core.from_json(value or "[]")
@@ -109,14 +111,22 @@ def _decoded(name: str, value: Any) -> Any:
         raise InvalidInput(name, value, 'a list in JSON, such as [{"name": "striped"}]') from None
 
 
-def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], most: int) -> list[GenerateParams]:
-    """The parameters of every row: its own part of the tensors, and what all have in common."""
+@cache
+def _list_fields() -> frozenset[str]:
+    """The fields whose values are lists."""
+    schemas = GenerateParams.model_json_schema()["properties"]
+    plain = {name: schema.get("anyOf", [schema])[0] for name, schema in schemas.items()}
+    return frozenset(name for name in plain if plain[name].get("type") == "array")
+
+
+def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], limit: int) -> list[GenerateParams]:
+    """The parameters of every row: its own part of the tensors, and the common parameters."""
     count = next((len(tensor.values) for tensor in tensors if tensor.name == "prompt"), None)
     if count is None and "prompt" not in common:
         raise InvalidInput("inputs", [tensor.name for tensor in tensors], "prompt among them")
     count = 1 if count is None else count
-    if not 1 <= count <= most:
-        raise InvalidInput("prompt", f"{count} prompts", f"1 to {most} in one request")
+    if not 1 <= count <= limit:
+        raise InvalidInput("prompt", f"{count} prompts", f"1 to {limit} in one request")
     rows = [dict(common) for _ in range(count)]
     for tensor in tensors:
         for row, value in zip(rows, _values(tensor, count), strict=True):
@@ -133,7 +143,7 @@ def _row(fields: Mapping[str, Any], place: str) -> GenerateParams:
 
 
 def _values(tensor: Tensor, count: int) -> list[Any]:
-    """What each row takes of a tensor: its own part, or the one that there is."""
+    """The value of each row in a tensor, which has one for every row or one for all."""
     if tensor.name not in inputs():
         raise InvalidInput("inputs", tensor.name, f"one of {', '.join(inputs())}")
     size = inputs()[tensor.name][1]
@@ -147,12 +157,12 @@ def _values(tensor: Tensor, count: int) -> list[Any]:
     return [_decoded(tensor.name, value) for value in flat]
 
 
-def _outputs(asked: object, binary: bool) -> list[Wanted]:
+def _outputs(asked: object, binary: bool) -> list[RequestedOutput]:
     if asked is None or asked == []:
-        return [Wanted(name, binary) for name in UNASKED]
+        return [RequestedOutput(name, binary) for name in DEFAULT_OUTPUTS]
     if not isinstance(asked, list):
         raise InvalidInput("outputs", asked, "a list of objects with a name")
-    wanted = []
+    requested = []
     for index, each in enumerate(asked):
         name = each.get("name") if isinstance(each, Mapping) else each
         if not isinstance(name, str) or name not in OUTPUTS or not isinstance(each, Mapping):
@@ -160,12 +170,12 @@ def _outputs(asked: object, binary: bool) -> list[Wanted]:
         parameters = each.get("parameters") or {}
         if not isinstance(parameters, Mapping) or "classification" in parameters:
             raise InvalidInput(f"outputs.{index}.parameters", parameters, '{"binary_data": true}')
-        wanted.append(Wanted(name, bool(parameters.get("binary_data", binary))))
-    return wanted
+        requested.append(RequestedOutput(name, bool(parameters.get("binary_data", binary))))
+    return requested
 
 
-def _check_together(rows: Sequence[GenerateParams], outputs: Sequence[Wanted]) -> None:
-    """What a tensor asks of all rows: an output has one shape."""
+def _check_consistent(rows: Sequence[GenerateParams], outputs: Sequence[RequestedOutput]) -> None:
+    """Check that the rows' results fit into one tensor: an output has one shape."""
     numbers = {row.num_images for row in rows}
     if len(numbers) > 1:
         raise InvalidInput("num_images", sorted(numbers), "the same for every row")

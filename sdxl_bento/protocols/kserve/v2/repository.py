@@ -1,7 +1,7 @@
-"""V2's routes that ask about server and models; nothing is drawn here.
+"""V2's routes that ask about the server and its models. They draw nothing.
 
-The models are those of the settings, loaded at start. Loading one of them again is nothing to do;
-loading another and unloading are refused.
+The models are those of the settings and are loaded at start. To load one of them again succeeds and
+does nothing. To load another, or to unload one, is refused.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdxl_bento import __version__
 from sdxl_bento.errors import EngineDead, InvalidInput, ModelNotFound, NotReady
-from sdxl_bento.protocols.http.api import api_of
+from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, read_json
 from sdxl_bento.protocols.http.caller import limited
-from sdxl_bento.protocols.kserve.v2.fields import OUTPUTS, inputs
+from sdxl_bento.protocols.kserve.v2.answers import (
+    IndexedModel,
+    ModelReady,
+    ServerLive,
+    ServerReady,
+    model_metadata,
+    server_metadata,
+    version_of,
+)
 from sdxl_bento.protocols.kserve.v2.routes import model_of
-from sdxl_bento.serving.results import ModelSummary
 
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
 _STAY = "nothing: models are those of SDXL_MODEL and SDXL_MODELS, loaded at start, and stay"
 
 
@@ -44,58 +49,63 @@ def routes() -> list[Route]:
 
 
 async def _server(request: Request) -> Response:
-    about = {"name": "sdxl-bento", "version": __version__, "extensions": EXTENSIONS}
-    return JSONResponse(about)
+    return JSONResponse(server_metadata())
 
 
 async def _live(request: Request) -> Response:
     generator = api_of(request).generator
     if generator.state == "dead":
         raise EngineDead(f"the engine has died: {generator.state_reason}")
-    return JSONResponse({"live": True})
+    body: ServerLive = {"live": True}
+    return JSONResponse(body)
 
 
 async def _ready(request: Request) -> Response:
     state = api_of(request).generator.state
     if state != "ready":
         raise NotReady(state)
-    return JSONResponse({"ready": True})
+    body: ServerReady = {"ready": True}
+    return JSONResponse(body)
 
 
 async def _model_ready(request: Request) -> Response:
     model = api_of(request).generator.models.ready(model_of(request))
-    return JSONResponse({"name": model.name, "ready": True})
+    body: ModelReady = {"name": model.name, "ready": True}
+    return JSONResponse(body)
 
 
 async def _metadata(request: Request) -> Response:
     model = api_of(request).generator.models.ready(model_of(request))
-    given = [
-        {"name": name, "datatype": datatype, "shape": [-1] if size == 1 else [-1, size]}
-        for name, (datatype, size) in inputs().items()
-    ]
-    made = [
-        {"name": name, "datatype": datatype, "shape": [-1] if name != "pixels" else [-1, -1, -1, 3]}
-        for name, datatype in OUTPUTS.items()
-    ]
-    about = {"name": model.name, "versions": [_version(model)], "platform": f"sdxl_{model.backend}"}
-    return JSONResponse({**about, "inputs": given, "outputs": made})
+    return JSONResponse(model_metadata(model))
 
 
 async def _index(request: Request) -> Response:
-    api = api_of(request)
-    wants_ready = (await _document(request)).get("ready", False)
-    if not isinstance(wants_ready, bool):
-        raise InvalidInput("ready", wants_ready, "true or false")
-    engine = api.generator.state
-    if engine == "ready":
-        known = [(model.name, _version(model)) for model in api.generator.models.summaries()]
-        return JSONResponse([_indexed(*each, "READY", "") for each in known])
-    if wants_ready:
-        return JSONResponse([])
-    state = "LOADING" if engine in ("new", "loading") else "UNAVAILABLE"
-    reason = api.generator.state_reason or f"the engine is {engine}"
-    tags = [tag.partition(":") for tag in api.settings.model_tags]
-    return JSONResponse([_indexed(name, version, state, reason) for name, _, version in tags])
+    only_ready = (await _document(request)).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise InvalidInput("ready", only_ready, "true or false")
+    return JSONResponse(_indexed_models(api_of(request), only_ready))
+
+
+def _indexed_models(api: API, only_ready: bool) -> list[IndexedModel]:
+    """The loaded models. Before they are loaded, those of the settings, unless `only_ready`."""
+    state = api.generator.state
+    if state == "ready":
+        return [
+            {"name": model.name, "version": version_of(model), "state": "READY", "reason": ""}
+            for model in api.generator.models.summaries()
+        ]
+    if only_ready:
+        return []
+    reason = api.generator.state_reason or f"the engine is {state}"
+    return [
+        {
+            "name": name,
+            "version": version,
+            "state": "LOADING" if state in ("new", "loading") else "UNAVAILABLE",
+            "reason": reason,
+        }
+        for name, _, version in (tag.partition(":") for tag in api.settings.model_tags)
+    ]
 
 
 async def _load(request: Request) -> Response:
@@ -121,11 +131,3 @@ async def _document(request: Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidInput("body", document, "a JSON object, or nothing")
     return document
-
-
-def _indexed(name: str, version: str, state: str, reason: str) -> dict[str, str]:
-    return {"name": name, "version": version, "state": state, "reason": reason}
-
-
-def _version(model: ModelSummary) -> str:
-    return model.tag.partition(":")[2]

@@ -1,21 +1,23 @@
 """Tensors as the Open Inference Protocol sends them: in the JSON, or behind it as raw bytes.
 
-Raw bytes are little-endian and row-major, in the order of the JSON's tensors. An element of BYTES
-is its length in four bytes, then itself. See KServe's "Binary Tensor Data Extension".
+Raw bytes are little-endian and row-major, in the order of the tensors in the JSON. An element of
+BYTES is its length in four bytes, followed by its bytes. See KServe's "Binary Tensor Data
+Extension".
 """
 
 from __future__ import annotations
 
-import base64
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.protocols.http.errors import MalformedBody
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -38,11 +40,21 @@ class Tensor:
     values: list[Any]
 
 
+class TensorHeader(TypedDict):
+    """A tensor in the JSON of an answer. `data` is missing if it follows the JSON as raw bytes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: NotRequired[list[Any]]
+    parameters: NotRequired[dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor to answer with. BYTES are given as bytes, others as an array.
+    """A tensor to answer with. `data` is a list of bytes for BYTES, and an array otherwise.
 
-    JSON cannot hold any bytes: where `is_text` is false, they are written in base64.
+    JSON cannot represent arbitrary bytes, so they are encoded in base64 unless `is_text`.
     """
 
     name: str
@@ -51,24 +63,24 @@ class Output:
     data: Sequence[bytes] | np.ndarray[Any, Any]
     is_text: bool = field(default=False)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> TensorHeader:
         """The tensor with its data inside."""
         if isinstance(self.data, np.ndarray):
-            return self._described() | {"data": self.data.ravel().tolist()}
+            return {**self._header(), "data": self.data.ravel().tolist()}
         if self.is_text:
-            return self._described() | {"data": [each.decode() for each in self.data]}
-        data = [base64.b64encode(each).decode("ascii") for each in self.data]
-        return self._described() | {"data": data, "parameters": {"content_type": "base64"}}
+            return {**self._header(), "data": [each.decode() for each in self.data]}
+        data = [base64_of(each) for each in self.data]
+        return {**self._header(), "data": data, "parameters": {"content_type": "base64"}}
 
-    def as_binary(self) -> tuple[dict[str, Any], bytes]:
+    def as_binary(self) -> tuple[TensorHeader, bytes]:
         """The tensor without its data, and the data."""
         if isinstance(self.data, np.ndarray):
             raw = self.data.tobytes()
         else:
             raw = b"".join(struct.pack("<I", len(each)) + each for each in self.data)
-        return self._described() | {"parameters": {"binary_data_size": len(raw)}}, raw
+        return {**self._header(), "parameters": {"binary_data_size": len(raw)}}, raw
 
-    def _described(self) -> dict[str, Any]:
+    def _header(self) -> TensorHeader:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
 
@@ -87,8 +99,8 @@ def read_tensors(inputs: object, raw: bytes) -> list[Tensor]:
     if not isinstance(inputs, list):
         raise InvalidInput("inputs", inputs, "a list of tensors")
     tensors = []
-    for index, given in enumerate(inputs):
-        tensor, raw = _read(given, raw, f"inputs.{index}")
+    for index, each in enumerate(inputs):
+        tensor, raw = _read(each, raw, f"inputs.{index}")
         tensors.append(tensor)
     if raw:
         allowed = "as many bytes as the binary_data_size of the inputs say"
@@ -96,21 +108,21 @@ def read_tensors(inputs: object, raw: bytes) -> list[Tensor]:
     return tensors
 
 
-def _read(given: object, raw: bytes, place: str) -> tuple[Tensor, bytes]:
-    """One input, and the raw bytes that are left after it."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise InvalidInput(place, given, "an object with name, shape, datatype and data")
-    name, datatype, shape = given["name"], given.get("datatype"), given.get("shape")
+def _read(tensor: object, raw: bytes, place: str) -> tuple[Tensor, bytes]:
+    """One input, and the raw bytes that follow its own."""
+    if not isinstance(tensor, Mapping) or not isinstance(tensor.get("name"), str):
+        raise InvalidInput(place, tensor, "an object with name, shape, datatype and data")
+    name, datatype, shape = tensor["name"], tensor.get("datatype"), tensor.get("shape")
     if datatype not in DATATYPES:
         raise InvalidInput(f"{name}.datatype", datatype, f"one of {', '.join(DATATYPES)}")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise InvalidInput(f"{name}.shape", shape, "a list of integers from 0")
-    parameters = given.get("parameters") or {}
+    parameters = tensor.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise InvalidInput(f"{name}.parameters", parameters, "an object")
     size = parameters.get("binary_data_size")
     if size is None:
-        values = list(_flat(given.get("data"))) if "data" in given else []
+        values = list(_flat(tensor.get("data"))) if "data" in tensor else []
         values = _checked(name, datatype, values)
     else:
         if type(size) is not int or not 0 <= size <= len(raw):
@@ -132,7 +144,7 @@ def _flat(data: object) -> Iterator[Any]:
 
 
 def _checked(name: str, datatype: str, values: list[Any]) -> list[Any]:
-    """Elements from JSON, if all are of the datatype."""
+    """The elements from the JSON. Raises InvalidInput if one is not of the datatype."""
     types = (str,) if datatype == "BYTES" else _JSON_TYPES.get(_DTYPES[datatype].kind, (int,))
     for value in values:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
@@ -141,7 +153,7 @@ def _checked(name: str, datatype: str, values: list[Any]) -> list[Any]:
 
 
 def _unpacked(name: str, datatype: str, raw: bytes) -> list[Any]:
-    """Elements from raw bytes."""
+    """The elements in raw bytes. Raises MalformedBody, InvalidInput."""
     if datatype == "BYTES":
         return list(_texts(name, raw))
     dtype = _DTYPES[datatype]

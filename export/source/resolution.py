@@ -1,4 +1,4 @@
-"""Find a source: what its name leads to, as a pipeline folder at hand.
+"""Resolution of a source's name to a pipeline folder on this machine. These names are understood:
 
 =================================  ============================================================
 `embedded`                         the model that ships with this package
@@ -9,8 +9,8 @@ a path, `file:///path`             a folder in diffusers' layout, or one `.safet
 `pvc://claim/path`                 a claim that is mounted at `/mnt/pvc`, as KServe mounts it
 =================================  ============================================================
 
-What is fetched is checked in a cache; one file is unpacked in a scratch folder. Nothing of a source
-reaches the model store before all of it is here and sound.
+Downloads are kept in a cache and checked there; a single file is unpacked into a scratch folder.
+Nothing of a source reaches the model store before all of it has been fetched and checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, UnsafeSourceError
 from export.model import variants, weights
 from export.model.inspection import Folder
-from export.model.layout import Role
 from export.model.writer import check_space
 from export.source import hub, selection, single_file, unpack, vocabulary
 from export.source.downloads import Workspace
@@ -35,7 +34,7 @@ from export.source.single_file import Checkpoint
 from export.source.web import Web, public
 from sdxl_bento.config import ExportSettings, load_export_settings
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import Variant, WeightDtype
+from sdxl_bento.manifest import Role, Variant, WeightDtype
 
 EMBEDDED = "embedded"
 Kind = Literal["embedded", "folder", "file", "hub", "url", "object", "mounted"]
@@ -43,10 +42,10 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".zst")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A pipeline folder at hand. `location` and `revision` are what the manifest records.
+class LocalSource:
+    """A pipeline folder on this machine.
 
-    `name` is what the model is called if the user does not say.
+    `kind`, `location` and `revision` go into the manifest. `name` is the default name of the model.
     """
 
     kind: Kind
@@ -57,8 +56,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a source. `config` and `variant` are for a checkpoint in one file."""
+class SourceRequest:
+    """Which files of a source are request.
+
+    `dtype` selects a variant of the weights. `config` (a folder or hub id) and `variant` complete a
+    checkpoint in one file, which holds no configs.
+    """
 
     role: Role = "base"
     revision: str | None = None
@@ -68,8 +71,11 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a name has led to: a folder or a checkpoint file on this machine."""
+class _Located:
+    """A folder or a checkpoint file on this machine, before it has been read.
+
+    No file outside of `guard` may be read through a link; None stands for the folder itself.
+    """
 
     kind: Kind
     location: str
@@ -80,92 +86,98 @@ class _Found:
 
 
 def settings() -> ExportSettings:
-    """The environment of an export. Raises `ExportError` if a variable is wrong."""
+    """The export's settings from the environment. Raises `ExportError` if a variable is wrong."""
     try:
         return load_export_settings()
     except ConfigurationError as error:
         raise ExportError(str(error)) from None
 
 
-def named(text: str) -> str:
-    """`text`, or what the environment names: STORAGE_URI, MODEL_ID, a folder at `/mnt/models`."""
-    found = text or settings().source
-    if not found:
+def source_or_default(text: str) -> str:
+    """`text`, or the environment's source: STORAGE_URI, MODEL_ID, or a folder at `/mnt/models`."""
+    source = text or settings().source
+    if not source:
         raise SourceError(
             "SOURCE", "nothing named", f"a path, hub id, URL or '{EMBEDDED}'; or STORAGE_URI or "
             f"MODEL_ID in the environment, or a folder mounted at {settings().model_mount}",
         )  # fmt: skip
-    return found
+    return source
 
 
-def embedded() -> tuple[Source, Source, list[Path]]:
-    """The model that ships with the repository: base, refiner, LoRA files."""
-    base = Source("embedded", EMBEDDED, Folder(WEIGHTS / "base"), name="sdxl-embedded")
-    refiner = Source("embedded", EMBEDDED, Folder(WEIGHTS / "refiner"), name="sdxl-embedded")
+def embedded() -> tuple[LocalSource, LocalSource, list[Path]]:
+    """The model that comes with this package: base, refiner, and LoRA files."""
+    base = LocalSource("embedded", EMBEDDED, Folder(WEIGHTS / "base"), name="sdxl-embedded")
+    refiner = LocalSource("embedded", EMBEDDED, Folder(WEIGHTS / "refiner"), name="sdxl-embedded")
     return base, refiner, sorted((WEIGHTS / "loras").glob("*.safetensors"))
 
 
-def shown(text: str) -> str:
-    """`text` as it may be printed: without what a URL holds beside host and path."""
+def printable(text: str) -> str:
+    """A source's name without the parts of a URL that may hold secrets: password and query."""
     return public(text) if "://" in text else text
 
 
-def resolve(text: str, workspace: Workspace, wanted: Wanted | None = None) -> Source:
-    """What `text` names. An existing path wins over a hub id of the same spelling.
+def resolve(text: str, workspace: Workspace, request: SourceRequest | None = None) -> LocalSource:
+    """The source named `text`, fetched if it is remote.
 
-    Raises `SourceError` if it names nothing or cannot be read, `UnsafeSourceError` and
-    `NotSDXLError` for what is refused.
+    An existing path takes precedence over a hub id of the same spelling.
+
+    Raises:
+        SourceError: there is no such source, or it cannot be read.
+        UnsafeSourceError: it would run code, or leads out of its folder.
+        NotSDXLError: it is another kind of model.
     """
-    wanted = wanted or Wanted()
-    found = _find(text, workspace, wanted)
-    name = found.name or PurePosixPath(found.location.rstrip("/")).name
-    path = found.path
+    request = request or SourceRequest()
+    located = _locate(text, workspace, request)
+    name = located.name or PurePosixPath(located.location.rstrip("/")).name
+    path = located.path
     if path.is_dir() and not (path / selection.INDEX).is_file():
         singles = selection.single_files(item.name for item in path.iterdir())
         if len(singles) == 1:
-            path = Folder(path, found.guard).file(singles[0])
+            path = Folder(path, located.guard).file(singles[0])
     if path.is_dir():
-        folder = _folder(path, found.guard)
+        folder = _folder(path, located.guard)
     else:
-        _refuse_file_kind(path.name, found.location)
-        folder = _unpack(path, workspace, wanted)
-    return Source(
-        found.kind, found.location, folder, found.revision, name.removesuffix(".safetensors")
+        _refuse_file_kind(path.name, located.location)
+        folder = _unpack(path, workspace, request)
+    return LocalSource(
+        located.kind, located.location, folder, located.revision, name.removesuffix(".safetensors")
     )
 
 
-def _find(text: str, workspace: Workspace, wanted: Wanted) -> _Found:
+def _locate(text: str, workspace: Workspace, request: SourceRequest) -> _Located:
     scheme, separator, rest = text.partition("://")
     token = workspace.settings.hf_token
     if not separator:
-        return _local(text, workspace, wanted)
+        return _local(text, workspace, request)
     if scheme == "file":
-        return _local(unquote(urlsplit(text).path), workspace, wanted, only_path=True)
+        return _local(unquote(urlsplit(text).path), workspace, request, only_path=True)
     if scheme == "hf":
-        return _hub(hub.Address.parse(rest, wanted.revision), wanted, token)
+        return _hub(hub.Address.parse(rest, request.revision), request, token)
     if scheme == "pvc":
         return _claim(text, rest, workspace.settings)
     if scheme in SCHEMES:
-        return _objects(text, workspace, wanted)
+        return _objects(text, workspace, request)
     if scheme in ("https", "http"):
         return _web(text, workspace)
     raise SourceError(
-        shown(text), f"{scheme}://", "a path, or hf://, https://, s3://, gs://, pvc:// or file://"
+        printable(text),
+        f"{scheme}://",
+        "a path, or hf://, https://, s3://, gs://, pvc:// or file://",
     )
 
 
 def _local(
-    text: str, workspace: Workspace, wanted: Wanted, *, only_path: bool = False
-) -> _Found:  # fmt: skip
+    text: str, workspace: Workspace, request: SourceRequest, *, only_path: bool = False
+) -> _Located:  # fmt: skip
     path = Path(text).expanduser()
     if path.is_dir() and path.resolve() == workspace.settings.model_mount.resolve():
-        return _Found("mounted", str(workspace.settings.model_mount), path)
+        return _Located("mounted", str(workspace.settings.model_mount), path)
     if path.is_dir():
-        return _Found("folder", path.resolve().name, path, wanted.revision)
+        return _Located("folder", path.resolve().name, path, request.revision)
     if path.is_file():
-        return _Found("file", path.name, path)
+        return _Located("file", path.name, path)
     try:
-        address = None if only_path else hub.Address.parse(text, wanted.revision)
+        address = None if only_path else hub.Address.parse(text, request.revision)
     except UnsafeSourceError:
         raise
     except SourceError:
@@ -175,31 +187,31 @@ def _local(
             text, "neither a folder, a file nor a hub id",
             f"a path, 'organisation/model', a URL, or '{EMBEDDED}'",
         )  # fmt: skip
-    return _hub(address, wanted, workspace.settings.hf_token)
+    return _hub(address, request, workspace.settings.hf_token)
 
 
-def _hub(address: hub.Address, wanted: Wanted, token: str | None) -> _Found:
-    fetched = hub.fetch(address, wanted.dtype, token)
+def _hub(address: hub.Address, request: SourceRequest, token: str | None) -> _Located:
+    fetched = hub.fetch(address, request.dtype, token)
     location = address.repository + (f"/{address.file}" if address.file else "")
-    return _Found("hub", location, fetched.path, fetched.commit)
+    return _Located("hub", location, fetched.path, fetched.commit)
 
 
-def _claim(text: str, rest: str, settings: ExportSettings) -> _Found:
-    """KServe mounts the claim itself at `/mnt/pvc`, or the path in it at `/mnt/models`."""
+def _claim(text: str, rest: str, settings: ExportSettings) -> _Located:
+    """A path in a claim. KServe mounts the claim at `/mnt/pvc`, or the path at `/mnt/models`."""
     claim, _, below = rest.strip("/").partition("/")
     selection.refuse_unsafe([below] if below else [], text)
     path = settings.pvc_mount / below
     if path.exists():
-        return _Found("mounted", text, path)
+        return _Located("mounted", text, path)
     if not settings.pvc_mount.exists() and settings.model_mount.is_dir():
-        return _Found("mounted", text, settings.model_mount)
+        return _Located("mounted", text, settings.model_mount)
     raise SourceError(
         text, f"no {path}", f"the claim {claim!r} mounted at {settings.pvc_mount}"
         + (f", with {below} in it" if below else ""),
     )  # fmt: skip
 
 
-def _web(text: str, workspace: Workspace) -> _Found:
+def _web(text: str, workspace: Workspace) -> _Located:
     _refuse_file_kind(urlsplit(text).path, public(text), unknown_ok=True)
     with closing(Web(text)) as web:
         revision = web.stat("").version
@@ -207,10 +219,10 @@ def _web(text: str, workspace: Workspace) -> _Found:
         _refuse_file_kind(name, web.name, unknown_ok=True)
         file = "model.safetensors"
         folder = workspace.download(web, [file])
-        return _Found("url", web.name, folder / file, revision, name)
+        return _Located("url", web.name, folder / file, revision, name)
 
 
-def _objects(text: str, workspace: Workspace, wanted: Wanted) -> _Found:
+def _objects(text: str, workspace: Workspace, request: SourceRequest) -> _Located:
     _refuse_file_kind(text, text, unknown_ok=True)
     objects = Objects(text, workspace.settings)
     if objects.is_file():
@@ -218,22 +230,22 @@ def _objects(text: str, workspace: Workspace, wanted: Wanted) -> _Found:
         objects.check_start()
         folder = workspace.download(objects.parent(), [PurePosixPath(objects.name).name])
         path = folder / PurePosixPath(objects.name).name
-        return _Found("object", objects.name, path, guard=folder)
+        return _Located("object", objects.name, path, guard=folder)
     names = objects.names()
     selection.refuse_unsafe(names, objects.name)
     chosen = selection.single_files(names)
     if selection.INDEX in names or len(chosen) != 1:
-        chosen = selection.wanted(names, wanted.dtype, objects.name)
+        chosen = selection.select(names, request.dtype, objects.name)
     folder = workspace.download(objects, chosen)
-    view = workspace.scratch / f"view-{wanted.role}"  # the cache may hold older files beside these
+    view = workspace.scratch / f"view-{request.role}"  # without older files that the cache may hold
     for name in chosen:
         (view / name).parent.mkdir(parents=True, exist_ok=True)
         (view / name).symlink_to((folder / name).resolve())
-    return _Found("object", objects.name, view, guard=folder)
+    return _Located("object", objects.name, view, guard=folder)
 
 
 def _folder(path: Path, guard: Path | None) -> Folder:
-    """A folder; in the hub's cache, where files are links into `blobs`, those may be followed."""
+    """A folder to read. In the hub's cache, files are links into `blobs`, which may be followed."""
     root = path.resolve()
     if guard is None and root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir():
         guard = root.parents[1]
@@ -254,17 +266,17 @@ def _refuse_file_kind(name: str, where: str, *, unknown_ok: bool = False) -> Non
         )
 
 
-def _unpack(path: Path, workspace: Workspace, wanted: Wanted) -> Folder:
+def _unpack(path: Path, workspace: Workspace, request: SourceRequest) -> Folder:
     """The pipeline in a checkpoint file, as a folder in diffusers' layout."""
     checkpoint = Checkpoint.read(path)
-    single_file.check_role(checkpoint, wanted.role)
-    config = _config(wanted.config, workspace) if wanted.config else None
-    template = single_file.find_template(checkpoint, wanted.role, config)
-    target = workspace.scratch / f"unpacked-{wanted.role}"
+    single_file.check_role(checkpoint, request.role)
+    config = _config(request.config, workspace) if request.config else None
+    template = single_file.find_template(checkpoint, request.role, config)
+    target = workspace.scratch / f"unpacked-{request.role}"
     check_space(workspace.scratch, [path])
-    unpack.unpack(checkpoint, wanted.role, template, target)
+    unpack.unpack(checkpoint, request.role, template, target)
     vocabulary.complete(target, workspace.settings.hf_token)
-    _adapt_scheduler(target, checkpoint, wanted.variant)
+    _adapt_scheduler(target, checkpoint, request.variant)
     return Folder(target)
 
 
@@ -277,7 +289,7 @@ def _config(text: str, workspace: Workspace) -> Folder:
 
 
 def _adapt_scheduler(folder: Path, checkpoint: Checkpoint, variant: Variant | None) -> None:
-    """Write into the scheduler's config what the checkpoint or the user says of it."""
+    """Complete the scheduler's config by the checkpoint's markers and the user's variant."""
     path = folder / "scheduler" / "scheduler_config.json"
     changes = dict(variants.SCHEDULERS[variant]) if variant else {}
     if checkpoint.predicts_velocity:

@@ -1,4 +1,8 @@
-"""Compile a traced graph with TorchInductor ahead of time, into a package without weights."""
+"""Target `inductor`: each part compiled ahead of time by TorchInductor, without its weights.
+
+The package of machine code names the tensors that it needs; the runtime makes them from the
+component's safetensors (`sdxl_bento/backends/shared_weights.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from export.compile.options import CompileOptions
+from export.compile.registry import Machine, Target, register
 from export.errors import ExportError
-from export.model.graphs import Graph
-from sdxl_bento.backends.attention import NATIVE, native_kernels
 from sdxl_bento.backends.inductor import CONSTANTS, INPUTS
 from sdxl_bento.backends.shared_weights import Recipe
 from sdxl_bento.manifest import Quantization
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
+    from export.compile.options import CompileOptions
+    from export.model.graphs import Graph
 
-# What the numbers of a quantized layer are.
-_QUANTIZED: Mapping[Quantization | None, str] = {
-    "int8-weights": "int8",
-    "int8": "int8",
-    "fp8": "fp8",
-}
+# How the weights of a quantized layer are stored, by the kind of quantization.
+_STORED_AS: Mapping[Quantization, str] = {"int8-weights": "int8", "int8": "int8", "fp8": "fp8"}
 
 
 def traces(part: str, options: CompileOptions) -> bool:
@@ -46,7 +45,10 @@ def compile_part(
         ExportError: there is no C++ compiler, a weight of the graph is not in the component's
             safetensors, or Inductor cannot compile the graph.
     """
+    import torch
     from torch._inductor import aoti_compile_and_package
+
+    from sdxl_bento.backends.attention import NATIVE, native_kernels
 
     assert program is not None
     _check_compiler()
@@ -56,7 +58,7 @@ def compile_part(
     recipes = _recipes(program, options)
     config: dict[str, Any] = {
         "aot_inductor.package_constants_in_so": False,
-        # They pay where many graphs are compiled; here each has one file that needs them.
+        # They pay off where many files include them; here each graph is one file.
         "aot_inductor.precompile_headers": False,
         "aot_inductor.metadata": {
             INPUTS: json.dumps(_inputs(graph)),
@@ -84,8 +86,7 @@ def _settings(options: CompileOptions) -> dict[str, Any]:
 
     settings: dict[str, Any] = {}
     if options.device.type == "cuda":
-        # Kernels are chosen by timing them. Runs take the whole machine either way, and a graph
-        # is compiled once.
+        # Choosing kernels by timing them takes long, but a graph is compiled once and runs often.
         settings |= {
             "max_autotune": True,
             "coordinate_descent_tuning": True,
@@ -97,17 +98,19 @@ def _settings(options: CompileOptions) -> dict[str, Any]:
         if options.threads:
             settings["cpp.threads"] = options.threads
     if hasattr(config.cpp, "march"):
-        # Not for this very processor, only for the instruction sets that `cpu_isa` names.
+        # Code must run on any processor with the instruction sets that `cpu_isa` names.
         settings["cpp.march"] = ""
     return settings
 
 
 def _channels_last(program: ExportedProgram) -> None:
-    """Lay convolutions' weights as tensor cores want them, so that no forward has to."""
+    """Store convolutions' weights in the layout of tensor cores, so that no forward converts."""
+    import torch
+
     for name, tensor in program.state_dict.items():
         if tensor.dim() == 4:
-            laid = tensor.detach().contiguous(memory_format=torch.channels_last)
-            program.state_dict[name] = torch.nn.Parameter(laid, requires_grad=False)
+            weight = tensor.detach().contiguous(memory_format=torch.channels_last)
+            program.state_dict[name] = torch.nn.Parameter(weight, requires_grad=False)
 
 
 def _recipes(program: ExportedProgram, options: CompileOptions) -> dict[str, Recipe]:
@@ -127,14 +130,17 @@ def _recipes(program: ExportedProgram, options: CompileOptions) -> dict[str, Rec
 
 
 def _recipe(name: str, tensor: torch.Tensor, stored: set[str], options: CompileOptions) -> Recipe:
+    import torch
+
+    stored_as = _STORED_AS[options.quantization] if options.quantization else "plain"
     # A graph's module wraps the component, "unet.conv_in.weight", or is a piece of it.
     for full in (name, name.partition(".")[2]):
         key = full.removesuffix("_scale")
         values = "plain"
         if tensor.dtype in (torch.int8, torch.float8_e4m3fn):
-            values = _QUANTIZED[options.quantization]
+            values = stored_as
         elif key != full:
-            values = f"{_QUANTIZED[options.quantization]}-scale"
+            values = f"{stored_as}-scale"
         keys = _unfused(key)
         if stored.issuperset(keys):
             return Recipe(keys, _name(tensor.dtype), tuple(tensor.shape), tensor.stride(), values)
@@ -145,7 +151,7 @@ def _recipe(name: str, tensor: torch.Tensor, stored: set[str], options: CompileO
 
 
 def _unfused(key: str) -> tuple[str, ...]:
-    """The stored tensors that a projection fused by diffusers (`fuse_qkv_projections`) is of."""
+    """The stored tensors that diffusers joins in a fused projection (`fuse_qkv_projections`)."""
     for fused, single in {".to_qkv.": "qkv", ".to_kv.": "kv"}.items():
         if fused in key:
             return tuple(key.replace(fused, f".to_{letter}.") for letter in single)
@@ -155,7 +161,9 @@ def _unfused(key: str) -> tuple[str, ...]:
 def _check_constants(
     package: Path, recipes: dict[str, Recipe], part: str, device: torch.device
 ) -> None:
-    """Inductor may make constants of its own, which nobody could give a value at load."""
+    """Raise if Inductor made constants of its own: no file has their values when it is loaded."""
+    import torch
+
     loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
     unknown = sorted(set(loader.get_constant_fqns()) - set(recipes))
     if unknown:
@@ -180,7 +188,8 @@ def _check_compiler() -> None:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for Inductor's caches and drafts; it goes with `folder` if the process is killed."""
+    """A folder for Inductor's caches and drafts. It is in `folder`, which is removed as a whole if
+    the process is killed."""
     from torch._inductor.utils import fresh_cache
 
     with (
@@ -191,7 +200,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _inputs(graph: Graph) -> list[tuple[str, str, list[int | str]]]:
-    """Name, dtype and shape of each input; a dynamic side by its name, as in `rows`."""
+    """Name, dtype and shape of each input; a dynamic side is its name, such as "rows"."""
     return [
         (
             name,
@@ -208,3 +217,24 @@ def _side(size: Any) -> int | str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _preference(machine: Machine) -> int:
+    """The fastest on a GPU; on a CPU it compiles for minutes."""
+    return 1 if machine.cuda else 0
+
+
+register(
+    Target(
+        name="inductor",
+        summary="TorchInductor packages of machine code",
+        devices=("cuda", "cpu"),
+        quantizations=tuple(_STORED_AS),
+        compile_part=compile_part,
+        traces=traces,
+        packages=("torch",),
+        preference=_preference,
+        quantizes_module=True,
+        prefers_attention=True,
+    )
+)

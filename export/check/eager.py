@@ -1,12 +1,14 @@
-"""Does what was written behave as its source? One forward of each part, in float32.
+"""Verification of the written weights against their source, component by component.
 
-A component whose files were copied unchanged is loaded once: its weights must all be there and
-its output finite. A converted one is also compared with its source. The inputs are random but
-fixed, and small: a whole picture would say no more about a dtype, and take minutes.
+Each component runs one forward in float32, with small random inputs that are the same each time.
+All of its weights must be there, and its output must be finite. A component whose weights were
+converted to another dtype must also give nearly the output of its source; of one that was copied
+unchanged, the files must be equal to the source's.
 """
 
 from __future__ import annotations
 
+import filecmp
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import SourceError, VerificationError
+from export.likeness import compare_outputs
 from export.model.geometry import TIME_IDS
 from export.model.inspection import Component, Pipeline
 from sdxl_bento.manifest import ParityFigure
@@ -29,10 +32,18 @@ MOST_CELLS = 32
 def verify_pipeline(
     pipeline: Pipeline, written: Path, converted: frozenset[str], scratch: Path
 ) -> tuple[ParityFigure, ...]:
-    """Parity figures of the pipeline in `written`, which was made from `pipeline`.
+    """Parity figures of a pipeline that was written from a source.
 
-    Raises `SourceError` if weights are missing, `VerificationError` if an output is not finite or
-    further from the source's than `LEAST_PSNR_DB`.
+    Args:
+        pipeline: the source.
+        written: the folder of the written pipeline.
+        converted: names of the components whose weights have another dtype than the source's.
+        scratch: an existing folder for temporary links to the source's files.
+
+    Raises:
+        SourceError: weights are missing or do not fit their config.
+        VerificationError: a copied file differs from the source's; or an output is not finite, or
+            further from the source's than `LEAST_PSNR_DB`.
     """
     figures = []
     for name in PARTS:
@@ -40,6 +51,8 @@ def verify_pipeline(
         if component is None:
             continue
         part = f"{pipeline.role}/{name}"
+        if name not in converted:
+            _check_copies(part, component, written / name)
         output = _run(pipeline, component, written / name)
         reference = output
         if name in converted:
@@ -47,6 +60,12 @@ def verify_pipeline(
                 reference = _run(pipeline, component, folder)
         figures.append(_compare(part, output, reference))
     return tuple(figures)
+
+
+def _check_copies(part: str, component: Component, folder: Path) -> None:
+    for name, source in component.files.items():
+        if not filecmp.cmp(source, folder / name, shallow=False):
+            raise VerificationError(f"{part}: the copy of {name} differs from its source")
 
 
 @contextmanager
@@ -59,9 +78,7 @@ def _source_view(component: Component, scratch: Path) -> Iterator[Path]:
 
 
 def _compare(part: str, output: Tensor, reference: Tensor) -> ParityFigure:
-    from export.check.likeness import compare
-
-    figure = compare(part, output, reference, against="source")
+    figure = compare_outputs(part, output, reference, against="source")
     if figure.psnr_db is not None and figure.psnr_db < LEAST_PSNR_DB:
         raise VerificationError(
             f"{part}: {figure.psnr_db} dB from its source, at least {LEAST_PSNR_DB} dB are needed; "

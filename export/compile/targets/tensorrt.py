@@ -1,11 +1,11 @@
 """Target `tensorrt`: the graphs of target `onnx`, with engines built for sizes and rows.
 
-Beside each graph goes `<graph>.json`, which names the graph and has its profile: from the smallest
-to the largest of the sizes and rows that were asked for, tuned for the first size and the most
-rows. A profile for each shape would be quicker, but ONNX Runtime runs the first one only
-(microsoft/onnxruntime, pull request 31624). Engines and the timings that building them took are
-kept in `engines/`, so a second export, and the service, build nothing anew. It needs a machine with
-the GPU that it will run on.
+A file `<graph>.json` beside each graph names the graph and holds its profile: the range from the
+smallest to the largest of the sizes and rows that were asked for, tuned for the first size and the
+most rows. A profile for each shape would be quicker, but ONNX Runtime runs the first one only
+(microsoft/onnxruntime, pull request 31624). Engines, and the timings that were taken to build them,
+are kept in `engines/`, so that neither a second export nor the service builds them again. The
+export needs a machine with the GPU that the model will run on.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.compile import onnx
-from export.compile.options import CompileOptions
+from export.compile.registry import Target, register
+from export.compile.targets import onnx
 from export.errors import ExportError
-from export.model.graphs import Graph
-from sdxl_bento.backends.slots import RANK_STEP
+from export.model.parts import is_decoder
 from sdxl_bento.backends.tensorrt import ENGINES, Profile, Range, load
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-traces = onnx.traces
+    from export.compile.options import CompileOptions
+    from export.model.graphs import Graph
+
 USUAL_RANK, MOST_RANK = 16, 64  # of the adapters of one row together
 MOST_DECODED = 4  # pictures at once
 
@@ -36,7 +37,8 @@ def compile_part(
     """Write the graph of one part, its profile and its engine; returns the profile's file.
 
     Raises:
-        ExportError: no sizes or rows were given, a quantization was, or it cannot be converted.
+        ExportError: sizes or rows are missing, a quantization is set, or the part cannot be
+            converted.
     """
     if not options.sizes or not options.rows:
         raise ExportError(
@@ -55,10 +57,10 @@ def compile_part(
 
 
 def profile(graph: Graph, options: CompileOptions) -> Profile:
-    """All sizes and numbers of rows, and what lies between; the slots of adapters likewise."""
+    """The profile of a part's inputs: all sizes, numbers of rows and slots, and those between."""
     scale = pixels_of_a_cell(options.weights)
     sizes = [(height // scale, width // scale) for width, height in options.sizes]
-    if graph.part.endswith("vae_decoder"):
+    if is_decoder(graph.part):
         channels = graph.inputs["latents"].shape[1]
         least, usual, most = _ends(sizes)
         return {
@@ -75,7 +77,7 @@ def profile(graph: Graph, options: CompileOptions) -> Profile:
 
 
 def _ends(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """The smallest, the first, the largest: height and width each for itself."""
+    """The smallest, the first and the largest size; heights and widths are taken separately."""
     heights, widths = zip(*sizes, strict=True)
     return (min(heights), min(widths)), sizes[0], (max(heights), max(widths))
 
@@ -83,6 +85,8 @@ def _ends(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 def _range(
     name: str, example: tuple[int, ...], rows: Sequence[int], sizes: Sequence[tuple[int, int]]
 ) -> Range:
+    from sdxl_bento.backends.slots import RANK_STEP
+
     if name in ("down", "up"):
         width = example[2]
         return (
@@ -101,15 +105,28 @@ def _range(
 
 
 def pixels_of_a_cell(weights: Path) -> int:
-    """The VAE's scale factor, from its config beside the component's folder."""
+    """Pixels of a latent cell's side, from the VAE's config beside the component's folder."""
     config = json.loads((weights.parent / "vae" / "config.json").read_text("utf-8"))
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def build_engines(path: Path, options: CompileOptions) -> None:
-    """Load the part once, which builds its engines and writes them beside it."""
+    """Load the part once: ONNX Runtime builds its engines and writes them into `ENGINES`."""
     from sdxl_bento.backends.parts import PartOptions
     from sdxl_bento.manifest import BackendInfo
 
     info = BackendInfo(backend="tensorrt", device="cuda", versions={}, dtype=options.dtype)
     load(path, PartOptions(info, options.device, options.weights)).unload()
+
+
+register(
+    Target(
+        name="tensorrt",
+        summary="ONNX graphs with TensorRT engines, for NVIDIA GPUs",
+        devices=("cuda",),
+        quantizations=(),
+        compile_part=compile_part,
+        traces=onnx.traces,
+        packages=("onnx", "onnxscript", "onnxruntime"),
+    )
+)

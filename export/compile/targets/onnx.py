@@ -1,8 +1,8 @@
-"""Target `onnx`: each part as an ONNX graph by `torch.onnx`, rows and sizes free.
+"""Target `onnx`: each part as an ONNX graph written by `torch.onnx`, for any rows and sizes.
 
-The weights of a UNet stand once in a file beside its graphs, `<role>_unet.data`. Its variant with
-slots is not traced: it is the plain graph with nodes added (`onnx_slots.py`), which takes a second
-where tracing and converting takes half a minute, and both name the same weights by construction.
+The two graphs of a UNet share one file of weights, `<role>_unet.data`. The variant with slots is
+not traced: it is the plain graph with nodes added (`onnx_graph/slots.py`), which takes a second
+where tracing and converting takes half a minute, and both refer to the same weights.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.compile.onnx_graph.splits import replace_sequences
-from export.compile.options import CompileOptions
+from export.compile.onnx_graph.kinds import QUANTIZATIONS
+from export.compile.registry import Machine, Target, register
 from export.errors import ExportError
-from export.model.graphs import Graph, UNetSlots
+from export.model.parts import has_slots, is_decoder
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from export.compile.options import CompileOptions
+    from export.model.graphs import Graph
 
 OPSET = 20
 
 
 def traces(part: str, options: CompileOptions) -> bool:
-    """Whether `compile_part` reads the program of this part; without it, None will do."""
-    return not part.endswith("_slots")
+    """Whether a part is converted from its own program; the one with slots is not."""
+    return not has_slots(part)
 
 
 def compile_part(
@@ -39,23 +42,24 @@ def compile_part(
 ) -> Path:
     """Write the ONNX graph of one part into `folder`; returns its file.
 
-    The UNet must have been written before its variant with slots. `outputs` is `quantize`'s.
+    The UNet must have been written before its variant with slots. `outputs` is passed on to
+    `quantize`.
 
     Raises:
-        ExportError: it cannot be converted, or there is no UNet to add slots to.
+        ExportError: the part cannot be converted, or there is no UNet to add slots to.
     """
     path = folder / file_name(graph.part)
-    if isinstance(graph.module, UNetSlots):
+    if has_slots(graph.part):
         from export.compile.onnx_graph.slots import add_slots
 
         plain = path.with_name(path.name.replace("_slots", ""))
         if not plain.is_file():
             raise ExportError(f"{graph.part}: {plain.name} is to be written before it")
-        add_slots(plain, path, graph.module.layout)
+        add_slots(plain, path, graph.layout)
     else:
         assert program is not None
         write(program, path)
-        if options.quantization and graph.part.endswith("/unet"):
+        if options.quantization and not is_decoder(graph.part):
             from export.compile.onnx_graph.quantize import quantize
 
             quantize(path, options.quantization, options.ranges, outputs=outputs)
@@ -64,20 +68,22 @@ def compile_part(
 
 
 def file_name(part: str) -> str:
-    """What the graph of a part is called."""
+    """The name of the file with a part's graph."""
     return f"{part.replace('/', '_')}.onnx"
 
 
 def write(program: ExportedProgram, path: Path) -> None:
-    """Convert a program; its weights go beside `path`, into a file ending in `.data`.
+    """Convert a program into `path`, its weights into a file beside it that ends in `.data`.
 
-    Neither holds anything of this machine: torch notes source paths at every node, which are
-    removed.
+    torch notes the paths of source files at every node. They are removed, so that the files say
+    nothing of the machine that wrote them.
     """
     import onnx_ir
     import torch
 
-    # Not `optimize`: it takes longer than the conversion, and the runtimes do the same at load.
+    from export.compile.onnx_graph.splits import replace_sequences
+
+    # `optimize` would take longer than the conversion, and runtimes do the same when they load.
     with _quietly():
         converted = torch.onnx.export(
             program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
@@ -91,10 +97,10 @@ def write(program: ExportedProgram, path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Let ONNX's own checker read the graph, shapes included.
+    """Run ONNX's own checker over the graph, with inference of shapes.
 
     Raises:
-        ExportError: it is not a valid graph.
+        ExportError: the graph is not valid.
     """
     import onnx
 
@@ -105,7 +111,7 @@ def check(path: Path) -> None:
 
 
 def _forget(model: Any) -> None:
-    """Drop the notes that torch leaves: stack traces, class names, its own nodes."""
+    """Remove the metadata that torch leaves: stack traces, class names, names of its nodes."""
     model.metadata_props.clear()
     for graph in model.graphs():
         graph.metadata_props.clear()
@@ -119,7 +125,7 @@ def _forget(model: Any) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """torch.onnx warns that torchvision's operators are absent, and of its own deprecations."""
+    """Silence torch.onnx, which warns of missing torchvision operators and of deprecations."""
     import logging
 
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
@@ -131,3 +137,25 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _preference(machine: Machine) -> int:
+    """With bfloat16 OpenVINO is the fastest on a CPU. Without, it is no faster on small models,
+    and ONNX Runtime is ready sooner."""
+    return 0 if machine.cuda else 2
+
+
+register(
+    Target(
+        name="onnx",
+        summary="ONNX graphs for ONNX Runtime",
+        devices=("cuda", "cpu"),
+        quantizations=QUANTIZATIONS,
+        compile_part=compile_part,
+        traces=traces,
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        preference=_preference,
+        exporters=("torch", "optimum"),
+        in_parallel=True,
+    )
+)

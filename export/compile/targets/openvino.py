@@ -1,36 +1,50 @@
-"""Target `openvino`: the graphs of target `onnx`, as OpenVINO's IR.
+"""Target `openvino`: the graphs of target `onnx`, converted to OpenVINO's IR.
 
-The graph is float32; OpenVINO computes in bfloat16 where the manifest says so and the CPU can. A
-UNet and its variant with slots share one file of weights, `<role>_unet.bin`.
+The graph is float32; OpenVINO computes in bfloat16 where the manifest says so and the CPU has it.
+A UNet and its variant with slots share one file of weights, `<role>_unet.bin`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from export.compile import onnx
-from export.compile.options import CompileOptions
+from export.compile.onnx_graph.kinds import QUANTIZATIONS
+from export.compile.registry import Machine, Target, register
+from export.compile.targets import onnx
 from export.errors import ExportError
-from export.model.graphs import Graph
 from sdxl_bento.backends.openvino import import_openvino, weights_of
+from sdxl_bento.manifest import Quantization
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-ALIGNMENT = 64  # bytes, as OpenVINO's own files
+    from export.compile.options import CompileOptions
+    from export.model.graphs import Graph
 
-# The ONNX graphs on their way, by the folder they are for: the variant with slots is made of the
-# plain one. Removed when this process ends.
-_ON_THE_WAY: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+ALIGNMENT = 64  # bytes, as in files that OpenVINO writes
+
+# The quantization of the ONNX graph by that of the IR. For int8 OpenVINO quantizes the inputs of
+# layers itself, so the graph holds the weights alone.
+GRAPH_QUANTIZATIONS: Mapping[Quantization | None, Quantization | None] = {
+    None: None,
+    "int8-weights": "int8-weights",
+    "int8": "int8-weights",
+    "int8-static": "int8-static",
+}
+
+# Folders of intermediate ONNX graphs by the folder that they are converted into: a UNet's graph is
+# kept for its variant with slots. They are removed when this process ends.
+_INTERMEDIATE: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 
 
 def traces(part: str, options: CompileOptions) -> bool:
-    """Graphs that are there already are not traced again."""
+    """As for target `onnx`, but where its graphs are at hand nothing is traced."""
     return options.graphs is None and onnx.traces(part, options)
 
 
@@ -40,13 +54,12 @@ def compile_part(
     """Write the IR of one part into `folder`; returns its `.xml`.
 
     Raises:
-        ExportError: it cannot be converted, or there is no UNet to add slots to.
+        ExportError: the part cannot be converted, or there is no UNet to add slots to.
     """
-    if folder not in _ON_THE_WAY:
-        _ON_THE_WAY[folder] = tempfile.TemporaryDirectory(prefix="sdxl-bento-onnx-")
-    work = Path(_ON_THE_WAY[folder].name)
-    if options.quantization == "int8":  # OpenVINO quantizes the inputs by itself
-        options = replace(options, quantization="int8-weights")
+    if folder not in _INTERMEDIATE:
+        _INTERMEDIATE[folder] = tempfile.TemporaryDirectory(prefix="sdxl-bento-onnx-")
+    work = Path(_INTERMEDIATE[folder].name)
+    options = replace(options, quantization=GRAPH_QUANTIZATIONS[options.quantization])
     if options.graphs is None:
         source = onnx.compile_part(graph, program, work, options, outputs=False)
     else:
@@ -58,6 +71,11 @@ def compile_part(
 
 def convert(source: Path, path: Path, work: Path) -> None:
     """Write an ONNX graph as IR to `path`, its weights into `weights_of(path)`.
+
+    Args:
+        source: the ONNX graph.
+        path: the `.xml` to write.
+        work: a folder for intermediate files.
 
     Raises:
         ExportError: OpenVINO cannot convert it.
@@ -74,7 +92,7 @@ def convert(source: Path, path: Path, work: Path) -> None:
 
 
 def share_weights(written: Path, path: Path, weights: Path) -> None:
-    """Copy an IR so that its constants stand in `weights`, each content once.
+    """Copy an IR so that its constants are stored in `weights`, equal ones once.
 
     Args:
         written: an `.xml` with a `.bin` of its own.
@@ -98,7 +116,7 @@ def share_weights(written: Path, path: Path, weights: Path) -> None:
 
 
 def _places(weights: Path) -> dict[str, int]:
-    """Content -> where it stands already, from the graphs that use the file."""
+    """Offsets in a file of weights by the hash of what is there, from the graphs that use it."""
     places: dict[str, int] = {}
     if weights.is_file():
         known = weights.read_bytes()
@@ -108,3 +126,31 @@ def _places(weights: Path) -> dict[str, int]:
                 start, size = int(data.attrib["offset"]), int(data.attrib["size"])
                 places[hashlib.sha256(known[start : start + size]).hexdigest()] = start
     return places
+
+
+def _preference(machine: Machine) -> int:
+    """With bfloat16 it is by far the fastest on a CPU."""
+    if machine.cuda:
+        return 0
+    return 3 if machine.bf16 else 1
+
+
+register(
+    Target(
+        name="openvino",
+        summary="OpenVINO's IR, for x86 CPUs",
+        devices=("cpu",),
+        quantizations=QUANTIZATIONS,
+        compile_part=compile_part,
+        traces=traces,
+        packages=("onnx", "onnxscript", "openvino"),
+        preference=_preference,
+        float32_graph=True,
+        in_parallel=True,
+        made_from="onnx",
+        # An int8-static graph of target onnx rounds the outputs of convolutions too.
+        convertible={
+            kind: graph for kind, graph in GRAPH_QUANTIZATIONS.items() if kind != "int8-static"
+        },
+    )
+)

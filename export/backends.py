@@ -1,4 +1,8 @@
-"""Compile a written model for its targets, verify each, and say so in the manifest."""
+"""The compiled backends of a model that is being exported: compile, verify, record.
+
+A backend that an earlier export of the same content has compiled is not compiled again: its files
+are linked into the new model.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,15 @@ from export.check.parity import verify_parts
 from export.check.pictures import verify_pictures
 from export.compile.compiler import compile_target
 from export.compile.onnx_graph.static import Ranges
-from export.compile.targets import TargetRequest, has_graphs_for, same_build
-from export.model.components import component_of, load_shapes
+from export.compile.requests import TargetRequest, has_graphs_for, same_build
+from export.model.components import load_shapes
 from export.model.graphs import draw_example
-from export.model.layout import Role
+from export.model.parts import component_of
 from export.progress import Progress
 from sdxl_bento.backends.choose import device_name, misfit, runtime
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.diffusion.model import Placement
-from sdxl_bento.manifest import BackendInfo, Manifest, PipelineInfo
+from sdxl_bento.manifest import BackendInfo, Manifest, Role
 
 TIMED_FORWARDS = 5
 
@@ -39,49 +43,41 @@ def add_backends(
     """The manifest with a backend for each target, the fastest first; not saved yet.
 
     Args:
-        manifest: of the model in `folder`, eager alone.
+        manifest: of the model in `folder`, with the eager backend alone.
         folder: of the model; compiled parts are written into it.
         requests: what to compile.
-        earlier: folders of models with the same content, whose compiled parts are taken over
-            where they are what is asked for, or for other machines.
+        earlier: folders of models with the same content. Their compiled parts are reused where
+            they are what is asked for, and kept where they are for other machines.
         pictures: how many pictures each backend draws to be compared; 0 for none.
-        progress: what the user sees.
+        progress: where stages are reported.
 
     Raises:
-        ExportError: a target cannot be compiled here.
-        VerificationError: what was compiled is not the model.
+        ExportError: a target cannot be compiled on this machine.
+        VerificationError: compiled parts do not behave as the model does.
     """
-    found = list(earlier)
+    models = list(earlier)
     backends: list[BackendInfo] = []
     ranges: Mapping[Role, Ranges] = {}
     for request in sorted(requests, key=lambda request: request.target.made_from is not None):
-        info = _take_over(request.info(), manifest, found, folder)
+        info = _take_over(request.info(), manifest, models, folder)
         if info is None:
             ranges = ranges or _ranges(request, manifest, folder, progress)
             info = compile_target(
                 request,
                 folder,
-                pipelines_of(manifest),
+                manifest.pipelines,
                 manifest.backends[0].attention,
                 progress,
-                _graphs(request, manifest, folder, backends, found),
+                _graphs(request, manifest, folder, backends, models),
                 ranges,
             )
             info = _verified(info, manifest, folder, pictures, progress, request.device)
         else:
             progress.say(f"{info.label} has been compiled before: taken over")
         backends.append(info)
-    backends += _carry_over(found, folder, backends)
+    backends += _carry_over(models, folder, backends)
     backends.sort(key=lambda info: info.step_ms or 0.0)
     return manifest.model_copy(update={"backends": (*manifest.backends, *backends)})
-
-
-def pipelines_of(manifest: Manifest) -> dict[Role, PipelineInfo]:
-    """The pipelines of a model by their role."""
-    pipelines: dict[Role, PipelineInfo] = {"base": manifest.base}
-    if manifest.refiner is not None:
-        pipelines["refiner"] = manifest.refiner
-    return pipelines
 
 
 def _verified(
@@ -94,7 +90,7 @@ def _verified(
 ) -> BackendInfo:
     with progress.stage(f"Verify the parts of {info.label}"):
         changes: dict[str, object] = {
-            "parity": verify_parts(info, folder, pipelines_of(manifest), device),
+            "parity": verify_parts(info, folder, manifest.pipelines, device),
             "step_ms": step_ms(info, manifest, folder, device),
         }
     if pictures:
@@ -127,7 +123,7 @@ def step_ms(info: BackendInfo, manifest: Manifest, folder: Path, device: torch.d
 def _take_over(
     wanted: BackendInfo, manifest: Manifest, earlier: Sequence[Path], folder: Path
 ) -> BackendInfo | None:
-    """The same backend out of a model that was made of the same by the same, linked or copied."""
+    """The wanted backend from an earlier model that the same versions wrote, its files linked."""
     for model in earlier:
         other = Manifest.load(model)
         if other.versions != manifest.versions:
@@ -144,12 +140,14 @@ def _graphs(
     request: TargetRequest,
     manifest: Manifest,
     folder: Path,
-    have: Sequence[BackendInfo],
+    compiled: Sequence[BackendInfo],
     earlier: Sequence[Path],
 ) -> Path | None:
-    """The folder of ONNX graphs that `request` can be made from: this model's, or an earlier one's
-    that was written by the same versions."""
-    models = [(folder, tuple(have))]
+    """The folder of ONNX graphs that `request` can be made from, if there is one.
+
+    They are this model's, or those of an earlier one that the same versions wrote.
+    """
+    models = [(folder, tuple(compiled))]
     for model in earlier:
         other = Manifest.load(model)
         if other.versions == manifest.versions:
@@ -165,7 +163,7 @@ def _graphs(
 def _ranges(
     request: TargetRequest, manifest: Manifest, folder: Path, progress: Progress
 ) -> Mapping[Role, Ranges]:
-    """What the layers' numbers range over; empty if `request` does not ask."""
+    """The ranges of the UNets' layers; empty if `request` does not need them."""
     if request.quantization != "int8-static":
         return {}
     from export.compile.calibration import calibrate
@@ -176,13 +174,13 @@ def _ranges(
 
 
 def _carry_over(
-    earlier: Sequence[Path], folder: Path, have: Sequence[BackendInfo]
+    earlier: Sequence[Path], folder: Path, compiled: Sequence[BackendInfo]
 ) -> list[BackendInfo]:
-    """What the model was compiled for before, for other machines or for this one, and still fits.
+    """Backends of earlier exports that are still usable, for this machine or for others.
 
-    So a model gathers backends: exported on a laptop, then on a GPU, it serves on both.
+    So a model gathers backends: one that was exported on a laptop, then on a GPU, serves on both.
     """
-    labels = {info.label for info in have}
+    labels = {info.label for info in compiled}
     placement = Placement.choose("auto", "auto")
     here = device_name(placement.device)
     carried = []
@@ -208,16 +206,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def figures(info: BackendInfo) -> Mapping[str, str]:
-    """What the manifest holds of a backend's likeness, in words, for a table."""
-    rows = {
-        figure.part: "equal" if figure.psnr_db is None else f"{figure.psnr_db:.1f} dB"
-        for figure in info.parity
-    }
-    for image in info.images:
-        psnr = "equal" if image.psnr_db is None else f"{image.psnr_db:.1f} dB"
-        rows[f"picture of {image.prompt!r}"] = f"{psnr}, SSIM {image.ssim:.3f}"
-    rows |= {f"right {name}": f"{share:.0%}" for name, share in info.accuracy.items()}
-    return rows
