@@ -52,13 +52,14 @@ class Answer:
 
     def images(self) -> list[Image]:
         """All pictures. Those from the result cache are decoded from their files."""
-        drawn = {each.index: each.image for each in self.generation.images}
-        return [
-            drawn[each.index]
-            if each.index in drawn
-            else decode(each.data, each.width * each.height)
-            for each in self.pictures
-        ]
+        drawn = {image.index: image.image for image in self.generation.images}
+
+        def image_of(picture: Picture) -> Image:
+            if picture.index in drawn:
+                return drawn[picture.index]
+            return decode(picture.data, picture.width * picture.height)
+
+        return [image_of(picture) for picture in self.pictures]
 
 
 class Drawing:

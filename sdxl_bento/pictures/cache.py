@@ -85,9 +85,9 @@ class ResultCache:
             return {}
         keys = self._keys(order, before)
         return {
-            drawn.index: keys[drawn.index]
-            for drawn in generation.images
-            if drawn.steps in (None, params.num_inference_steps)
+            image.index: keys[image.index]
+            for image in generation.images
+            if image.steps in (None, params.num_inference_steps)
         }
 
     def _keys(self, order: Resolved, provenance: Provenance) -> list[str]:

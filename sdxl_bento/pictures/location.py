@@ -74,13 +74,13 @@ def _file_system(url: str) -> tuple[Any, str]:
         extra = _EXTRAS.get(scheme)
         package = f"'sdxl-bento[{extra}]'" if extra else f"what fsspec needs for it ({error})"
         raise ConfigurationError(
-            f"SDXL_STORE is {shown(url)}: {scheme}:// needs a package that is not installed; "
-            f"pip install {package}"
+            f"SDXL_STORE is {without_password(url)}: {scheme}:// needs a package that is not "
+            f"installed; pip install {package}"
         ) from None
     except ValueError as error:
         raise ConfigurationError(
-            f"SDXL_STORE is {shown(url)}: {error}; allowed: a folder, s3://bucket/prefix, "
-            "gs://bucket/prefix, or another URL that fsspec knows"
+            f"SDXL_STORE is {without_password(url)}: {error}; allowed: a folder, "
+            "s3://bucket/prefix, gs://bucket/prefix, or another URL that fsspec knows"
         ) from None
     return files, str(root)
 
@@ -106,7 +106,7 @@ def _what_to_do(url: str, error: Exception) -> str:
         remedy = f"the keys must allow to list {bucket}, and to get, put and delete objects in it"
     else:
         remedy = f"it has to be reachable; keys come from {_KEYS[scheme]}"
-    return f"SDXL_STORE is {shown(url)}, which cannot be used ({message}): {remedy}"
+    return f"SDXL_STORE is {without_password(url)}, which cannot be used ({message}): {remedy}"
 
 
 def _scheme(url: str) -> str:
@@ -114,6 +114,6 @@ def _scheme(url: str) -> str:
     return {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """The URL without user name and password, so that it may be printed."""
     return re.sub(r"//[^/@]*@", "//…@", url)

@@ -89,29 +89,29 @@ class Pictures:
                 index; None if the result cache is off.
         """
 
-        async def publish(drawn: GeneratedImage) -> Picture:
-            order = generation.order.single(drawn.index, drawn.steps)
+        async def publish_image(image: GeneratedImage) -> Picture:
+            order = generation.order.single(image.index, image.steps)
             params = order.params
             text = embedded(order) if self._embed else {}
             data = await self._encoder.encode(
-                drawn.image, params.output_format, params.output_quality, text
+                image.image, params.output_format, params.output_quality, text
             )
-            metadata = _metadata(order, drawn.image.size, provenance)
+            metadata = _metadata(order, image.image.size, provenance)
             metadata["request_id"] = generation.request_id
-            key = keys.get(drawn.index) if keys is not None else None
-            width, height = drawn.image.size
+            key = keys.get(image.index) if keys is not None else None
+            width, height = image.image.size
             return Picture(
                 data=data,
                 output_format=params.output_format,
                 image_id=await self._keep(data, params.output_format, metadata, key),
-                seed=drawn.seed,
+                seed=image.seed,
                 width=width,
                 height=height,
-                index=drawn.index,
+                index=image.index,
                 cached=None if keys is None else False,
             )
 
-        return list(await asyncio.gather(*map(publish, generation.images)))
+        return list(await asyncio.gather(*map(publish_image, generation.images)))
 
     async def in_store(self, work: Callable[[ImageStore], T], timeout_s: float) -> T:
         """Run blocking work in the store's threads.

@@ -46,15 +46,11 @@ _SHARE = 8  # a sweep leaves room for an eighth of the bound, which may be writt
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A picture out of the store, with the metadata that was stored beside it.
-
-    `created` is in seconds since 1970.
-    """
+    """A picture out of the store, with the metadata that was stored beside it."""
 
     image_id: str
     data: bytes
     output_format: OutputFormat
-    created: float
     metadata: dict[str, Any]
 
     @property
@@ -126,7 +122,7 @@ class ImageStore:
         record = self._record(image_id)
         output_format: OutputFormat = record["format"]
         data = self._read(image_id, output_format)
-        return StoredImage(image_id, data, output_format, created_at(image_id), record["metadata"])
+        return StoredImage(image_id, data, output_format, record["metadata"])
 
     def describe(self, image_id: str) -> dict[str, Any]:
         """The metadata of a picture, without its file. Raises ImageNotFound as `get` does."""
@@ -151,7 +147,7 @@ class ImageStore:
         for image_id in sorted(ids, key=created_at, reverse=True):
             with suppress(ImageNotFound):  # it was evicted
                 data = self._read(image_id, output_format)
-                return StoredImage(image_id, data, output_format, created_at(image_id), {})
+                return StoredImage(image_id, data, output_format, {})
         return None
 
     def is_ageing(self, image_id: str) -> bool:

@@ -88,21 +88,21 @@ class Call:
 
         return report
 
-    def generation(self, images: list[object]) -> Generation:
+    def generation(self, results: list[object]) -> Generation:
         """The drawn call, from the engine's results in the order of `requests`."""
-        drawn = tuple(
+        images = tuple(
             GeneratedImage(
-                image=image,  # type: ignore[arg-type]  # the runner's is a picture
+                image=result,  # type: ignore[arg-type]  # the runner's is a picture
                 seed=self.order.params.seed + index,
                 index=index,
                 steps=_drawn_steps(request),
             )
-            for (index, request), image in zip(self.requests.items(), images, strict=True)
+            for (index, request), result in zip(self.requests.items(), results, strict=True)
         )
         # The number of steps that were really made may be lower where the caller allowed that.
         steps = min(_drawn_steps(request) for request in self.requests.values())
         order = self.order.with_params(num_inference_steps=steps)
-        return Generation(self.request_id, order, drawn, self._timings())
+        return Generation(self.request_id, order, images, self._timings())
 
     def _timings(self) -> Timings:
         requests = list(self.requests.values())

@@ -45,8 +45,8 @@ class GPU:
 
 def gpus_of(devices: Iterable[str]) -> list[GPU]:
     """The GPUs among torch's devices; none if nvidia-ml-py or the driver is missing."""
-    wanted = sorted(device for device in devices if device.startswith("cuda"))
-    if not wanted:
+    cuda = sorted(device for device in devices if device.startswith("cuda"))
+    if not cuda:
         return []
     try:
         import pynvml  # type: ignore[import-untyped]
@@ -54,7 +54,7 @@ def gpus_of(devices: Iterable[str]) -> list[GPU]:
 
         pynvml.nvmlInit()
         # Looked up by UUID, because torch numbers the visible devices and the driver all of them.
-        uuids = [torch.cuda.get_device_properties(device).uuid for device in wanted]
+        uuids = [torch.cuda.get_device_properties(device).uuid for device in cuda]
         return [GPU(pynvml, _handle(pynvml, str(uuid))) for uuid in uuids]
     except Exception as error:  # a server without these metrics is better than none
         logger.warning("there are no metrics of the GPU: %s", error)

@@ -19,7 +19,7 @@ class Loaded:
 
     Attributes:
         name: its name in requests.
-        asked: its tag in the settings, which may have no version, or `latest` as its version.
+        requested_tag: its tag in the settings, where the version may be missing or `latest`.
         facts: what planning needs to know.
         served: the model and what runs it.
         info: the compiled backend that was chosen; None if the model runs eagerly.
@@ -28,7 +28,7 @@ class Loaded:
     """
 
     name: str
-    asked: str
+    requested_tag: str
     facts: ModelFacts
     served: Served
     info: BackendInfo | None
@@ -46,9 +46,9 @@ class Loaded:
         It may use the model's name, its exact tag, or the tag in the settings. If that tag has no
         version, `<tag>:latest` means the model, too.
         """
-        names = {self.name, self.asked, self.tag}
-        if ":" not in self.asked:
-            names.add(f"{self.asked}:latest")
+        names = {self.name, self.requested_tag, self.tag}
+        if ":" not in self.requested_tag:
+            names.add(f"{self.requested_tag}:latest")
         return isinstance(name, str) and name in names
 
     def summary(self, *, default: bool) -> ModelSummary:

@@ -49,7 +49,7 @@ class Metrics:
         # prometheus_client is imported late everywhere here, because it looks for the folder of a
         # server with several processes when it is imported.
         forget_dead_workers()
-        self._seen: dict[tuple[str, str], int] = {}
+        self._totals: dict[tuple[str, str], int] = {}
 
         self._define_calls()
         self._define_engine()
@@ -61,7 +61,7 @@ class Metrics:
         self._requests = Counter(
             "sdxl_requests", "Calls that have ended, by outcome.", ["protocol", "outcome"]
         )
-        self._images = Counter("sdxl_images", "Pictures that were made.", ["protocol"])
+        self._images = Counter("sdxl_images", "Pictures that were drawn.", ["protocol"])
         self._seconds = Histogram(
             "sdxl_request_seconds", "Arrival to answer.", ["protocol"], buckets=_SECONDS
         )
@@ -102,7 +102,7 @@ class Metrics:
         self._counted: dict[str, Counter] = {
             "loras": Counter(
                 "sdxl_loras",
-                "Adapters that requests took: found in memory (hits), loaded, failed to load.",
+                "Adapters of requests: found in memory (hits), loaded, failed to load.",
                 ["result"],
             ),
             "prompt_cache": Counter(
@@ -203,9 +203,9 @@ class Metrics:
         for name, counter in self._counted.items():
             totals = stats.get(name)
             for result, total in totals.items() if isinstance(totals, Mapping) else ():
-                seen = self._seen.get((name, result), 0)
-                counter.labels(result).inc(max(total - seen, 0))
-                self._seen[name, result] = total
+                before = self._totals.get((name, result), 0)
+                counter.labels(result).inc(max(total - before, 0))
+                self._totals[name, result] = total
 
     def units(self, done: Iterable[UnitDone]) -> None:
         """Count the units of work that the engine has run, from `Activity.units`."""

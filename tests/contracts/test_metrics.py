@@ -23,10 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.embedded.checker import analyse
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.params import GenerateParams
 from sdxl_bento.serving.gpu import Usage, gpus_of
 from sdxl_bento.serving.metrics import Metrics, metrics
 from sdxl_bento.serving.results import GeneratedImage, Generation, ModelSummary, Timings, UnitDone
+from tests.support.loaded_models import loaded, resolved
 from tests.support.server import ROOT, Server, serve
 
 STEPS = 4
@@ -82,9 +82,9 @@ def test_errors(told: Metrics) -> None:
 
 def test_promises(told: Metrics) -> None:
     def made(slo_ms: float | None) -> Generation:
-        params = GenerateParams(prompt="a", slo_ms=slo_ms)
         picture = GeneratedImage(Image.new("RGB", (8, 8)), 1, 0)
-        return Generation("r", params, (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
+        order = resolved(loaded(), slo_ms=slo_ms)
+        return Generation("r", order, (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
 
     for slo_ms in (None, 499, 501, 600):
         told.generated("test", made(slo_ms))
@@ -92,7 +92,7 @@ def test_promises(told: Metrics) -> None:
     assert sample("sdxl_slo_total", outcome="missed") == 1
     assert sample("sdxl_stage_seconds_count", stage="queue") == 4
     assert sample("sdxl_stage_seconds_count", stage="refine") == 0
-    cached = Generation("r", GenerateParams(prompt="a"), (), Timings(0, 0, 0, 0, 0, 0.01))
+    cached = Generation("r", resolved(loaded()), (), Timings(0, 0, 0, 0, 0, 0.01))
     told.generated("test", cached)  # it was in no queue
     assert sample("sdxl_stage_seconds_count", stage="queue") == 4
 

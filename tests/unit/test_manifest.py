@@ -50,6 +50,8 @@ def edit(folder: Path, *keys: Any, value: Any) -> None:
         (("created",), "2026-01-02T00:00:00"),
         (("size_limits", "min"), 33),
         (("size_limits", "max"), 0),
+        (("size_limits", "max"), 257),
+        (("size_limits", "multiple"), 0),
         (("base", "prediction_type"), "flow"),
     ],
 )
@@ -96,6 +98,13 @@ def test_loras_have_distinct_names() -> None:
 )
 def test_size_limits(width: int, height: int, allowed: bool) -> None:
     assert SizeLimits(multiple=32, min=32, max=256).allows(width, height) is allowed
+
+
+def test_size_limits_may_be_one_size() -> None:
+    limits = SizeLimits(multiple=32, min=64, max=64)
+    assert limits.allows(64, 64)
+    assert not limits.allows(64, 96)
+    assert not limits.allows(32, 64)
 
 
 @pytest.mark.parametrize("side", [16, 48, 288])

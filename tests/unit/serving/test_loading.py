@@ -238,7 +238,7 @@ def load_one(stubs: Stubs, **settings: Any) -> Any:
 def test_an_eager_model(stubs: Stubs, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "bentoml.sdxl_bento"):
         model = load_one(stubs, backend="eager", lora_cache_mb=3, vae_tile_pixels=5000)
-    assert (model.name, model.asked, model.tag, model.info) == (
+    assert (model.name, model.requested_tag, model.tag, model.info) == (
         "mine", "tiny:latest", "tiny:v1", None,
     )  # fmt: skip
     assert model.served.backend.name == "eager"

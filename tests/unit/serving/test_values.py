@@ -32,7 +32,9 @@ from sdxl_bento.serving.results import (
      ModelSummary, Order, Picture, Progress, Provenance, Resolved, StoredImage, Timings, UnitDone,
      Usage, Wire],
 )  # fmt: skip
-def test_values_are_frozen(kind: type) -> None:
+def test_values_are_frozen_and_small(kind: type) -> None:
     value = object.__new__(kind)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, dataclasses.fields(kind)[0].name, None)
+    if kind is not Loaded:  # of which there are only a few
+        assert not hasattr(value, "__dict__")
