@@ -23,7 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.embedded.checker import analyse
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.params import GenerateParams
+from sdxl_bento.order import Resolved
+from sdxl_bento.params import ResolvedParams
 from sdxl_bento.serving.gpu import Usage, gpus_of
 from sdxl_bento.serving.metrics import Metrics, metrics
 from sdxl_bento.serving.results import GeneratedImage, Generation, ModelSummary, Timings, UnitDone
@@ -81,18 +82,21 @@ def test_errors(told: Metrics) -> None:
 
 
 def test_promises(told: Metrics) -> None:
-    def made(slo_ms: float | None) -> Generation:
-        params = GenerateParams(prompt="a", slo_ms=slo_ms)
-        picture = GeneratedImage(Image.new("RGB", (8, 8)), 1, 0)
-        return Generation("r", params, (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
+    def order(slo_ms: float | None) -> Resolved:
+        fields = {"model": "m", "width": 64, "height": 64, "seed": 1, "sampler": "ddim"}
+        return Resolved("generate", ResolvedParams(prompt="a", slo_ms=slo_ms, **fields))
 
-    for slo_ms in (None, 499, 501, 600):
-        told.generated("test", made(slo_ms))
+    def drawn(slo_ms: float | None) -> Generation:
+        picture = GeneratedImage(Image.new("RGB", (8, 8)), 1, 0)
+        return Generation("r", order(slo_ms), (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
+
+    for slo_ms in (None, 499, 500, 600):
+        told.generated("test", drawn(slo_ms))
     assert sample("sdxl_slo_total", outcome="met") == 2
     assert sample("sdxl_slo_total", outcome="missed") == 1
     assert sample("sdxl_stage_seconds_count", stage="queue") == 4
     assert sample("sdxl_stage_seconds_count", stage="refine") == 0
-    cached = Generation("r", GenerateParams(prompt="a"), (), Timings(0, 0, 0, 0, 0, 0.01))
+    cached = Generation("r", order(None), (), Timings(0, 0, 0, 0, 0, 0.01))
     told.generated("test", cached)  # it was in no queue
     assert sample("sdxl_stage_seconds_count", stage="queue") == 4
 
