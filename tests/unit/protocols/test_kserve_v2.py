@@ -727,4 +727,6 @@ def test_the_schema() -> None:
     inputs_ = body["properties"]["inputs"]["items"]
     assert inputs_["required"] == ["name", "shape", "datatype"]
     assert inputs_["properties"]["datatype"]["enum"] == list(DATATYPES)
+    for path, item in schema._repository().items():
+        assert not item["post"]["requestBody"]["required"], path
     assert inputs_["properties"]["shape"]["items"] == {"type": "integer", "minimum": 0}
