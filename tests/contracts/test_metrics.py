@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from export.embedded.checker import analyse
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.order import Resolved
+from sdxl_bento.params import ResolvedParams
 from sdxl_bento.serving.gpu import Usage, gpus_of
 from sdxl_bento.serving.metrics import Metrics, metrics
 from sdxl_bento.serving.results import GeneratedImage, Generation, ModelSummary, Timings, UnitDone
-from tests.support.loaded_models import loaded, resolved
 from tests.support.server import ROOT, Server, serve
 
 STEPS = 4
@@ -45,6 +46,18 @@ NAMES = {
 
 def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def counted() -> Callable[..., float]:
+    """Like `sample`, without what other tests of this process have counted before now."""
+    before = {
+        (each.name, *sorted(each.labels.items())): each.value
+        for family in REGISTRY.collect()
+        for each in family.samples
+    }
+    return lambda name, **labels: (
+        sample(name, **labels) - before.get((name, *sorted(labels.items())), 0.0)
+    )
 
 
 @pytest.fixture
@@ -74,27 +87,32 @@ def test_calls_for_no_model_share_a_label(told: Metrics, model: str | None, labe
 
 
 def test_errors(told: Metrics) -> None:
+    since = counted()
     with pytest.raises(InvalidInput), told.request("test", "m"):
         raise InvalidInput("width", 3, "more")
-    assert sample("sdxl_requests_total", protocol="test", outcome="invalid") == 1
-    assert sample("inference_request_count_total", model_name="m", status="error") == 1
+    assert since("sdxl_requests_total", protocol="test", outcome="invalid") == 1
+    assert since("inference_request_count_total", model_name="m", status="error") == 1
 
 
 def test_promises(told: Metrics) -> None:
-    def made(slo_ms: float | None) -> Generation:
-        picture = GeneratedImage(Image.new("RGB", (8, 8)), 1, 0)
-        order = resolved(loaded(), slo_ms=slo_ms)
-        return Generation("r", order, (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
+    def order(slo_ms: float | None) -> Resolved:
+        fields = {"model": "m", "width": 64, "height": 64, "seed": 1, "sampler": "ddim"}
+        return Resolved("generate", ResolvedParams(prompt="a", slo_ms=slo_ms, **fields))
 
-    for slo_ms in (None, 499, 501, 600):
-        told.generated("test", made(slo_ms))
-    assert sample("sdxl_slo_total", outcome="met") == 2
-    assert sample("sdxl_slo_total", outcome="missed") == 1
-    assert sample("sdxl_stage_seconds_count", stage="queue") == 4
-    assert sample("sdxl_stage_seconds_count", stage="refine") == 0
-    cached = Generation("r", resolved(loaded()), (), Timings(0, 0, 0, 0, 0, 0.01))
+    def drawn(slo_ms: float | None) -> Generation:
+        picture = GeneratedImage(Image.new("RGB", (8, 8)), 1, 0)
+        return Generation("r", order(slo_ms), (picture,), Timings(0, 0, 0.4, 0, 0.1, 0.5))
+
+    since = counted()
+    for slo_ms in (None, 499, 500, 600):
+        told.generated("test", drawn(slo_ms))
+    assert since("sdxl_slo_total", outcome="met") == 2
+    assert since("sdxl_slo_total", outcome="missed") == 1
+    assert since("sdxl_stage_seconds_count", stage="queue") == 4
+    assert since("sdxl_stage_seconds_count", stage="refine") == 0
+    cached = Generation("r", order(None), (), Timings(0, 0, 0, 0, 0, 0.01))
     told.generated("test", cached)  # it was in no queue
-    assert sample("sdxl_stage_seconds_count", stage="queue") == 4
+    assert since("sdxl_stage_seconds_count", stage="queue") == 4
 
 
 def test_totals_become_counters(told: Metrics) -> None:
@@ -105,8 +123,9 @@ def test_totals_become_counters(told: Metrics) -> None:
 
 
 def test_units_and_gpus(told: Metrics) -> None:
+    since = counted()
     told.units([UnitDone("base", 8, 0.02), UnitDone("base", 2, 0.01)])
-    assert sample("sdxl_unit_rows_sum", stage="base") == 10
+    assert since("sdxl_unit_rows_sum", stage="base") == 10
     told.gpu(Usage("0", 5_000_000_000, None))
     assert sample("gpu_memory_usage_bytes", device="0") == 5e9
     assert gpus_of({"cpu"}) == []

@@ -304,6 +304,10 @@ def test_the_schema_has_every_field() -> None:
     assert set(body["properties"]) == {*OWN, *SAME, *(name for name in NEUTRAL if NEUTRAL[name])}
     assert body["required"] == ["init_images"]
     assert body["properties"]["steps"]["type"] == ["integer", "null"]
+    assert item["requestBody"]["required"]
+    assert not schema.paths(params)[f"{URL}/txt2img"]["post"]["requestBody"]["required"]
+    assert body["properties"]["init_images"]["minItems"] == 1
+    assert body["properties"]["init_images"]["maxItems"] == 1
     [pattern] = body["patternProperties"]
     assert re.search(pattern, "hr_scale")
     assert not re.search(pattern, "xhr_scale")

@@ -147,6 +147,8 @@ def test_the_schema() -> None:
     assert [set(each["properties"]) - shared for each in lists[:2]] == [{"instances"}, {"inputs"}]
     assert set(lists[2]["properties"]) == {*GenerateParams.model_fields, "parameters"}
     assert lists[0]["properties"]["instances"]["minItems"] == 1
+    prediction = schema.components()["Prediction"]["properties"]
+    assert prediction["images"]["minItems"] == 2
 
 
 # Answers

@@ -218,6 +218,12 @@ def test_raw_bytes_that_are_wrong(
     assert (error.field, error.value, error.allowed) == (field, value, allowed)
 
 
+def test_all_four_bytes_of_a_length_count() -> None:
+    with pytest.raises(MalformedBody) as caught:
+        read_tensors([size(4, "BYTES")], b"\0\0\0\1")
+    assert caught.value.value == "0 of 16777216 bytes"
+
+
 def test_raw_text_that_is_not_utf8() -> None:
     with pytest.raises(InvalidInput) as caught:
         read_tensors([size(5, "BYTES")], b"\1\0\0\0\xff")
@@ -721,3 +727,6 @@ def test_the_schema() -> None:
     inputs_ = body["properties"]["inputs"]["items"]
     assert inputs_["required"] == ["name", "shape", "datatype"]
     assert inputs_["properties"]["datatype"]["enum"] == list(DATATYPES)
+    for path, item in schema._repository().items():
+        assert not item["post"]["requestBody"]["required"], path
+    assert inputs_["properties"]["shape"]["items"] == {"type": "integer", "minimum": 0}

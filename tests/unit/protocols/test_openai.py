@@ -196,6 +196,9 @@ def test_the_schema_has_every_field() -> None:
     assert set(fields) == ({*OWN, *IGNORED, *GenerateParams.model_fields}) - {*RENAMED.values()}
     assert fields["prompt"] == params["properties"]["prompt"]
     assert fields["n"]["anyOf"][0]["maximum"] == 16
+    for name, high in (("output_compression", 100), ("partial_images", 3)):
+        number = {"type": "integer", "minimum": 0, "maximum": high}
+        assert fields[name]["anyOf"] == [number, {"type": "null"}]
     assert {"type": "null"} in fields["output_compression"]["anyOf"]
     optional = [name for name in fields if name != "prompt" and name not in IGNORED]
     assert all({"type": "null"} in fields[name]["anyOf"] for name in optional)
