@@ -55,6 +55,19 @@ def test_level_and_quality_matter() -> None:
     assert len(encode(noise, "webp", quality=20)) < len(encode(noise, "webp", quality=95))
 
 
+def test_what_is_left_out() -> None:
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    assert encode(noise, "png") == encode(noise, "png", png_level=1, text={})
+    for name in ("jpeg", "webp"):
+        assert encode(noise, name) == encode(noise, name, quality=90)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK"])
+def test_every_picture_is_written_as_rgb(picture: Image.Image, name: Any, mode: str) -> None:
+    assert Image.open(io.BytesIO(encode(picture.convert(mode), name))).mode == "RGB"
+
+
 async def test_the_encoder_works_in_its_own_threads(picture: Image.Image) -> None:
     encoder = Encoder(png_level=1)
     try:

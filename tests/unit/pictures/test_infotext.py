@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from sdxl_bento import __version__
+from sdxl_bento.fields import Wire
 from sdxl_bento.order import Resolved, Task
 from sdxl_bento.params import LoraRef, ResolvedParams
 from sdxl_bento.pictures.infotext import embedded, infotext
@@ -71,3 +74,14 @@ def test_nothing_ends_the_text_of_a_png_early() -> None:
     text = embedded(order(prompt="a\0b"))
     assert all("\0" not in value for value in text.values())
     assert json.loads(text["sdxl-bento"])["prompt"] == "a\0b"
+
+
+def test_letters_stay_readable_in_quotes() -> None:
+    assert 'Model: "größe, ☃"' in infotext(order(model="größe, ☃"))
+
+
+def test_further_facts_are_written_as_short_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {"guidance_rescale": Wire(infotext="CFG Rescale"), "priority": Wire(infotext="Turn")}
+    monkeypatch.setattr("sdxl_bento.pictures.infotext.wires", lambda _: named)
+    text = infotext(order(guidance_rescale=1.0, priority=1_000_000))
+    assert ", CFG Rescale: 1, Turn: 1000000, " in text

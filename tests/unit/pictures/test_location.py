@@ -18,7 +18,7 @@ from sdxl_bento.pictures.store import ImageStore
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Roots and bounds of the stores that are opened."""
     stores: list[tuple[str, dict[str, Any]]] = []
 
@@ -31,14 +31,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_bounds_are_those_of_the_settings(
-    made: list[tuple[str, dict[str, Any]]], tmp_path: Path
+    opened: list[tuple[str, dict[str, Any]]], tmp_path: Path
 ) -> None:
     settings = Settings(store=str(tmp_path), store_ttl_s=70, store_max_mb=3, workers=2)
     open_store(settings)
     bounds = {"ttl_s": 70, "max_bytes": 3 * 1024 * 1024, "writers": 2}
-    assert made == [(str(tmp_path), bounds)]
+    assert opened == [(str(tmp_path), bounds)]
     open_store(settings.model_copy(update={"store": None}))
-    assert made[1][1] == bounds | {"temporary": True}
+    assert opened[1][1] == bounds | {"temporary": True}
 
 
 def test_a_store_is_swept_by_its_share_of_what_may_be_written() -> None:
@@ -48,7 +48,7 @@ def test_a_store_is_swept_by_its_share_of_what_may_be_written() -> None:
 
 
 def test_the_temporary_folder_is_this_users_and_its_servers(
-    made: list[tuple[str, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: list[tuple[str, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for _ in range(2):
@@ -56,7 +56,7 @@ def test_the_temporary_folder_is_this_users_and_its_servers(
     (folder,) = tmp_path.iterdir()
     assert folder.name == f"sdxl-bento-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {root for root, _ in made} == {f"{folder}/{os.getppid()}"}
+    assert {root for root, _ in opened} == {f"{folder}/{os.getppid()}"}
     monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
     other = tmp_path / f"sdxl-bento-{folder.stat().st_uid + 1}"
     other.mkdir()

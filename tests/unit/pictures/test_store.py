@@ -245,6 +245,17 @@ def test_several_processes_keep_to_one_bound(opened: Opener, clock: Clock) -> No
     assert len(left) == 3 * len(pictures)
 
 
+def test_folders_of_results_go_with_their_last_result(tmp_path: Path, clock: Clock) -> None:
+    store = ImageStore(*fsspec.core.url_to_fs(str(tmp_path)), ttl_s=60, max_bytes=8000, clock=clock)
+    old = put(store)
+    for key in (KEY, OTHER):
+        store.put_result(key, old)
+    clock.now += 61
+    store.put_result(OTHER, put(store))
+    store.sweep()
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [OTHER]
+
+
 @quick
 def test_what_another_process_has_removed_first_stops_no_sweep(
     store: ImageStore, clock: Clock, monkeypatch: pytest.MonkeyPatch

@@ -393,3 +393,12 @@ def test_a_request_that_never_began_took_no_time() -> None:
     request.started, request.ended = 9.0, 12.0
     timings = call.generation(["a"]).timings
     assert (timings.queue_s, timings.total_s) == (2.0, 5.0)
+
+
+def test_a_call_arrives_with_its_first_picture() -> None:
+    call = World().call(num_images=2)
+    call.submit(7.0, ())
+    for request, arrival in zip(call.requests.values(), (7.0, 8.0), strict=True):
+        request.arrival, request.started, request.ended = arrival, 9.0, 12.0
+    timings = call.generation(["a", "b"]).timings
+    assert (timings.queue_s, timings.total_s) == (2.0, 5.0)

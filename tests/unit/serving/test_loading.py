@@ -259,6 +259,12 @@ def test_an_eager_model(stubs: Stubs, caplog: pytest.LogCaptureFixture) -> None:
     assert ": eager, float32 on cpu" in caplog.text
 
 
+def test_the_time_of_loading(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 25.5])
+    monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert load_one(stubs, backend="eager").load_seconds == 15.5
+
+
 def test_a_compiled_model(
     stubs: Stubs, runtime: FakeRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
