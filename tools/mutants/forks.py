@@ -172,7 +172,7 @@ class Run:
         launcher.start(self.work / "bin")
         if self.trace:
             os.environ[tracing.VARIABLE] = str(self.trace)
-            traced = importlib.import_module("tools.mutants.tracing")
+            traced: Any = importlib.import_module("tools.mutants.tracing")
             traced.resume, write = traced.start(
                 self.tree.folder, self.trace, most_calls=tracing.MOST_CALLS
             )
