@@ -94,6 +94,7 @@ BATCHES: dict[str, list[Mix]] = {
     "one mix": [A, A, A, A],
     "pairs": [A, A, B, B, BOTH, BOTH],
     "base at both ends": [(), A, A, B, (), ()],
+    "base at both ends alike": [(), A, A, ()],
     "a gap": [A, A, (), (), B, B],
     "all different": [A, B, BOTH, NEGATIVE],
     "taking turns": [A, B, A, B],

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
+<<<<<<< HEAD
+=======
+from sdxl_bento.diffusion.schedules import SAMPLER_OF_CLASS
+from sdxl_bento.engine.request import Stage
+>>>>>>> data
 from sdxl_bento.manifest import Manifest
 from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
@@ -63,3 +68,18 @@ def test_the_plan_of_a_distilled_model(variant: str, scheduler: str) -> None:
     assert job.params.sampler == SAMPLER_OF_CLASS[scheduler]
     assert [len(table) for table in job.tables.values()] == [4]
     assert job.rows == 1
+
+
+def test_the_refiner_takes_over_and_decodes() -> None:
+    base = facts("base")
+    model = ModelFacts("mine", base.manifest, base.base_scheduler, base.base_scheduler)
+    job = plan(resolve(asked(refiner=True, high_noise_frac=0.6), model, seed=1), model)
+    assert (job.stages, job.last_stage) == ((Stage.BASE, Stage.REFINE), Stage.REFINE)
+    assert [(phase.stage, phase.steps, phase.rows) for phase in job.phases()] == [
+        (Stage.ENCODE, 1, 2),
+        (Stage.BASE, 15, 2),
+        (Stage.REFINE, 10, 2),
+        (Stage.DECODE, 1, 1),
+    ]
+    alone = plan(resolve(asked(), model, seed=1), model)
+    assert (alone.stages, alone.last_stage) == ((Stage.BASE,), Stage.BASE)

@@ -316,3 +316,39 @@ def test_a_released_request_is_forgotten(bench: Bench) -> None:
     assert isinstance(request.result, Image.Image)
     assert not bench.runner._states
     assert not bench.runner._pending
+
+
+@pytest.mark.parametrize(
+    ("sampler", "drawn"), [("euler", []), ("euler_a", [0, 1, 2]), ("lcm", [0, 1])]
+)
+def test_noise_is_drawn_where_the_sampler_draws_and_in_order(
+    bench: Bench, sampler: str, drawn: list[int]
+) -> None:
+    request = bench.request(sampler=sampler)
+    bench.launch(request)
+    state = bench.runner._states[request.id]
+    draws = torch.Generator().manual_seed(5)
+
+    def draw() -> torch.Tensor:
+        return torch.randn(state.shape, generator=draws)
+
+    scale = request.payload.tables[Stage.BASE].init_noise_sigma  # type: ignore[attr-defined]
+    torch.testing.assert_close(state.latents, draw() * scale)
+    for step in range(3):
+        wanted = draw() if step in drawn else torch.zeros(state.shape)
+        for _ in range(2):  # a step that has to be run again has the same noise
+            assert torch.equal(state.noise(Stage.BASE, step), wanted)
+        state.step_done(state.latents, state.previous)
+
+
+def test_pictures_are_decoded_in_tiles_above_a_size(bench: Bench) -> None:
+    vae, eager = bench.served.model.base.vae, bench.backend.real
+    limit, latents = eager._tile_pixels, torch.zeros(1, 4, 8, 16)
+    try:
+        for pixels, tiled in ((64 * 128 - 1, True), (64 * 128, False)):
+            eager._tile_pixels = pixels
+            with torch.no_grad():
+                eager.decode(Stage.BASE, latents)
+            assert vae.use_tiling is tiled
+    finally:
+        eager._tile_pixels, vae.use_tiling = limit, False

@@ -137,6 +137,7 @@ def test_who_can_never_be_ready_fails(make_bench: Callable[..., Bench], error: E
     bad, well = bench.submit("bad"), bench.submit("well")
     bench.run()
     assert bad.error is error or (bad.error is not None and bad.error.__cause__ is error)
+    assert type(bad.error) is (InvalidInput if isinstance(error, InvalidInput) else RequestFailed)
     assert well.result == expected_result(well)
 
 
