@@ -7,11 +7,7 @@ from typing import Any
 import pytest
 
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
-<<<<<<< HEAD
-=======
-from sdxl_bento.diffusion.schedules import SAMPLER_OF_CLASS
 from sdxl_bento.engine.request import Stage
->>>>>>> data
 from sdxl_bento.manifest import Manifest
 from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
