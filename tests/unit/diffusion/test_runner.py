@@ -19,6 +19,7 @@ from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.executor import Completion, DeviceOutOfMemory
 from sdxl_bento.engine.request import Request, Stage, Unit
 from sdxl_bento.errors import NumericalError
+from sdxl_bento.order import InputImage, Order
 from sdxl_bento.params import GenerateParams
 
 SIDE = 64
@@ -87,8 +88,10 @@ class Bench:
         self, *, image: Image.Image | None = None, preview: bool = False, **fields: Any
     ) -> Request:
         asked = {"prompt": "a", "width": SIDE, "height": SIDE, "num_inference_steps": 3, **fields}
-        params = resolve(GenerateParams.model_validate(asked), self.facts, seed=5)
-        job = plan(params, self.facts, image=image, wants_preview=preview)
+        order = Order("generate", GenerateParams.model_validate(asked))
+        if image is not None:
+            order = replace(order, task="img2img", pictures={"image": InputImage.of(image, b"")})
+        job = plan(resolve(order, self.facts, seed=5), self.facts, wants_preview=preview)
         self.ids += 1
         height, width = asked["height"], asked["width"]
         return Request(f"r{self.ids}", NAME, height, width, job.phases(), job)
