@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
 from export.compile.options import CompileOptions
 from export.compile.targets import tensorrt as to_tensorrt
 from export.errors import ExportError
+from sdxl_bento.backends import tensorrt
 from sdxl_bento.backends.onnx import available_providers
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.backends.tensorrt import Profile, fits, load, read_profile, tensorrt_provider
@@ -101,3 +104,19 @@ def test_a_wrong_profile_is_named(tmp_path: Path) -> None:
 def test_without_the_provider_it_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no TensorrtExecutionProvider.*onnxruntime-gpu"):
         load(written({}, tmp_path), PartOptions(INFO, CPU, tmp_path))
+
+
+def test_an_engine_is_bound_to_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's has the CUDA version in its name, or has not."""
+    here = {"tensorrt-cu13": "10.14.1"}
+
+    def version(package: str) -> str:
+        if package not in here:
+            raise PackageNotFoundError(package)
+        return here[package]
+
+    monkeypatch.setattr(tensorrt, "version", version)
+    runtime = onnxruntime.__version__
+    assert tensorrt.versions() == {"onnxruntime": runtime, "tensorrt": "10.14.1"}
+    here.clear()
+    assert tensorrt.versions() == {"onnxruntime": runtime}

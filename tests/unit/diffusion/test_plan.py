@@ -8,6 +8,7 @@ import pytest
 
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
 from sdxl_bento.engine.request import Stage
+from sdxl_bento.errors import InvalidInput
 from sdxl_bento.manifest import Manifest
 from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
@@ -79,3 +80,14 @@ def test_the_refiner_takes_over_and_decodes() -> None:
     ]
     alone = plan(resolve(asked(), model, seed=1), model)
     assert (alone.stages, alone.last_stage) == ((Stage.BASE,), Stage.BASE)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.9999])
+def test_both_models_must_have_a_step(share: float) -> None:
+    base = facts("base")
+    model = ModelFacts("mine", base.manifest, base.base_scheduler, base.base_scheduler)
+    params = resolve(
+        asked(refiner=True, high_noise_frac=share, num_inference_steps=10), model, seed=1
+    )
+    with pytest.raises(InvalidInput, match=r"high_noise_frac.*would go to the base model"):
+        plan(params, model)

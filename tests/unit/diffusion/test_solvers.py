@@ -203,3 +203,14 @@ def test_the_models_own_scheduler_names_the_default_sampler(
     config: dict[str, Any], name: str
 ) -> None:
     assert default_sampler(config) == name
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde_karras"])
+def test_a_models_config_does_not_make_another_sampler_of_it(sampler: str) -> None:
+    """2M is of second order, by the midpoint rule, without thresholds, whatever a model prefers."""
+    other = {"solver_order": 3, "solver_type": "heun", "thresholding": True}
+    assert_same(
+        run_table(build_table(sampler, SDXL, 10)), run_diffusers(sampler, {**SDXL, **other}, 10)
+    )
+    config = make_scheduler(sampler, {**SDXL, **other}).config
+    assert (config.solver_order, config.solver_type, config.thresholding) == (2, "midpoint", False)

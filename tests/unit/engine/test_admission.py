@@ -205,3 +205,14 @@ def test_the_margin_is_a_share_of_the_time_there_is(bench: Bench) -> None:
         bench.engine.admission.check(bench.request("b", 84, slo=1.0), 0.0, 0.0)  # 0.86 s
     with pytest.raises(DeadlineInfeasible):
         bench.engine.admission.check(bench.request("c", 82, slo=1.0), 0.0, busy=0.02)
+
+
+def test_whoever_can_begin_at_once_is_no_part_of_the_queue(
+    make_bench: Callable[..., Bench],
+) -> None:
+    """The queue's limits are for those who wait, however large a picture is."""
+    bench = make_bench(Limits(max_running=2), QueueLimits(max_requests=0, max_pixels=1))
+    bench.submit("a", side=2000)
+    bench.submit("b", side=2000)
+    with pytest.raises(Overloaded):
+        bench.submit("c", side=64)

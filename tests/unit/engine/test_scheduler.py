@@ -149,7 +149,7 @@ def test_only_so_many_begin_without_a_deadline(make_bench: Callable[..., Bench])
     bench = make_bench(Limits(max_running=2))
     waiting = [bench.submit(f"r{i}", 10 + i) for i in range(4)]
     bench.submit("bound", 4, slo=5.0)
-    bench.run_units(1)
+    bench.run_units(4)
     assert set(bench.engine.scheduler.running) == {"r0", "r1", "bound"}
     assert [bench.engine.position(request) for request in waiting] == [0, 0, 1, 2]
     assert bench.engine.counts() == {"waiting": 2, "running": 3}
