@@ -112,7 +112,7 @@ def steps_per_second(bench: Bench, count: int) -> Results:
     return {
         "steps_per_s": made / wall,
         "ms_per_unit": 1e3 * wall / (len(units) - 1),
-        "rows": units[-1][1].rows,
+        "rows": units[-1][1].unit.rows,
         "busy": min(device / wall, 1.0),
         "idle_ms_per_unit": max(1e3 * (wall - device) / (len(units) - 1), 0.0),
     }

@@ -12,7 +12,7 @@ from bentoml._internal.models import ModelStore
 from export import store as bento
 from export.errors import ExportError
 from sdxl_bento import __version__
-from tests.unit.test_manifest import HASH, manifest
+from tests.support.manifests import HASH, manifest
 
 
 @pytest.fixture
