@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from export.compile.targets.inductor import _unfused
 from sdxl_bento.backends.quantized import quantize_weight
 from sdxl_bento.backends.shared_weights import Recipe, shared
+from sdxl_bento.errors import ArtifactMismatch, ConfigurationError
 
 CPU = torch.device("cpu")
 
@@ -74,3 +75,18 @@ def test_one_set_while_somebody_holds_it(tmp_path: Path, stored: dict[str, torch
     watched = weakref.ref(one)
     del one, other
     assert watched() is None
+
+
+def test_what_is_missing_or_has_another_shape_is_named(
+    tmp_path: Path, stored: dict[str, torch.Tensor]
+) -> None:
+    def make(folder: Path, recipe: Recipe) -> None:
+        shared(folder, CPU).make({"w": recipe})
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match=r"no \.safetensors file"):
+        make(tmp_path / "empty", Recipe(("conv.weight",), "float32", (1,), (1,)))
+    with pytest.raises(ConfigurationError, match=r"no tensor 'attn\.to_x"):
+        make(tmp_path, Recipe(("attn.to_q.weight", "attn.to_x.weight"), "float32", (1,), (1,)))
+    with pytest.raises(ArtifactMismatch, match=r"conv\.weight is \[4, 8, 3, 3\]"):
+        make(tmp_path, Recipe(("conv.weight",), "float32", (4, 8, 1, 1), (8, 1, 1, 1)))

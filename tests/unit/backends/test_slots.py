@@ -120,6 +120,17 @@ def test_an_adapter_whose_file_has_changed_is_laid_anew(pool: LoraPool, table: S
     assert len(table._slots) == 2, "the old one had to go"
 
 
+def test_a_changed_adapter_is_read_from_its_new_factors(pool: LoraPool, table: SlotTable) -> None:
+    factors, _ = pool.factors("unet", RANKS)
+    before = table.place([mix(a=1.0)], factors, FINGERPRINTS)
+    old = before.down[before.slot].clone()
+    swapped = {**factors, "a": factors["b"]}
+    stale = table.place([mix(a=1.0)], swapped, FINGERPRINTS)
+    assert torch.equal(stale.down[stale.slot], old), "the same file: what is there serves"
+    after = table.place([mix(a=1.0)], swapped, FINGERPRINTS | {"a": "another file"})
+    assert not torch.equal(after.down[after.slot], old)
+
+
 def test_scales_are_in_the_factors(pool: LoraPool, table: SlotTable) -> None:
     slots = place(table, pool, [mix(a=1.0), mix(a=-2.0)])
     assert torch.equal(slots.up[2], -2.0 * slots.up[1])

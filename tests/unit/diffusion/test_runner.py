@@ -141,6 +141,7 @@ def test_rows_are_negative_then_positive_each_with_its_requests_time(bench: Benc
     guided, plain = bench.request(), bench.request(guidance_scale=1.0, num_inference_steps=2)
     for request in (guided, plain):
         bench.launch(request)
+    latents = bench.runner._states[guided.id].latents
     bench.launch(guided, plain)
     [inputs] = bench.backend.seen
     assert [len(tensor) for tensor in inputs.tensors().values()] == [3] * 5
@@ -148,6 +149,9 @@ def test_rows_are_negative_then_positive_each_with_its_requests_time(bench: Benc
     first, second = (request.payload.tables[Stage.BASE].timesteps[0] for request in (guided, plain))  # type: ignore[attr-defined]
     assert inputs.timestep.tolist() == [first, first, second]
     assert torch.equal(inputs.sample[0], inputs.sample[1])
+    scale = guided.payload.tables[Stage.BASE].input_scale[0]  # type: ignore[attr-defined]
+    assert scale < 0.5
+    torch.testing.assert_close(inputs.sample[:1], latents * float(scale))
     assert not inputs.encoder_hidden_states[0].any(), "zeros stand for no negative prompt"
     assert torch.equal(inputs.encoder_hidden_states[1], inputs.encoder_hidden_states[2])
     # One seed, so one noise, each scaled as its own first step wants it.

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+<<<<<<< HEAD
 from sdxl_bento.diffusion.schedules import default_sampler, make_scheduler
 from sdxl_bento.diffusion.solvers import SolverTable, build_table, fused_update
+=======
+from sdxl_bento.diffusion.schedules import SAMPLERS, default_sampler, make_scheduler
+from sdxl_bento.diffusion.solvers import COLUMNS, SolverTable, build_table, fused_update
+>>>>>>> data
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.sampler_names import SAMPLERS
 
@@ -135,6 +140,14 @@ def test_schedules_that_end_above_zero_noise(sampler: str, steps: int) -> None:
 def test_a_part_starts_like_diffusers_from_a_begin_index(sampler: str, begin: int) -> None:
     table = build_table(sampler, SDXL, 20)
     assert_same(run_table(table.part(begin, 20)), run_diffusers(sampler, SDXL, 20, begin))
+
+
+@pytest.mark.parametrize("begin", [0, 1, 7])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_part_begins_without_history_whatever_came_before(sampler: str, begin: int) -> None:
+    """The refiner takes over latents whose last estimate is the base model's."""
+    first = build_table(sampler, SDXL, 20).part(begin, 20).coefficients[0]
+    assert first[COLUMNS.index("before")] == 0.0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -110,6 +110,26 @@ def test_memory_is_asked_for_again_when_the_device_is_empty(
     assert request.result == expected_result(request)
 
 
+def test_what_is_in_flight_ends_before_a_unit_is_tried_again(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    bench.submit("a", 5)
+    bench.run_units(3)
+    allowed: list[int] = []
+    collect = bench.executor.collect
+
+    def noted(max_in_flight: int) -> list[Completion]:
+        allowed.append(max_in_flight)
+        return list(collect(max_in_flight))
+
+    bench.executor.collect = noted  # type: ignore[method-assign,assignment]
+    bench.engine.step()
+    bench.faults.fits = lambda key, rows, now: False
+    bench.engine.step()
+    assert allowed == [2, 0]
+
+
 def test_an_error_in_a_batch_ends_only_who_caused_it(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(faults=Faults(raises={"bad": (Stage.BASE, 1)}))
     bad, well = bench.submit("bad", 4), bench.submit("well", 4)
