@@ -17,8 +17,29 @@ from sdxl_bento.sampler_names import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-           "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen")  # fmt: skip
+NUMBERS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 # A model whose scheduler is of one of these classes is drawn with the class's plain sampler.
 VARIANTS = {sampler for sampler in SAMPLERS if sampler.startswith("dpmpp_2m_")}
 

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
 from sdxl_bento.diffusion.schedules import default_sampler, make_scheduler
-from sdxl_bento.diffusion.solvers import SolverTable, build_table, fused_update
-=======
-from sdxl_bento.diffusion.schedules import SAMPLERS, default_sampler, make_scheduler
 from sdxl_bento.diffusion.solvers import COLUMNS, SolverTable, build_table, fused_update
->>>>>>> data
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.sampler_names import SAMPLERS
 
