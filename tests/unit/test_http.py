@@ -240,3 +240,8 @@ def test_our_own_errors_are_left_alone(client: TestClient) -> None:
 
 def test_answers_that_are_no_errors_are_left_alone(client: TestClient) -> None:
     assert client.get("/?kind=fine").json() == [{"error": "fine"}]
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (1.0, "1"), (1.001, "2"), (3.2, "4")])
+def test_whoever_waits_as_told_is_not_too_early(seconds: float, header: str) -> None:
+    assert error_response(errors.Overloaded("full", seconds)).headers["Retry-After"] == header

@@ -10,6 +10,7 @@ A cancelled request is answered with 409 and not with nginx's 499, because clien
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -124,7 +125,7 @@ def error_detail(error: Exception, request_id: str | None = None) -> ErrorDetail
 def error_headers(error: Exception) -> dict[str, str]:
     """`Retry-After` in whole seconds, rounded up and at least one, for requests worth retrying."""
     if isinstance(error, errors.Refused):
-        return {"Retry-After": str(max(1, round(error.retry_after_s + 0.499)))}
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return {}
 
 
