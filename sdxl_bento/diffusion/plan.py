@@ -89,7 +89,7 @@ def resolve(order: Order, facts: ModelFacts, seed: int) -> Resolved:
                          for side in order.image.size)  # fmt: skip
     size = {"width": params.width or width, "height": params.height or height}
     for field, value in size.items():
-        if value % limits.multiple or not limits.min <= value <= limits.max:
+        if not limits.allows(value, value):
             raise InvalidInput(
                 field,
                 value,

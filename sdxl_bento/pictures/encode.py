@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,11 @@ def _exif(text: str) -> bytes:
     """The text as EXIF data; empty if there is no text, or more than fits into a JPEG."""
     data = user_comment(text) if text else b""
     return data if len(data) <= _MOST_EXIF else b""
+
+
+def base64_of(data: bytes) -> str:
+    """A picture's file as text, for JSON and for data URLs."""
+    return base64.b64encode(data).decode("ascii")
 
 
 class Encoder:

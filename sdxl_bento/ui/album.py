@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sdxl_bento.drawing import Answer
 from sdxl_bento.order import Task
-from sdxl_bento.pictures.encode import MEDIA_TYPES
+from sdxl_bento.pictures.encode import MEDIA_TYPES, base64_of
 from sdxl_bento.pictures.publish import Picture
 
 MOST = 60  # pictures; older ones are dropped, and the store has bounds of its own
@@ -100,5 +99,5 @@ class Album:
 
 
 def _inline(picture: Picture) -> str:
-    data = base64.b64encode(picture.data).decode("ascii")
+    data = base64_of(picture.data)
     return f"data:{MEDIA_TYPES[picture.output_format]};base64,{data}"

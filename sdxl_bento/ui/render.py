@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from math import ceil
 from typing import Any
 
+from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.serving.results import ModelSummary
 from sdxl_bento.ui.album import Album, Entry, Start
 from sdxl_bento.ui.controls import CONTROLS
@@ -67,7 +67,7 @@ def invitation(text: str = "Say what you want to see, then draw it.") -> str:
 def at_work(snapshot: Snapshot) -> str:
     """The stage while a call runs: previews, a progress bar, and the progress in words."""
     previews = "".join(
-        f'<img class="sb-rough" alt="Preview" src="data:image/jpeg;base64,{_base64(jpeg)}">'
+        f'<img class="sb-rough" alt="Preview" src="data:image/jpeg;base64,{base64_of(jpeg)}">'
         if jpeg
         else '<div class="sb-blank"></div>'
         for jpeg in snapshot.previews
@@ -220,7 +220,3 @@ def _picture(entry: Entry) -> str:
 
 def _grid(pictures: int) -> str:
     return "sb-grid sb-many" if pictures > 1 else "sb-grid"
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

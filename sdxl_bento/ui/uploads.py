@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput, Overloaded
-from sdxl_bento.pictures.encode import decode, encode
+from sdxl_bento.pictures.encode import base64_of, decode, encode
 from sdxl_bento.ui.album import Start
 
 MAX_FOLDER_BYTES = 1 << 30
@@ -44,7 +43,7 @@ def thumbnail(path: str, max_pixels: int) -> Thumbnail:
     image = decode(Path(path).read_bytes(), max_pixels)
     width, height = image.size
     image.thumbnail((_EDGE, _EDGE))
-    jpeg = base64.b64encode(encode(image, "jpeg", quality=80)).decode("ascii")
+    jpeg = base64_of(encode(image, "jpeg", quality=80))
     return Thumbnail(f"data:image/jpeg;base64,{jpeg}", width, height)
 
 

@@ -13,8 +13,8 @@ from sdxl_bento import __version__
 from sdxl_bento.drawing import Answer
 from sdxl_bento.fields import wires
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.infotext import infotext
-from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.protocols.http.schemas import Base64
 from sdxl_bento.sampler_names import A1111_SAMPLERS, A1111_SCHEDULERS, a1111_name
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
@@ -136,6 +136,7 @@ def _info(answer: Answer, request: Mapping[str, Any]) -> dict[str, Any]:
         "width": first.width,
         "height": first.height,
         "sampler_name": a1111_name(params.sampler)[0],
+        "clip_skip": 1,
         **{name: getattr(params, field) for name, field in _INFO_FIELDS.items()},
         "batch_size": request.get("batch_size") or 1,
         "restore_faces": False,
@@ -146,7 +147,6 @@ def _info(answer: Answer, request: Mapping[str, Any]) -> dict[str, Any]:
         "index_of_first_image": 0,
         "infotexts": [infotext(order.single(each.index)) for each in answer.pictures],
         "styles": [],
-        "clip_skip": 1,
         "version": f"sdxl-bento {__version__}",
         "image_ids": [picture.image_id for picture in answer.pictures],
     }

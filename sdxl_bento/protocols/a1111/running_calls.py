@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sdxl_bento.pictures.encode import encode
+from sdxl_bento.pictures.encode import base64_of, encode
 from sdxl_bento.protocols.a1111.answers import Automatic1111Progress, ProgressState
-from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.serving.results import Progress
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -19,11 +18,6 @@ _STAGES = [f"{name.removesuffix('_s')}_ms" for name in Timings.__dataclass_field
 Milliseconds = Annotated[
     dict[str, float], WithJsonSchema(open_object(dict.fromkeys(_STAGES, NUMBER)))
 ]
-
-
-def base64_of(data: bytes) -> str:
-    """A picture's file as the text of a JSON field."""
-    return base64.b64encode(data).decode("ascii")
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing_extensions import TypedDict
 
 from sdxl_bento.drawing import Answer
 from sdxl_bento.params import OutputFormat
+from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.http.answers import Milliseconds, base64_of, milliseconds
+from sdxl_bento.protocols.http.answers import Milliseconds, milliseconds
 from sdxl_bento.protocols.http.errors import ErrorDetail, error_detail, logged, status_of
 from sdxl_bento.protocols.http.schemas import Base64
 from sdxl_bento.serving.results import LoraSummary, ModelSummary

@@ -14,8 +14,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 
 from sdxl_bento.drawing import Answer
-from sdxl_bento.pictures.encode import encode
-from sdxl_bento.protocols.http.answers import base64_of
+from sdxl_bento.pictures.encode import base64_of, encode
 from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.errors import error_response, logged

@@ -13,10 +13,10 @@ from typing_extensions import TypedDict
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import RequestCancelled
 from sdxl_bento.order import Resolved
+from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.http import envelopes
 from sdxl_bento.protocols.http import errors as http
-from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.envelopes import OpenAIError
 from sdxl_bento.protocols.http.errors import error_detail, logged, status_of

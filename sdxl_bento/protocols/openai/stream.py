@@ -18,8 +18,7 @@ from starlette.responses import Response
 from sdxl_bento.drawing import Answer
 from sdxl_bento.order import Task
 from sdxl_bento.params import OutputFormat
-from sdxl_bento.pictures.encode import encode
-from sdxl_bento.protocols.http.answers import base64_of
+from sdxl_bento.pictures.encode import base64_of, encode
 from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.event_stream import KEEP_ALIVE, event, event_stream

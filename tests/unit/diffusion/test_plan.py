@@ -9,7 +9,7 @@ import pytest
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.manifest import Manifest
+from sdxl_bento.manifest import Manifest, SizeLimits
 from sdxl_bento.order import Order
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.sampler_names import SAMPLER_OF_CLASS
@@ -19,7 +19,7 @@ def facts(variant: str, scheduler: str = "EulerDiscreteScheduler") -> ModelFacts
     manifest: Any = Manifest.model_construct(
         variant=variant,
         base=type("Base", (), {"width": 128, "height": 128})(),
-        size_limits=type("Limits", (), {"multiple": 16, "min": 64, "max": 256})(),
+        size_limits=SizeLimits(multiple=16, min=64, max=256),
     )
     config = {"_class_name": scheduler, "num_train_timesteps": 1000, "beta_start": 0.00085,
               "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # fmt: skip
@@ -91,3 +91,18 @@ def test_both_models_must_have_a_step(share: float) -> None:
     )
     with pytest.raises(InvalidInput, match=r"high_noise_frac.*would go to the base model"):
         plan(params, model)
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+@pytest.mark.parametrize("pixels", [272, 4096, 72])
+def test_sizes_that_the_model_does_not_draw(side: str, pixels: int) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        resolve(asked(**{side: pixels}), facts("base"), seed=1)
+    assert (refused.value.field, refused.value.value) == (side, pixels)
+    assert "a multiple of 16 from 64 to 256" in refused.value.allowed
+
+
+@pytest.mark.parametrize("pixels", [64, 256])
+def test_the_smallest_and_the_largest_size(pixels: int) -> None:
+    params = resolve(asked(width=pixels, height=pixels), facts("base"), seed=1).params
+    assert (params.width, params.height) == (pixels, pixels)

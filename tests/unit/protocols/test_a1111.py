@@ -22,7 +22,7 @@ from sdxl_bento.order import PICTURES_OF, InputImage, Resolved
 from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.infotext import infotext
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.a1111 import schema
+from sdxl_bento.protocols.a1111 import answers, schema
 from sdxl_bento.protocols.a1111.answers import Automatic1111Progress, response_body
 from sdxl_bento.protocols.a1111.fields import IGNORED, NAMES, NEUTRAL, OWN, SAME, to_native
 from sdxl_bento.protocols.a1111.running_calls import RunningCall, RunningCalls
@@ -651,3 +651,15 @@ def test_lists(http: TestClient) -> None:
         "loras": [{"name": "striped", "alias": "striped", "path": "", "metadata": {}}],
         "scripts": {"txt2img": [], "img2img": []},
     }
+
+
+def test_info_has_the_values_of_fields_in_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `info` says by itself, because there is no such field yet, gives way to a field."""
+    monkeypatch.setattr(answers, "_INFO_FIELDS", {"clip_skip": "num_inference_steps"})
+    params = ResolvedParams(
+        prompt="a", model="m", width=64, height=64, seed=1, sampler="euler", num_inference_steps=7
+    )
+    generation = Generation("r", Resolved("generate", params), (), Timings(0, 0, 0, 0, 0, 0))
+    picture = Picture(b"file", "png", None, 1, 64, 64)
+    info = json.loads(answers.response_body(Answer(generation, (picture,)), {})["info"])
+    assert info["clip_skip"] == 7

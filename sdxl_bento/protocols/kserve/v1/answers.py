@@ -9,8 +9,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from sdxl_bento.drawing import Answer
+from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.http.answers import base64_of
 from sdxl_bento.protocols.http.schemas import Base64
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.protocols.http.answers import base64_of
+from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.protocols.http.errors import MalformedBody
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
