@@ -152,3 +152,9 @@ async def test_stop_lets_those_at_work_end() -> None:
     await asyncio.wait_for(stop, WAIT_S)
     assert await task == expected_result(request)
     assert engine.state is EngineState.STOPPED
+
+
+def test_before_there_is_an_engine_nothing_can_be_cancelled_or_waits() -> None:
+    engine = AsyncEngine(lambda wake: Engine(FakeExecutor(FakeClock())))
+    assert engine.cancel("r") is False
+    assert engine.position(ask("r")) == 0
