@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -159,6 +159,14 @@ def handlers() -> Iterator[dict[int, list[int]]]:
         signal.signal(number, handler)
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait for it, and then for what might happen once more."""
+    async with asyncio.timeout(5):
+        while not happened():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_begins_to_drain_and_reaches_its_old_handler(
     handlers: dict[int, list[int]], number: signal.Signals
@@ -171,7 +179,7 @@ async def test_a_signal_begins_to_drain_and_reaches_its_old_handler(
     drain_on_signal(drain)
     signal.raise_signal(number)
     signal.raise_signal(number)
-    await asyncio.sleep(0.01)
+    await until(lambda: bool(drained))
     assert drained == [number]  # once, however often it is told
     assert handlers[number] == [number, number]
 
@@ -185,7 +193,7 @@ async def test_a_signal_that_nobody_handled_stays_so(handlers: dict[int, list[in
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     drain_on_signal(drain)
     signal.raise_signal(signal.SIGTERM)
-    await asyncio.sleep(0.01)
+    await until(lambda: bool(drained))
     assert drained == [True]
 
 
