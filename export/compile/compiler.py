@@ -7,8 +7,10 @@ import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +21,7 @@ from export.check.decoder_dtype import pick_vae_dtype
 from export.compile.onnx_graph.static import Ranges
 from export.compile.options import CompileOptions
 from export.compile.requests import TargetRequest
+from export.errors import ExportError
 from export.model.components import load_component, load_shapes
 from export.model.graphs import Graph, decoder_graph, unet_graph
 from export.model.parts import component_of, has_slots, is_decoder, parts_of
@@ -140,13 +143,30 @@ def _each_in_a_process(builds: Sequence[_Build]) -> list[dict[str, str]]:
     """Compile each pipeline in a process of its own, since tracing keeps one core busy.
 
     The processes are terminated when this function is left, for whatever reason.
+
+    Raises:
+        ExportError: the model cannot be compiled, or one of the processes was killed.
     """
-    with get_context("spawn").Pool(len(builds)) as pool:
-        return pool.map_async(_compile_quietly, builds, chunksize=1).get()
+    others = set(active_children())
+    pool = ProcessPoolExecutor(len(builds), get_context("spawn"), _ignore_interrupts)
+    try:
+        return list(pool.map(_compile_quietly, builds))
+    except BrokenProcessPool:
+        raise ExportError(
+            "a process that compiled the model was killed, most likely because the machine ran out "
+            "of memory; free some, or export on a larger machine"
+        ) from None
+    finally:
+        for process in set(active_children()) - others:
+            process.terminate()
+        pool.shutdown()
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles them
 
 
 def _compile_quietly(build: _Build) -> dict[str, str]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     return _compile(build, _silent())
 
 
