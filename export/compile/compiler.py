@@ -142,7 +142,7 @@ class _Build:
 def _each_in_a_process(builds: Sequence[_Build]) -> list[dict[str, str]]:
     """Compile each pipeline in a process of its own, since tracing keeps one core busy.
 
-    The processes are terminated when this function is left, for whatever reason.
+    They are terminated if this function is left by an error or an interrupt.
 
     Raises:
         ExportError: the model cannot be compiled, or one of the processes was killed.
@@ -151,14 +151,16 @@ def _each_in_a_process(builds: Sequence[_Build]) -> list[dict[str, str]]:
     pool = ProcessPoolExecutor(len(builds), get_context("spawn"), _ignore_interrupts)
     try:
         return list(pool.map(_compile_quietly, builds))
-    except BrokenProcessPool:
+    except BaseException as error:
+        for process in set(active_children()) - others:
+            process.terminate()
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise ExportError(
             "a process that compiled the model was killed, most likely because the machine ran out "
             "of memory; free some, or export on a larger machine"
         ) from None
     finally:
-        for process in set(active_children()) - others:
-            process.terminate()
         pool.shutdown()
 
 
