@@ -7,8 +7,11 @@ A UNet and its variant with slots share one file of weights, `<role>_unet.bin`.
 from __future__ import annotations
 
 import hashlib
+import mmap
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,45 +90,72 @@ def convert(source: Path, path: Path, work: Path) -> None:
     except RuntimeError as error:
         raise ExportError(f"{source.name}: OpenVINO cannot convert it: {error}") from error
     share_weights(written, path, weights_of(path))
-    for file in (written, written.with_suffix(".bin")):
-        file.unlink()
 
 
 def share_weights(written: Path, path: Path, weights: Path) -> None:
-    """Copy an IR so that its constants are stored in `weights`, equal ones once.
+    """Move an IR so that its constants are stored in `weights`, equal ones of two graphs once.
+
+    Files of weights are mapped into memory and never read as a whole, as they may be larger than
+    the memory. The first graph's file of weights is taken as it is.
 
     Args:
-        written: an `.xml` with a `.bin` of its own.
+        written: an `.xml` with a `.bin` of its own. Both are removed.
         path: where to write the `.xml`.
         weights: a `.bin`, which is appended to if it is there already.
     """
+    own = written.with_suffix(".bin")
+    if not weights.exists():
+        shutil.move(own, weights)
+        shutil.move(written, path)
+        return
     tree = ElementTree.parse(written)  # noqa: S314  written by OpenVINO just now
-    own = written.with_suffix(".bin").read_bytes()
     places = _places(weights)
-    with weights.open("ab") as file:
-        for data in tree.iterfind("layers/layer[@type='Const']/data"):
+    with _mapped(own) as contents, weights.open("ab") as file:
+        for data in _constants(tree):
             start, size = int(data.attrib["offset"]), int(data.attrib["size"])
-            content = own[start : start + size]
+            content = contents[start : start + size]
             key = hashlib.sha256(content).hexdigest()
             if key not in places:
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
                 places[key] = file.tell()
                 file.write(content)
+            content.release()
             data.set("offset", str(places[key]))
     tree.write(path, encoding="utf-8", xml_declaration=True)
+    for each in (written, own):
+        each.unlink()
 
 
 def _places(weights: Path) -> dict[str, int]:
     """Offsets in a file of weights by the hash of what is there, from the graphs that use it."""
     places: dict[str, int] = {}
-    if weights.is_file():
-        known = weights.read_bytes()
+    with _mapped(weights) as known:
         for graph in weights.parent.glob(f"{weights.stem}*.xml"):
             tree = ElementTree.parse(graph)  # noqa: S314  our own
-            for data in tree.iterfind("layers/layer[@type='Const']/data"):
+            for data in _constants(tree):
                 start, size = int(data.attrib["offset"]), int(data.attrib["size"])
-                places[hashlib.sha256(known[start : start + size]).hexdigest()] = start
+                with known[start : start + size] as content:
+                    places[hashlib.sha256(content).hexdigest()] = start
     return places
+
+
+def _constants(tree: ElementTree.ElementTree[ElementTree.Element]) -> Iterator[ElementTree.Element]:
+    """The entries of a graph that refer to its file of weights."""
+    return tree.iterfind("layers/layer[@type='Const']/data")
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    """The content of a file, which the kernel reads as it is asked for."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:  # which cannot be mapped
+            yield memoryview(b"")
+            return
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
+            memoryview(whole) as view,
+        ):
+            yield view
 
 
 def _preference(machine: Machine) -> int:
