@@ -108,17 +108,20 @@ def draw(
     from sdxl_bento.params import GenerateParams
     from sdxl_bento.serving.loading import engine_of, load_folder
     from sdxl_bento.serving.requests import to_request
+    from sdxl_bento.serving.verification import Verification
 
     eager = backend == "eager"
     # Built without the environment's settings, so that figures of two machines are comparable.
+    # The files have just been written or checked, and their digests may not be known yet.
     settings = Settings.model_construct(
-        backend=backend, dtype="fp32" if eager else "auto", allow_fallback=False
+        backend=backend, dtype="fp32" if eager else "auto", allow_fallback=False, verify="off"
     )
     placement = Placement.choose(settings.device, settings.dtype)
     name = "verified"
     loaded = load_folder(
-        name, (name, name), folder, settings, placement, PromptCache(0), lambda: None
-    )
+        name, (name, name), folder, settings, placement, PromptCache(0), lambda: None,
+        Verification("off"),
+    )  # fmt: skip
     prepare(loaded)
     engine = engine_of({name: loaded}, settings)
     refined = refine and loaded.served.model.refiner is not None
