@@ -110,10 +110,11 @@ def _write_probes(
     info: BackendInfo, folder: Path, kept: Mapping[str, tuple[Probe, torch.Tensor]]
 ) -> dict[str, object]:
     """Write what the service compares its parts with; the fields of the manifest's entry."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = f"compiled/{info.label}/{PROBES}"
-    save_file({part: output.contiguous() for part, (_, output) in kept.items()}, folder / path)
+    outputs = {part: output.contiguous() for part, (_, output) in kept.items()}
+    (folder / path).write_bytes(save(outputs))
     return {"probes": {part: probe for part, (probe, _) in kept.items()}, "probe_outputs": path}
 
 

@@ -149,7 +149,7 @@ def read_index(folder: Folder, role: Role) -> Json:
 def _refuse_custom_code(where: Path, config: Json) -> None:
     if entry := custom_code(config):
         raise UnsafeSourceError(
-            where, f"{entry}, which loads code", "a model that needs no code of its own"
+            where, f"{entry}, which loads code of the model's own", "a model that needs none"
         )
 
 

@@ -150,6 +150,7 @@ def convert(source: Path, target: Path, dtype: WeightDtype) -> None:
                 tensor = converted
             tensors[name] = tensor.contiguous()
     save_file(tensors, target, metadata={"format": "pt"})
+    target.chmod(0o644)  # as the copied files, where the library lets only the owner read
 
 
 def share_equal(folder: Path) -> None:
