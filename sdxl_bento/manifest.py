@@ -327,11 +327,13 @@ class Manifest(_Part):
         return digest is None or bool(digest == _digest(content))
 
     def save(self, folder: Path) -> None:
-        """Write the manifest into `folder`, which must exist."""
+        """Write the manifest into `folder`, which must exist, in place of one that is there."""
         content = self.model_dump(mode="json")
         content[_DIGEST] = _digest(content)
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+        draft = folder / f".{FILE_NAME}"
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(folder / FILE_NAME)
 
 
 def _digest(content: dict[str, Any]) -> str:

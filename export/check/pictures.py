@@ -108,7 +108,6 @@ def draw(
     from sdxl_bento.params import GenerateParams
     from sdxl_bento.serving.loading import engine_of, load_folder
     from sdxl_bento.serving.requests import to_request
-    from sdxl_bento.serving.verification import Verification
 
     eager = backend == "eager"
     # Built without the environment's settings, so that figures of two machines are comparable.
@@ -119,9 +118,8 @@ def draw(
     placement = Placement.choose(settings.device, settings.dtype)
     name = "verified"
     loaded = load_folder(
-        name, (name, name), folder, settings, placement, PromptCache(0), lambda: None,
-        Verification("off"),
-    )  # fmt: skip
+        name, (name, name), folder, settings, placement, PromptCache(0), lambda: None
+    )
     prepare(loaded)
     engine = engine_of({name: loaded}, settings)
     refined = refine and loaded.served.model.refiner is not None

@@ -146,7 +146,7 @@ def load_folder(
     placement: Placement,
     cache: PromptCache,
     wake: Callable[[], None],
-    verification: Verification,
+    verification: Verification | None = None,
 ) -> Loaded:
     """Load the model that `export` wrote to `folder`.
 
@@ -158,7 +158,7 @@ def load_folder(
         placement: where it is to run.
         cache: of encoded prompts, shared by all models.
         wake: called from another thread when an adapter has been loaded.
-        verification: of the models' files.
+        verification: of the models' files; None makes one as the settings say.
 
     Raises:
         ConfigurationError: it cannot be read, is damaged, or no backend that is allowed fits.
@@ -166,7 +166,7 @@ def load_folder(
     begin = time.perf_counter()
     tag, version = tags
     manifest = Manifest.load(folder)
-    check = verification.of(folder, manifest)
+    check = (verification or Verification(settings.verify)).of(folder, manifest)
     try:
         check.require_manifest()
         model, chosen = _load_checked((name, version), folder, manifest, settings, placement, check)

@@ -242,8 +242,7 @@ def wake() -> None:
 def load_one(stubs: Stubs, **settings: Any) -> Any:
     given = Settings.model_validate({"verify": "off", **settings})
     tags, cache = ("tiny:latest", "tiny:v1"), object()
-    checks = Verification(given.verify)
-    return loading.load_folder("mine", tags, stubs.folder, given, CPU, cache, wake, checks)  # type: ignore[arg-type]
+    return loading.load_folder("mine", tags, stubs.folder, given, CPU, cache, wake)  # type: ignore[arg-type]
 
 
 def test_an_eager_model(stubs: Stubs, caplog: pytest.LogCaptureFixture) -> None:
