@@ -88,10 +88,10 @@ def items(manifest: Manifest) -> tuple[Item, ...]:
 
 def contradictions(folder: Path, manifest: Manifest) -> list[str]:
     """What the manifest says in two places differently, or not as it was written; in words."""
-    if not manifest.files:
-        return []
     if not Manifest.is_as_written(folder):
         return [f"{FILE_NAME} is not as it was written"]
+    if not manifest.files:
+        return []
     found = []
     for pipeline in manifest.pipelines.values():
         for name, component in pipeline.components.items():
@@ -199,8 +199,7 @@ class Checker:
         """Files in the components' folders that were not exported and might be loaded."""
         known = {item.name for item in self._items}
         for component in self._components:
-            place = self._folder / component
-            for path in sorted(place.iterdir()) if place.is_dir() else ():
+            for path in sorted((self._folder / component).glob("*")):
                 name = f"{component}/{path.name}"
                 hidden = path.name.startswith(".")
                 if name not in known and not hidden and wanted(Item(name, 0, "")):

@@ -88,7 +88,8 @@ def load_parts(
         try:
             parts = _load_all(folder, manifest, info, settings, placement, check)
         except (ConfigurationError, OSError, RuntimeError) as error:
-            reason = str(error).replace(f"{folder}/", "")  # which clients may read
+            # Clients may read the reason, and need not know where the model is.
+            reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the model")
             misfits.append(Misfit(info.label, f"it cannot be loaded: {reason}"))
             continue
         return Chosen(info, parts, tuple(misfits))
@@ -123,10 +124,10 @@ def _load_all(
     def weights(item: Item) -> bool:
         return _is_part(item, info) and item.bytes > GRAPH_BYTES
 
-    check.begin(weights)
     for file in _files(folder, manifest, info):
         check_link(file, folder)
     check.require(graphs)
+    check.begin(weights)
     parts: dict[str, Part] = {}
     cache = _writable(folder / CACHE)
     try:

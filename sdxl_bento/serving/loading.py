@@ -206,7 +206,6 @@ def _load_checked(
     """The model with the first backend whose files are whole and whose parts pass their check."""
     misfits: tuple[Misfit, ...] = ()
     while True:
-        check.begin(lambda item: _is_loaded(item, manifest, {"base/unet", "refiner/unet"}))
         chosen = load_parts(folder, manifest, settings, placement, check, misfits)
         model = _load_model(names, folder, manifest, placement, check, chosen)
         reason = _failed_check(model, chosen, placement)

@@ -115,6 +115,7 @@ def contradict(folder: Path) -> str:
         edit("base", "components", "unet", "sha256", value="0" * 64),
         edit("files", UNET, "sha256", value="0" * 64),
         edit("base", "width", value=256),
+        edit("files", value={}),
     ],
 )
 def test_other_damage_is_refused(folder: Path, change: Callable[[Path], str]) -> None:
