@@ -18,7 +18,8 @@ from sdxl_bento.layout import leads_out
 from sdxl_bento.manifest import ENGINES, FILE_NAME, NOT_CONTENT, FileInfo, Manifest
 
 THREADS: Final = min(4, os.cpu_count() or 1)
-BLOCK: Final = 1 << 20  # bytes that are read at once
+READ_BYTES: Final = 1 << 20  # at once
+BLOCK_BYTES: Final = 256 << 20  # that have a digest of their own
 
 
 class Item(NamedTuple):
@@ -32,18 +33,22 @@ class Item(NamedTuple):
     bytes: int
     sha256: str
     is_folder: bool = False
+    blocks: tuple[str, ...] = ()
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal. Other threads run meanwhile.
+def digest(path: Path, block: int | None = None) -> str:
+    """SHA-256 of a file or of one of its blocks, hexadecimal. Other threads run meanwhile.
 
     Raises:
         OSError: it cannot be read.
     """
-    hashed, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    hashed, buffer = hashlib.sha256(), memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
+        left = path.stat().st_size if block is None else BLOCK_BYTES
+        file.seek(0 if block is None else block * BLOCK_BYTES)
+        while left > 0 and (count := file.readinto(buffer[:left])):
             hashed.update(buffer[:count])
+            left -= count
     return hashed.hexdigest()
 
 
@@ -67,23 +72,31 @@ def describe(folder: Path) -> dict[str, FileInfo]:
     """Sizes and digests for a manifest, of all files but the engines, which are built anew."""
     files = {name: path for name, path in content_files(folder).items() if not _is_engine(name)}
     with ThreadPoolExecutor(THREADS) as pool:
-        digests = pool.map(digest, files.values())
-        return {
-            name: FileInfo(bytes=path.stat().st_size, sha256=sha256)
-            for (name, path), sha256 in zip(files.items(), digests, strict=True)
-        }
+        return dict(zip(files, pool.map(_describe, files.values()), strict=True))
+
+
+def _describe(path: Path) -> FileInfo:
+    size = path.stat().st_size
+    count = -(-size // BLOCK_BYTES)
+    blocks = tuple(digest(path, block) for block in range(count)) if count > 1 else ()
+    return FileInfo(bytes=size, sha256=digest(path), blocks=blocks)
 
 
 def items(manifest: Manifest) -> tuple[Item, ...]:
     """Everything that the manifest has a digest of."""
     if manifest.files:
-        return tuple(Item(name, info.bytes, info.sha256) for name, info in manifest.files.items())
+        return tuple(_item(name, info) for name, info in manifest.files.items())
     old = [
         Item(f"{pipeline.path}/{name}", component.bytes, component.sha256, is_folder=True)
         for pipeline in manifest.pipelines.values()
         for name, component in pipeline.components.items()
     ]
     return (*old, *(Item(lora.path, lora.bytes, lora.sha256) for lora in manifest.loras))
+
+
+def _item(name: str, info: FileInfo) -> Item:
+    whole = len(info.blocks) == -(-info.bytes // BLOCK_BYTES)
+    return Item(name, info.bytes, info.sha256, blocks=info.blocks if whole else ())
 
 
 def contradictions(folder: Path, manifest: Manifest) -> list[str]:
@@ -131,7 +144,7 @@ class Checker:
         )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="integrity")
         # Equal components are links to one file, and hashed once.
-        self._digests: dict[tuple[int, int], Future[str]] = {}
+        self._digests: dict[tuple[int, int, int | None], Future[str]] = {}
 
     def __enter__(self) -> Checker:
         return self
@@ -152,7 +165,7 @@ class Checker:
         """Begin to read the wanted files."""
         for item in filter(wanted, self._items):
             for path in self._paths(item):
-                self._begin(path)
+                self._digests_of(path, item)
 
     def damage(self, wanted: Callable[[Item], bool]) -> list[str]:
         """What of the wanted items is not as it was exported, in words; waits for their digests."""
@@ -171,12 +184,23 @@ class Checker:
             size = sum(file.stat().st_size for file in files)
             if size != item.bytes:
                 return f"{item.name} has {size} bytes, not {item.bytes}"
-            digests = {file.name: self._begin(file).result() for file in files}
+            digests = {
+                file.name: [future.result() for future in self._digests_of(file, item)]
+                for file in files
+            }
         except OSError as error:
             return f"{item.name} cannot be read ({error.strerror})"
-        actual = combined_digest(digests) if item.is_folder else digests[path.name]
-        if actual != item.sha256:
-            return f"{item.name} is not what was exported (sha256 {actual}, not {item.sha256})"
+        if item.blocks:
+            pairs = zip(digests[path.name], item.blocks, strict=True)
+            wrong = [str(block) for block, (actual, wanted) in enumerate(pairs) if actual != wanted]
+            if not wrong:
+                return ""
+            where = f"blocks of {BLOCK_BYTES} bytes: {', '.join(wrong[:8])}"
+            return f"{item.name} is not what was exported (sha256 of {where})"
+        whole = {name: sha256 for name, (sha256,) in digests.items()}
+        found = combined_digest(whole) if item.is_folder else whole[path.name]
+        if found != item.sha256:
+            return f"{item.name} is not what was exported (sha256 {found}, not {item.sha256})"
         return ""
 
     def _paths(self, item: Item) -> list[Path]:
@@ -185,14 +209,18 @@ class Checker:
             return [path]
         return sorted(path.iterdir()) if path.is_dir() else []
 
-    def _begin(self, path: Path) -> Future[str]:
+    def _digests_of(self, path: Path, item: Item) -> list[Future[str]]:
+        blocks = range(len(item.blocks)) if item.blocks else [None]
+        return [self._digest_of(path, block) for block in blocks]
+
+    def _digest_of(self, path: Path, block: int | None) -> Future[str]:
         try:
             status = path.stat()
         except OSError:
             return self._pool.submit(digest, path)  # which raises where it is asked for
-        key = status.st_dev, status.st_ino
+        key = status.st_dev, status.st_ino, block
         if key not in self._digests:
-            self._digests[key] = self._pool.submit(digest, path)
+            self._digests[key] = self._pool.submit(digest, path, block)
         return self._digests[key]
 
     def _strangers(self, wanted: Callable[[Item], bool]) -> Iterator[str]:

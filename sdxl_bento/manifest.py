@@ -65,10 +65,15 @@ class _Part(BaseModel):
 
 
 class FileInfo(_Part):
-    """Size and SHA-256 of one file."""
+    """Size and SHA-256 of one file.
+
+    A file of more than one block of 256 MiB has the digests of its blocks too, which several
+    threads can compute.
+    """
 
     bytes: int = Field(ge=0)
     sha256: Sha256
+    blocks: tuple[Sha256, ...] = ()
 
 
 class SourceInfo(_Part):

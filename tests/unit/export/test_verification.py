@@ -291,6 +291,7 @@ def test_an_input_that_is_ignored_is_refused(
 
         monkeypatch.setattr(_Part, "__call__", ignoring)
         monkeypatch.setattr(parity, "cases_of", lambda *_: iter([case]))
+        monkeypatch.setattr(parity, "probe_case", lambda *_: case)
         with pytest.raises(VerificationError, match=f"{part}: .* depend on the input {name}$"):
             verify(model, info)
 

@@ -7,15 +7,17 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdxl_bento import integrity
 from sdxl_bento.config import Settings, VerifyMode
 from sdxl_bento.diffusion.conditioning import PromptCache
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.integrity import describe
+from sdxl_bento.integrity import Checker, describe
 from sdxl_bento.manifest import Manifest
 from sdxl_bento.serving.loading import folder_of, load_folder
 from sdxl_bento.serving.verification import Verification
@@ -64,6 +66,29 @@ def test_one_bit_is_refused(folder: Path, name: str) -> None:
         load(folder)
     assert f"{name} is not what was exported" in str(caught.value)
     assert "--force" in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "block"), [(0.0, 0), (0.5, 3), (1 - 1e-7, 5)])
+def test_large_files_are_compared_in_blocks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: float, block: int
+) -> None:
+    monkeypatch.setattr(integrity, "BLOCK_BYTES", 1 << 20)
+    manifest = Manifest.load(folder).model_copy(update={"files": describe(folder)})
+    blocks = manifest.files[UNET].blocks
+    assert len(blocks) == 6  # of 6.2 million bytes
+    assert blocks[5] == sha256((folder / UNET).read_bytes()[5 << 20 :]).hexdigest()
+    assert damage_of(folder, manifest) == []
+    flip_bit(folder / UNET, place)
+    (words,) = damage_of(folder, manifest)
+    assert words == f"{UNET} is not what was exported (sha256 of blocks of 1048576 bytes: {block})"
+    (folder / UNET).write_bytes((folder / UNET).read_bytes() + b"x")
+    (words,) = damage_of(folder, manifest)
+    assert words.startswith(f"{UNET} has ")
+
+
+def damage_of(folder: Path, manifest: Manifest) -> list[str]:
+    with Checker(folder, manifest) as checker:
+        return checker.damage(lambda item: True)
 
 
 def cut(folder: Path) -> str:
