@@ -27,9 +27,10 @@ from export.progress import Progress
 from sdxl_bento.backends.choose import device_name, misfit, runtime
 from sdxl_bento.backends.parts import PartOptions
 from sdxl_bento.diffusion.model import Placement
-from sdxl_bento.manifest import BackendInfo, Manifest, Role
+from sdxl_bento.manifest import BackendInfo, Manifest, Probe, Role
 
 TIMED_FORWARDS = 5
+PROBES = "probes.safetensors"
 
 
 def add_backends(
@@ -89,17 +90,32 @@ def _verified(
     device: torch.device,
 ) -> BackendInfo:
     with progress.stage(f"Verify the parts of {info.label}"):
+        kept: dict[str, tuple[Probe, torch.Tensor]] = {}
         changes: dict[str, object] = {
-            "parity": verify_parts(info, folder, manifest.pipelines, device),
+            "parity": verify_parts(info, folder, manifest.pipelines, device, kept),
+            **_write_probes(info, folder, kept),
             "step_ms": step_ms(info, manifest, folder, device),
         }
-    if pictures:
-        draft = manifest.model_copy(update={"backends": (*manifest.backends, info)})
-        draft.save(folder)  # the service's own loading reads it from there
-        with progress.stage(f"Verify pictures of {info.label}"):
-            verdict = verify_pictures(info, draft, folder, pictures)
-        changes |= {"images": verdict.images, "accuracy": verdict.accuracy}
-    return info.model_copy(update=changes)
+    info = info.model_copy(update=changes)
+    if not pictures:
+        return info
+    draft = manifest.model_copy(update={"backends": (*manifest.backends, info)})
+    draft.save(folder)  # the service's own loading reads it from there
+    with progress.stage(f"Verify pictures of {info.label}"):
+        verdict = verify_pictures(info, draft, folder, pictures)
+    return info.model_copy(update={"images": verdict.images, "accuracy": verdict.accuracy})
+
+
+def _write_probes(
+    info: BackendInfo, folder: Path, kept: Mapping[str, tuple[Probe, torch.Tensor]]
+) -> dict[str, object]:
+    """Write what the service compares its parts with; the fields of the manifest's entry."""
+    from safetensors.torch import save
+
+    path = f"compiled/{info.label}/{PROBES}"
+    outputs = {part: output.contiguous() for part, (_, output) in kept.items()}
+    (folder / path).write_bytes(save(outputs))
+    return {"probes": {part: probe for part, (probe, _) in kept.items()}, "probe_outputs": path}
 
 
 def step_ms(info: BackendInfo, manifest: Manifest, folder: Path, device: torch.device) -> float:

@@ -23,6 +23,7 @@ from export.source.downloads import Workspace
 from export.source.resolution import LocalSource
 from export.source.transfer import show_transfer
 from sdxl_bento import __version__
+from sdxl_bento.integrity import describe
 from sdxl_bento.manifest import (
     BackendInfo,
     Manifest,
@@ -147,6 +148,8 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
                 manifest, folder, options.targets, earlier, options.pictures, progress
             )
             manifest = _measured(manifest, folder, started)
+        with progress.stage("Compute digests of all files"):
+            manifest = manifest.model_copy(update={"files": describe(folder)})
         with progress.stage("Move it into the model store"):
             manifest.save(folder)
             tag = bento.commit(folder, plan.name, {"family": manifest.family}, _metadata(manifest))

@@ -1,7 +1,8 @@
 """Measures of how close an output is to its reference: PSNR and SSIM.
 
 Every figure of likeness that the project writes, in manifests, tests and benchmarks, is computed
-here. Importing this module does not import torch.
+here, or in `sdxl_bento.backends.likeness`, which the service needs too. Importing this module does
+not import torch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import VerificationError
+from sdxl_bento.backends.likeness import psnr_db as psnr_db  # re-exported
+from sdxl_bento.backends.likeness import psnr_of_error as psnr_of_error
 from sdxl_bento.manifest import ImageFigure, ParityFigure
 
 if TYPE_CHECKING:
@@ -21,24 +24,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 PIXEL_PEAK = 255.0
-
-
-def psnr_of_error(mean_square: float, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB; infinite where there is no error.
-
-    Args:
-        mean_square: mean of the squared differences.
-        peak: range of the signal, in the same units.
-    """
-    if mean_square == 0:
-        return math.inf
-    return 10 * math.log10(peak**2 / mean_square) if peak else -math.inf
-
-
-def psnr_db(output: torch.Tensor, reference: torch.Tensor) -> float:
-    """PSNR of two tensors of one shape, with the range of `reference` as the peak."""
-    mean_square = float((output.double() - reference.double()).square().mean())
-    return psnr_of_error(mean_square, float(reference.max() - reference.min()))
 
 
 def compare_outputs(

@@ -18,10 +18,10 @@ from typing import Any
 from export.errors import ExportError
 from sdxl_bento import __version__
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import CACHE, FILE_NAME, PROFILES, Manifest
+from sdxl_bento.integrity import content_files, damage
+from sdxl_bento.manifest import Manifest
 
 _PREFIX = "sdxl-export-"
-_NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES, CACHE}
 
 
 def store() -> Path:
@@ -46,11 +46,7 @@ def check_name(name: str) -> None:
 
 def content_bytes(folder: Path) -> int:
     """Size of a model in bytes, without the manifest, BentoML's file, profiles and caches."""
-    return sum(
-        path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in _NOT_CONTENT
-    )
+    return sum(path.stat().st_size for path in content_files(folder).values())
 
 
 def find(
@@ -70,7 +66,8 @@ def find(
 def same_content(name: str, sha256: str, dtype: str) -> Iterator[Path]:
     """Folders of complete models with this name and content, the newest first.
 
-    Models of another version of the exporter are left out, because it may write other files.
+    Models of another version of the exporter are left out, because it may write other files. So
+    are those that are damaged or that have no digests: the export writes the model anew.
     """
     folders = [path for path in (store() / name).glob("*") if (path / "model.yaml").is_file()]
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -80,7 +77,8 @@ def same_content(name: str, sha256: str, dtype: str) -> Iterator[Path]:
             continue  # of an older schema
         same = (manifest.source.sha256, manifest.dtype) == (sha256, dtype)
         same = same and manifest.versions.sdxl_bento == __version__
-        if same and manifest.bytes == content_bytes(folder):
+        same = same and bool(manifest.files) and manifest.bytes == content_bytes(folder)
+        if same and not damage(folder, manifest):
             yield folder
 
 

@@ -16,6 +16,7 @@ from sdxl_bento.errors import ConfigurationError
 DeviceMode = Literal[
     "auto", "cpu", "cuda", "enable_model_cpu_offload", "enable_sequential_cpu_offload"
 ]
+VerifyMode = Literal["load", "background", "off"]
 ComputeDtype = Literal["auto", "fp32", "bf16", "fp16"]
 DEFAULT_MODEL = "sdxl-embedded:latest"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@]+")
@@ -54,6 +55,12 @@ class Settings(BaseSettings):
     )
     allow_fallback: bool = Field(
         True, description="Run the model eagerly if no compiled backend fits this machine."
+    )
+    verify: VerifyMode = Field(
+        "load",
+        description="When the files of a model are compared with the digests of its manifest: "
+        "load, before the server is ready; background, afterwards, so that the server stops being "
+        "ready if one differs; off, never.",
     )
     lora_dir: Path | None = Field(
         None,

@@ -88,7 +88,7 @@ class Refused(SDXLError):
 
 
 class NotReady(Refused):
-    """The engine is loading, draining or stopped; `state` says which."""
+    """The engine is loading, draining or stopped, or its model damaged; `state` says which."""
 
     def __init__(self, state: str, retry_after_s: float = 2.0) -> None:
         self.state = state

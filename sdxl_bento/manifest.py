@@ -18,9 +18,11 @@ unless a name says otherwise, pictures are in pixels, times in seconds.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,6 +32,11 @@ SCHEMA_VERSION: Final = 1
 FILE_NAME = "manifest.json"
 PROFILES = "profiles"
 CACHE = "cache"
+NOT_CONTENT: Final = frozenset({FILE_NAME, "model.yaml", PROFILES, CACHE})
+"""What is in a model's folder beside the files that were exported."""
+ENGINES: Final = "engines"
+"""The folder beside compiled parts in which a runtime keeps what it builds from them."""
+_DIGEST = "digest"  # the manifest's own, which is a key of the file and no field of the class
 
 WeightDtype = Literal["fp32", "fp16", "bf16"]
 Role = Literal["base", "refiner"]  # of a pipeline in its model
@@ -55,6 +62,18 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileInfo(_Part):
+    """Size and SHA-256 of one file.
+
+    A file of more than one block of 256 MiB has the digests of its blocks too, which several
+    threads can compute.
+    """
+
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+    blocks: tuple[Sha256, ...] = ()
 
 
 class SourceInfo(_Part):
@@ -155,6 +174,20 @@ class ImageFigure(_Part):
     ssim: float
 
 
+class Probe(_Part):
+    """An input that a compiled part is tried with when it is loaded.
+
+    Its numbers follow from its shape: rows, and sides in latent cells. `psnr_db` is how close to
+    the original's output in float32 the part's output must be at least; that output is the tensor
+    of the part's name in the backend's `probe_outputs`.
+    """
+
+    rows: int = Field(gt=0)
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    psnr_db: float
+
+
 class BackendInfo(_Part):
     """One way to run the model, and the conditions that it was built for.
 
@@ -164,7 +197,9 @@ class BackendInfo(_Part):
     `artifacts` are compiled files by part (the table is in `export/model/graphs.py`). `versions`
     are those that a compiled file is bound to. `step_ms` is the time of one forward of the base
     UNet on the machine that exported it, with two rows at the native size. `accuracy` is the share
-    of pictures in which a checker found what their prompt asked for, 0 to 1, by property.
+    of pictures in which a checker found what their prompt asked for, 0 to 1, by property. `probes`
+    are the self-checks of the parts, whose expected outputs are in the safetensors file
+    `probe_outputs`.
     """
 
     backend: BackendName
@@ -185,6 +220,8 @@ class BackendInfo(_Part):
     parity: tuple[ParityFigure, ...] = ()
     images: tuple[ImageFigure, ...] = ()
     accuracy: dict[str, float] = {}
+    probes: dict[str, Probe] = {}
+    probe_outputs: RelativePath | None = None
 
     @property
     def label(self) -> str:
@@ -233,6 +270,9 @@ class Manifest(_Part):
     loras: tuple[LoraInfo, ...] = ()
     backends: tuple[BackendInfo, ...] = Field(min_length=1)
     size_limits: SizeLimits
+    files: dict[RelativePath, FileInfo] = Field(
+        {}, description="Every file of the model by its path; empty if an older export wrote it."
+    )
     latent_rgb: LatentRGB | None = Field(
         None, description="[channels + 1, 3]: colours in -1 to 1 from latents; None: SDXL's own."
     )
@@ -270,18 +310,46 @@ class Manifest(_Part):
                 f"{path}: cannot be read ({error}); was the model written by `python -m export`?"
             ) from error
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
-                for item in error.errors(include_url=False, include_context=False)[:5]
-            )
+            content = json.loads(text)
+            if isinstance(content, dict):
+                content.pop(_DIGEST, None)
+            return cls.model_validate(content)
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(
-                f"{path}: not a manifest of schema {SCHEMA_VERSION}: {problems}; "
+                f"{path}: not a manifest of schema {SCHEMA_VERSION}: {_problems(error)}; "
                 f"export the model again with this version of sdxl-bento"
             ) from error
 
+    @staticmethod
+    def is_as_written(folder: Path) -> bool:
+        """Whether the file says what it said when it was written; True if it has no digest.
+
+        Raises `ConfigurationError` as `load` does.
+        """
+        Manifest.load(folder)
+        content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        digest = content.pop(_DIGEST, None)
+        return digest is None or bool(digest == _digest(content))
+
     def save(self, folder: Path) -> None:
-        """Write the manifest into `folder`, which must exist."""
-        text = self.model_dump_json(indent=2) + "\n"
-        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+        """Write the manifest into `folder`, which must exist, in place of one that is there."""
+        content = self.model_dump(mode="json")
+        content[_DIGEST] = _digest(content)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        draft = folder / f".{FILE_NAME}"
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(folder / FILE_NAME)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _problems(error: ValueError | RecursionError) -> str:
+    if not isinstance(error, ValidationError):
+        return f"no JSON ({error})"
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_context=False)[:5]
+    )

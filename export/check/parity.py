@@ -24,12 +24,15 @@ from export.model.components import load_component, load_shapes
 from export.model.graphs import Decoder, UNetRows, UNetSlots, draw_example, slot_example
 from export.model.parts import component_of, has_slots, is_decoder, role_of
 from sdxl_bento.backends.choose import runtime
+from sdxl_bento.backends.examples import latents_example
 from sdxl_bento.backends.parts import Part, PartOptions
+from sdxl_bento.backends.probes import SLOTS
 from sdxl_bento.backends.slots import SlotLayout
 from sdxl_bento.manifest import (
     BackendInfo,
     ParityFigure,
     PipelineInfo,
+    Probe,
     Quantization,
     Role,
     WeightDtype,
@@ -46,6 +49,7 @@ LEAST_PSNR_QUANTIZED_DB: Mapping[Quantization, float] = {
     "int8-static": 25.0,
     "fp8": 25.0,
 }
+LEAST_PROBE_CELLS = 9  # of a side, since a refiner's graph takes no smaller one
 UNET_ROWS = (1, 2, 5)  # tried where a backend takes any number of rows
 
 
@@ -59,7 +63,11 @@ def least_psnr(info: BackendInfo, part: str) -> float:
 
 
 def verify_parts(
-    info: BackendInfo, folder: Path, pipelines: Mapping[Role, PipelineInfo], device: torch.device
+    info: BackendInfo,
+    folder: Path,
+    pipelines: Mapping[Role, PipelineInfo],
+    device: torch.device,
+    keep: dict[str, tuple[Probe, torch.Tensor]] | None = None,
 ) -> tuple[ParityFigure, ...]:
     """Compare every compiled part of a backend with its original, in all of its shapes.
 
@@ -71,6 +79,7 @@ def verify_parts(
         folder: of the model.
         pipelines: of the model, by role.
         device: where the parts run.
+        keep: filled with a probe of each part, and the original's output for it.
 
     Returns:
         For each part the worst figure of all its shapes, in the order of `info.artifacts`.
@@ -82,6 +91,8 @@ def verify_parts(
     for component, parts in _by_component(info, folder, pipelines).items():
         cases = {part: list(cases_of(part, info, pipelines[role_of(part)])) for part in parts}
         shapes = load_shapes(component)
+        for part in parts:
+            cases[part].append(probe_case(part, info, pipelines[role_of(part)], shapes))
         references = _references(component, shapes, cases, device)
         for part in parts:
             options = PartOptions(info, device, component)
@@ -93,6 +104,9 @@ def verify_parts(
                 )
                 check_figure(info, figures[part])
                 check_inputs(part, compiled, cases[part][0].inputs(shapes, device))
+                if keep is not None:
+                    probe = cases[part][-1].probe(least_psnr(info, part))
+                    keep[part] = probe, references[part][-1]
             finally:
                 compiled.unload()
     return tuple(figures[part] for part in info.artifacts)
@@ -106,18 +120,22 @@ class Case:
     rows: int
     height: int
     width: int
+    slots: int = 3
 
     def inputs(self, shapes: Any, device: torch.device) -> Tensors:
         """Random inputs, the same each time. `shapes` is the component without its weights."""
         if is_decoder(self.part):
-            seed = self.height * 1009 + self.width
-            random = torch.Generator().manual_seed(seed)
-            shape = self.rows, shapes.config.latent_channels, self.height, self.width
-            return {"latents": torch.randn(shape, generator=random).to(device)}
+            channels = shapes.config.latent_channels
+            latents = latents_example(channels, self.rows, self.height, self.width)
+            return {"latents": latents.to(device)}
         inputs = draw_example(role_of(self.part), shapes.config, self.rows, self.height, self.width)
         if has_slots(self.part):
-            inputs |= slot_example(SlotLayout(shapes), self.rows, inputs["sample"])
+            inputs |= slot_example(SlotLayout(shapes), self.rows, inputs["sample"], self.slots)
         return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+    def probe(self, least_db: float) -> Probe:
+        """The manifest's entry of the case that the service repeats when it loads the part."""
+        return Probe(rows=self.rows, height=self.height, width=self.width, psnr_db=least_db)
 
 
 def cases_of(part: str, info: BackendInfo, pipeline: PipelineInfo) -> Iterator[Case]:
@@ -139,6 +157,23 @@ def cases_of(part: str, info: BackendInfo, pipeline: PipelineInfo) -> Iterator[C
     else:
         rows = info.rows or UNET_ROWS
         yield from (Case(part, count, *size) for size in sizes for count in rows)
+
+
+def probe_case(part: str, info: BackendInfo, pipeline: PipelineInfo, shapes: Any) -> Case:
+    """The case that the service repeats when it loads the part: as few rows and cells as may be.
+
+    That is a quarter of the native side, in whole cells on every level of the network; or, where
+    the backend was built for certain shapes, the smallest of them. `shapes` is the component
+    without its weights.
+    """
+    scale = pipeline.vae_scale_factor
+    step = 2 ** (len(shapes.config.block_out_channels) - 1)
+    least = max(LEAST_PROBE_CELLS, pipeline.height // scale // 4)
+    side = -(-least // step) * step
+    sizes = [(size.height // scale, size.width // scale) for size in info.sizes]
+    height, width = min(sizes, key=math.prod, default=(side, side))
+    rows = 1 if is_decoder(part) else min(info.rows, default=1)
+    return Case(part, rows, height, width, SLOTS)
 
 
 def worst_figure(figures: Iterable[ParityFigure]) -> ParityFigure:

@@ -18,7 +18,9 @@ def load_shapes(folder: Path) -> Any:
 
 def load_component(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The component with its weights in `dtype`, on `device`."""
-    module = _class(folder).from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    module = _class(folder).from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+    )
     return module.to(device).eval().requires_grad_(False)
 
 

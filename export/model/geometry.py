@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import NotSDXLError, SourceError
+from sdxl_bento.layout import TIME_IDS as TIME_IDS  # re-exported
 from sdxl_bento.manifest import PredictionType, Role
-
-TIME_IDS: Mapping[Role, int] = {"base": 6, "refiner": 5}
 
 
 @dataclass(frozen=True)

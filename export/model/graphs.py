@@ -11,7 +11,6 @@ All inputs but `timestep` and `slot` have the dtype of the module. `<role>` is b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +19,15 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from export.model.geometry import TIME_IDS
+from sdxl_bento.backends.examples import draw_example as draw_example  # re-exported
+from sdxl_bento.backends.examples import slot_example as slot_example
 from sdxl_bento.backends.parts import MOST_ROWS
-from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, Slots, SlottedLayers
+from sdxl_bento.backends.slots import SlotLayout, Slots, SlottedLayers
 from sdxl_bento.manifest import Role
 
 MOST_SLOTS = 257
 MOST_RANK = 4096
 MOST_CELLS = 512  # of a latent's side
-ADAPTER_STRENGTH = 0.1  # of the example's adapters
 
 
 @dataclass(frozen=True)
@@ -204,53 +203,4 @@ def unet_example(
     return {
         name: tensor.to(parameter.device, None if name == "timestep" else parameter.dtype)
         for name, tensor in drawn.items()
-    }
-
-
-def draw_example(
-    role: Role, config: Any, rows: int, height: int, width: int
-) -> dict[str, torch.Tensor]:
-    """The inputs of `unet_example` in float32 on the CPU, from the UNet's config alone."""
-    random = torch.Generator().manual_seed(rows * 1_000_003 + height * 1009 + width)
-    cross = config.cross_attention_dim
-    context = cross[0] if isinstance(cross, list | tuple) else cross
-    native = float(config.sample_size * 8)
-    ids = [native, native, 0.0, 0.0, native, native]
-    if TIME_IDS[role] == 5:
-        ids = [native, native, 0.0, 0.0, 6.0]
-    pooled = (
-        config.projection_class_embeddings_input_dim - len(ids) * config.addition_time_embed_dim
-    )
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(rows, *shape, generator=random)
-
-    return {
-        "sample": draw(config.in_channels, height, width),
-        "timestep": torch.linspace(951.0, 51.0, rows),
-        "encoder_hidden_states": draw(77, context),
-        "text_embeds": draw(pooled),
-        "time_ids": torch.tensor([ids] * rows),
-    }
-
-
-def slot_example(layout: SlotLayout, rows: int, like: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Random adapters for the rows of a UNet, in the dtype and on the device of `like`.
-
-    The first slot holds zeros, as that of rows without adapters; it is the third row's. What an
-    adapter adds to a layer is about `ADAPTER_STRENGTH` times the layer's input: much more, and
-    numbers would leave the ranges for which static quantization was calibrated.
-    """
-    slots, rank = 3, RANK_STEP
-    random = torch.Generator().manual_seed(0)
-    down = torch.randn(slots, rank, layout.width_down, generator=random)
-    up = torch.randn(slots, rank, layout.width_up, generator=random)
-    for columns in layout.columns.values():
-        down[:, :, columns.down] /= math.sqrt(columns.down.stop - columns.down.start)
-    up *= ADAPTER_STRENGTH / math.sqrt(rank)
-    down[0], up[0] = 0, 0
-    return {
-        "slot": ((torch.arange(rows) + 1) % slots).to(like.device),
-        "down": down.to(like),
-        "up": up.to(like),
     }

@@ -14,6 +14,7 @@ from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.model import variants, weights
 from export.model.geometry import Geometry, check_geometry
 from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library
+from sdxl_bento.layout import custom_code, leads_out, unknown_class
 from sdxl_bento.manifest import Role, Variant, WeightDtype
 
 Json = dict[str, Any]
@@ -81,7 +82,7 @@ class Folder:
     def file(self, *parts: str) -> Path:
         """An existing file. Raises `UnsafeSourceError` if a symlink leads out of the source."""
         path = self.root.joinpath(*parts)
-        if not path.resolve().is_relative_to(self._guard):
+        if leads_out(path, self._guard):
             raise UnsafeSourceError(
                 path, f"a link to {path.resolve()}", "files inside the folder that was named"
             )
@@ -146,16 +147,10 @@ def read_index(folder: Folder, role: Role) -> Json:
 
 
 def _refuse_custom_code(where: Path, config: Json) -> None:
-    for key in ("auto_map", "custom_pipeline", "trust_remote_code"):
-        if config.get(key):
-            raise UnsafeSourceError(
-                where, f"{key}: {config[key]!r}, which loads code", "a model that needs no own code"
-            )
-    if isinstance(config.get("_class_name"), list):
+    if entry := custom_code(config):
         raise UnsafeSourceError(
-            where, f"_class_name: {config['_class_name']!r}, code of the model's own",
-            "one of diffusers' classes",
-        )  # fmt: skip
+            where, f"{entry}, which loads code of the model's own", "a model that needs none"
+        )
 
 
 def _check_entry(where: Path, name: str, entry: object) -> None:
@@ -174,14 +169,8 @@ def _check_entry(where: Path, name: str, entry: object) -> None:
         )  # fmt: skip
     if name in IGNORED:
         return
-    kind = KINDS.get(name)
-    if kind is None:
-        raise NotSDXLError(where, f"a component {name!r}", f"only {', '.join(KINDS)}")
-    if library != kind.library or class_name not in kind.classes:
-        raise NotSDXLError(
-            where, f"{name}: {library}.{class_name}",
-            f"{name} of {kind.library}: {' or '.join(kind.classes)}",
-        )  # fmt: skip
+    if allowed := unknown_class(name, library, class_name):
+        raise NotSDXLError(where, f"{name}: {library}.{class_name}", allowed)
 
 
 def _check_role(where: Path, index: Json, role: Role) -> None:

@@ -6,7 +6,6 @@ that diffusers and transformers give them, and are copied under their plain name
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,12 @@ from safetensors import SafetensorError, safe_open
 
 from export.errors import SourceError, UnsafeSourceError
 from sdxl_bento.dtypes import FROM_SAFETENSORS, torch_dtype
+from sdxl_bento.integrity import combined_digest as combined_digest  # re-exported
+from sdxl_bento.integrity import digest as digest
+from sdxl_bento.layout import PICKLES as PICKLES
+from sdxl_bento.layout import is_beside
 from sdxl_bento.manifest import WeightDtype
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 VARIANTS: Mapping[WeightDtype, str] = {"fp16": "fp16", "bf16": "bf16"}
 MAGIC_BYTES = 9
 MOST_HEADER_BYTES = 100_000_000  # as the safetensors library allows
@@ -68,7 +70,7 @@ def shards(index: Path) -> tuple[dict[str, object], list[str]]:
     if not names:
         raise SourceError(index, "an index of no shards", "a weight_map that names them")
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        if not is_beside(name):
             raise UnsafeSourceError(index, f"a shard at {name!r}", "shards beside their index")
         if not name.endswith(".safetensors"):
             raise UnsafeSourceError(index, f"a shard {name!r}", "safetensors shards")
@@ -148,18 +150,7 @@ def convert(source: Path, target: Path, dtype: WeightDtype) -> None:
                 tensor = converted
             tensors[name] = tensor.contiguous()
     save_file(tensors, target, metadata={"format": "pt"})
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def combined_digest(files: Mapping[str, str]) -> str:
-    """One SHA-256 for a set of files, given their digests by relative path."""
-    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    target.chmod(0o644)  # as the copied files, where the library lets only the owner read
 
 
 def share_equal(folder: Path) -> None:

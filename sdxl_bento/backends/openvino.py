@@ -9,10 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from sdxl_bento.backends.derived import derived_files
 from sdxl_bento.backends.parts import Part, PartOptions, register
 from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ConfigurationError
@@ -60,9 +62,16 @@ class OpenVinoPart:
             if not file.is_file():
                 raise ConfigurationError(f"{file}: no such file; export the model again")
         core = ov.Core()
+        chosen = settings(core, options)
+        cache = chosen.get("CACHE_DIR")
         try:
-            model = core.read_model(path, weights)
-            self._compiled: Any = core.compile_model(model, "CPU", settings(core, options))
+            with (
+                derived_files(Path(cache), verify=options.verify)
+                if cache is not None
+                else nullcontext()
+            ):
+                model = core.read_model(path, weights)
+                self._compiled: Any = core.compile_model(model, "CPU", chosen)
         except RuntimeError as error:
             raise ConfigurationError(f"{path}: OpenVINO cannot load it: {error}") from error
         self._request: Any = self._compiled.create_infer_request()

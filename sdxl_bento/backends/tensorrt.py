@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sdxl_bento.backends.derived import derived_files
 from sdxl_bento.backends.onnx import CudaPart, Provider, check_providers, cuda_provider
 from sdxl_bento.backends.parts import Part, PartOptions, register
 from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.manifest import ENGINES as ENGINES  # re-exported
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(f"bentoml.{__name__}")
-ENGINES: Final = "engines"  # folder beside the graphs
 # The smallest, the usual and the largest shape of an input, in one profile.
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Profile = Mapping[str, Range]
@@ -59,7 +61,10 @@ def load(path: Path, options: PartOptions) -> Part:
     stream = torch.cuda.Stream(options.device)  # type: ignore[no-untyped-call]
     provider = tensorrt_provider(graph, profile, options, stream.cuda_stream)
     chosen = [provider, cuda_provider(options.device, stream)]
-    return TensorRTPart(graph, options, chosen, stream, profile)
+    engines = graph.parent / ENGINES
+    derived = engines.is_dir()
+    with derived_files(engines, verify=options.verify) if derived else nullcontext():
+        return TensorRTPart(graph, options, chosen, stream, profile)
 
 
 def read_profile(path: Path) -> tuple[Path, Profile]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sdxl_bento.config import ComputeDtype, DeviceMode
+from sdxl_bento.diffusion.folder import check_pipeline
 from sdxl_bento.diffusion.transfer import constant
 from sdxl_bento.dtypes import torch_dtype
 from sdxl_bento.engine.request import Stage
@@ -101,6 +102,9 @@ class Model:
         """Read the model that `export` wrote to `folder`, onto its device.
 
         Of UNets among the `compiled` parts ("base/unet") only the layers' shapes are kept.
+
+        Raises:
+            ConfigurationError: the folder contains what no export writes, or lacks what it does.
         """
         manifest = Manifest.load(folder)
         base = _load_pipeline(folder, manifest.base, placement, "base/unet" in compiled)
@@ -173,6 +177,7 @@ def _load_pipeline(
     silence: Callable[[], None] = transformers.logging.disable_progress_bar
     silence()  # a server's log is no terminal
     root = folder / info.path
+    check_pipeline(folder, info, unread=frozenset({"unet"} if no_unet else ()))
     libraries = {"diffusers": diffusers, "transformers": transformers}
     parts: dict[str, Any] = {}
     for name, component in info.components.items():
@@ -180,7 +185,7 @@ def _load_pipeline(
         if name == "scheduler":
             parts[name] = json.loads((root / name / "scheduler_config.json").read_text())
         elif name.startswith("tokenizer"):
-            parts[name] = cls.from_pretrained(root / name)
+            parts[name] = cls.from_pretrained(root / name, local_files_only=True)
         elif name == "unet" and no_unet:
             with torch.device("meta"):
                 skeleton = cls.from_config(cls.load_config(root / name))
@@ -188,7 +193,9 @@ def _load_pipeline(
         else:
             dtype = _vae_dtype(root, placement) if name == "vae" else placement.dtype
             key = "torch_dtype" if component.library == "diffusers" else "dtype"
-            parts[name] = cls.from_pretrained(root / name, **{key: dtype}).eval()
+            parts[name] = cls.from_pretrained(
+                root / name, use_safetensors=True, local_files_only=True, **{key: dtype}
+            ).eval()
             parts[name].requires_grad_(False)
     if parts["unet"].config.time_cond_proj_dim is not None:
         raise ConfigurationError(

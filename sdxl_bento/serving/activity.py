@@ -11,6 +11,7 @@ from sdxl_bento.serving.results import UnitDone
 if TYPE_CHECKING:
     from sdxl_bento.engine.executor import Completion
     from sdxl_bento.serving.registry import ModelRegistry
+    from sdxl_bento.serving.verification import Verification
 
 _MOST_UNITS = 65_536
 
@@ -18,9 +19,12 @@ _MOST_UNITS = 65_536
 class Activity:
     """What the engine is doing, and which units of work it has completed."""
 
-    def __init__(self, engine: AsyncEngine, models: ModelRegistry) -> None:
+    def __init__(
+        self, engine: AsyncEngine, models: ModelRegistry, verification: Verification
+    ) -> None:
         self._engine = engine
         self._models = models
+        self._verification = verification
         # The engine's thread appends without a lock. The length is bounded because in a process
         # without metrics nobody takes the units out.
         self._units: deque[UnitDone] = deque(maxlen=_MOST_UNITS)
@@ -28,6 +32,7 @@ class Activity:
     def stats(self) -> dict[str, object]:
         """The numbers of pictures that wait and run, and the totals of the caches so far."""
         stats: dict[str, object] = {"state": str(self._engine.state), "waiting": 0, "running": 0}
+        stats["damaged_files"] = len(self._verification.damaged)
         if self._engine.state in (EngineState.READY, EngineState.DRAINING):
             stats.update(self._engine.counts())
         served = [model.served for model in self._models.loaded()]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from sdxl_bento.backends.slots import SlotLayout
+from sdxl_bento.diffusion.folder import check_link
 from sdxl_bento.diffusion.lora.pool import LoraPool
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ def open_adapters(
         settings: of the service.
         wake: called from another thread when an adapter has been loaded.
         compiled: names of the model's compiled parts.
+
+    Raises:
+        ConfigurationError: a file of the model's is missing, or a link that leads out of it.
     """
     # A compiled UNet takes adapters only in the layers that have slots for them.
     layers = {"unet": SlotLayout(model.base.unet).columns} if "base/unet" in compiled else None
     budget = settings.lora_cache_mb * MIB
     pool = LoraPool(_lora_targets(model), budget_bytes=budget, on_loaded=wake, layers=layers)
     for lora in model.manifest.loras:
+        check_link(model.folder / lora.path, model.folder)
         pinned = lora.name in settings.lora_pinned
         pool.register(lora.name, model.folder / lora.path, pinned=pinned)
     if settings.lora_dir is not None:

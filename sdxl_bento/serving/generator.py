@@ -12,13 +12,15 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sdxl_bento.engine.async_engine import AsyncEngine
+from sdxl_bento.engine.async_engine import AsyncEngine, EngineState
 from sdxl_bento.engine.core import Engine
+from sdxl_bento.errors import NotReady
 from sdxl_bento.serving.activity import Activity
 from sdxl_bento.serving.calls import Call, Calls, OnProgress
 from sdxl_bento.serving.planner import Planner
 from sdxl_bento.serving.registry import ModelRegistry
 from sdxl_bento.serving.results import Generation, Provenance
+from sdxl_bento.serving.verification import Verification
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -47,21 +49,28 @@ class Generator:
         self._warm = warm
         self._worker_index = worker_index
         self._engine = AsyncEngine(self._build)
+        self._verification = Verification(settings.verify)
         self._keep_profiles: Callable[[], None] = lambda: None
         self.models = ModelRegistry(lambda: self.state)
         self.planner = Planner(self.models, settings)
         self.calls = Calls(self._engine)
-        self.activity = Activity(self._engine, self.models)
+        self.activity = Activity(self._engine, self.models, self._verification)
 
     @property
     def state(self) -> str:
-        """`new`, `loading`, `ready`, `draining`, `stopped` or `dead`."""
-        return str(self._engine.state)
+        """`new`, `loading`, `ready`, `draining`, `stopped`, `dead` or `damaged`.
+
+        It is `damaged` if the check in the background has found that a file of a model differs.
+        """
+        state = self._engine.state
+        if state is EngineState.READY and self._verification.reason:
+            return "damaged"
+        return str(state)
 
     @property
     def state_reason(self) -> str:
-        """Why the engine is dead; empty otherwise."""
-        return self._engine.reason
+        """Why the engine is dead or the model damaged; empty otherwise."""
+        return self._engine.reason or self._verification.reason
 
     def start(self) -> None:
         """Begin to load the models. Returns at once."""
@@ -113,13 +122,20 @@ class Generator:
     def _require_ready(self) -> None:
         """Raises NotReady or EngineDead unless the engine takes requests."""
         _ = self._engine.engine
+        if self.state == "damaged":
+            raise NotReady("damaged")
 
     def _build(self, wake: Callable[[], None]) -> Engine:
         """Load the models. Runs in the engine's thread, so that only there PyTorch is imported."""
         from sdxl_bento.serving.loading import load
 
         engine, models, self._keep_profiles = load(
-            self._settings, self._worker_index, wake, self.activity.note, warm=self._warm
+            self._settings,
+            self._worker_index,
+            wake,
+            self.activity.note,
+            warm=self._warm,
+            verification=self._verification,
         )
         self.models.publish(models)
         return engine

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sdxl_bento.serving.results import ModelSummary
 
 if TYPE_CHECKING:
+    from sdxl_bento.backends.choose import Misfit
     from sdxl_bento.diffusion.plan import ModelFacts
     from sdxl_bento.diffusion.runner import Served
     from sdxl_bento.manifest import BackendInfo
@@ -25,6 +26,7 @@ class Loaded:
         info: the compiled backend that was chosen; None if the model runs eagerly.
         load_seconds: how long loading took.
         warm_up_seconds: how long warming up took.
+        misfits: the backends that were tried before `info`, with the reasons.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Loaded:
     info: BackendInfo | None
     load_seconds: float
     warm_up_seconds: float = 0.0
+    misfits: tuple[Misfit, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -67,4 +70,5 @@ class Loaded:
             device=str(model.placement.device),
             load_seconds=round(self.load_seconds, 3),
             warm_up_seconds=round(self.warm_up_seconds, 3),
+            unused_backends={each.label: each.reason for each in self.misfits},
         )

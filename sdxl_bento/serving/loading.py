@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdxl_bento.backends.choose import Misfit, candidates, runtime
+from sdxl_bento.backends.choose import Misfit
 from sdxl_bento.backends.compiled import CompiledBackend
 from sdxl_bento.backends.eager import EagerBackend
-from sdxl_bento.backends.parts import Part, PartOptions
+from sdxl_bento.backends.probes import failed_probe
 from sdxl_bento.diffusion.backend import Backend
 from sdxl_bento.diffusion.conditioning import Conditioner, PromptCache
 from sdxl_bento.diffusion.lora.pool import LoraPool
@@ -25,14 +24,18 @@ from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.scheduler import Limits
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import CACHE, BackendInfo, Manifest
+from sdxl_bento.manifest import Manifest
 from sdxl_bento.serving.adapters import open_adapters
+from sdxl_bento.serving.compiled_parts import Chosen, load_parts, log_misfits
 from sdxl_bento.serving.loaded import Loaded
+from sdxl_bento.serving.verification import ModelCheck, Verification
 from sdxl_bento.serving.warmup import keep_profiles, warm_up
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
     from sdxl_bento.engine.executor import Completion
+    from sdxl_bento.integrity import Item
+    from sdxl_bento.manifest import Role
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 MIB = 1024 * 1024
@@ -45,6 +48,7 @@ def load(
     on_unit: Callable[[Completion], None] | None = None,
     *,
     warm: bool = True,
+    verification: Verification | None = None,
 ) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
     """Load every model of the settings and build the engine that runs them.
 
@@ -54,15 +58,18 @@ def load(
         wake: called from another thread when an adapter has been loaded.
         on_unit: called after every batch that the engine has run.
         warm: whether to warm the models up.
+        verification: of the models' files; None makes one as the settings say.
 
     Returns:
         The engine, the models by name, and a function to call at the end: it stores what was
         learned about the costs.
 
     Raises:
-        ConfigurationError: a model is missing or unreadable, or there is no such device.
+        ConfigurationError: a model is missing, unreadable or damaged, or there is no such device.
     """
     import torch
+
+    verification = verification or Verification(settings.verify)
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -71,13 +78,17 @@ def load(
     models: dict[str, Loaded] = {}
     for tag, name in zip(settings.model_tags, _names(settings.model_tags), strict=True):
         version, folder = find(tag)
-        models[name] = load_folder(name, (tag, version), folder, settings, placement, cache, wake)
+        models[name] = load_folder(
+            name, (tag, version), folder, settings, placement, cache, wake, verification
+        )
     engine = engine_of(models, settings, on_unit)
     if not warm:  # then there are too few calls to learn more about the costs than is known
+        verification.start()
         return engine, models, lambda: None
     for name, seconds in warm_up(engine, models, placement).items():
         models[name] = replace(models[name], warm_up_seconds=seconds)
         logger.info("%s warmed up in %.1f s", name, seconds)
+    verification.start()
     return engine, models, partial(keep_profiles, engine, models, placement)
 
 
@@ -135,6 +146,7 @@ def load_folder(
     placement: Placement,
     cache: PromptCache,
     wake: Callable[[], None],
+    verification: Verification | None = None,
 ) -> Loaded:
     """Load the model that `export` wrote to `folder`.
 
@@ -146,18 +158,25 @@ def load_folder(
         placement: where it is to run.
         cache: of encoded prompts, shared by all models.
         wake: called from another thread when an adapter has been loaded.
+        verification: of the models' files; None makes one as the settings say.
 
     Raises:
-        ConfigurationError: it cannot be read, or no backend that is allowed fits.
+        ConfigurationError: it cannot be read, is damaged, or no backend that is allowed fits.
     """
     begin = time.perf_counter()
     tag, version = tags
-    info, parts = load_parts(folder, settings, placement)
-    model = Model.load(name, version, folder, placement, parts)
-    adapters = open_adapters(model, settings, wake, compiled=parts)
+    manifest = Manifest.load(folder)
+    check = (verification or Verification(settings.verify)).of(folder, manifest)
+    try:
+        check.require_manifest()
+        model, chosen = _load_checked((name, version), folder, manifest, settings, placement, check)
+    finally:
+        check.close()
+    log_misfits(manifest.name, chosen)
+    adapters = open_adapters(model, settings, wake, compiled=chosen.parts)
     served = Served(
         model=model,
-        backend=_backend(model, adapters, info, parts, settings.vae_tile_pixels),
+        backend=_backend(model, adapters, chosen, settings.vae_tile_pixels),
         adapters=adapters,
         conditioner=Conditioner(model, adapters, cache),
     )
@@ -169,102 +188,99 @@ def load_folder(
         "%s loaded in %.1f s: %s, %s on %s",
         version,
         seconds,
-        info.label if info is not None else served.backend.name,
+        chosen.label,
         str(placement.dtype).removeprefix("torch."),
         placement.device,
     )
-    return Loaded(name, tag, facts, served, info, seconds)
+    return Loaded(name, tag, facts, served, chosen.info, seconds, misfits=chosen.misfits)
 
 
-def load_parts(
-    folder: Path, settings: Settings, placement: Placement
-) -> tuple[BackendInfo | None, dict[str, Part]]:
-    """The compiled backend that the settings ask for and that fits this machine, with its parts.
-
-    None means that the model is to run eagerly. The log says why other backends are not used.
-
-    Raises:
-        ConfigurationError: there is no backend of that name; or none fits, and `allow_fallback` is
-            off.
-    """
-    if settings.backend == "eager":
-        return None, {}
-    manifest = Manifest.load(folder)
-    misfits: list[Misfit] = []
-    for info in candidates(manifest, settings.backend, placement, settings.dtype):
-        if isinstance(info, Misfit):
-            misfits.append(info)
-            continue
-        try:
-            parts = _load_all(folder, manifest, info, settings, placement)
-        except (ConfigurationError, OSError, RuntimeError) as error:
-            misfits.append(Misfit(info.label, f"it cannot be loaded: {error}"))
-            continue
-        _log_misfits(manifest.name, misfits, info.label)
-        return info, parts
-    if misfits and not settings.allow_fallback:
-        reasons = "; ".join(map(str, misfits))
-        raise ConfigurationError(
-            f"no compiled part of {manifest.name} fits ({reasons}), and SDXL_ALLOW_FALLBACK is "
-            "off; export the model on this machine, or allow eager"
-        )
-    _log_misfits(manifest.name, misfits, "eager")
-    return None, {}
+def _load_checked(
+    names: tuple[str, str],
+    folder: Path,
+    manifest: Manifest,
+    settings: Settings,
+    placement: Placement,
+    check: ModelCheck,
+) -> tuple[Model, Chosen]:
+    """The model with the first backend whose files are whole and whose parts pass their check."""
+    misfits: tuple[Misfit, ...] = ()
+    while True:
+        chosen = load_parts(folder, manifest, settings, placement, check, misfits)
+        model = _load_model(names, folder, manifest, placement, check, chosen)
+        reason = _failed_check(model, chosen, placement)
+        if not reason:
+            return model, chosen
+        misfits = (*chosen.misfits, Misfit(chosen.label, reason))
+        chosen.unload()
+        model.unload()
 
 
-def _load_all(
-    folder: Path, manifest: Manifest, info: BackendInfo, settings: Settings, placement: Placement
-) -> dict[str, Part]:
-    parts: dict[str, Part] = {}
-    cache = _writable(folder / CACHE)
+def _load_model(
+    names: tuple[str, str],
+    folder: Path,
+    manifest: Manifest,
+    placement: Placement,
+    check: ModelCheck,
+    chosen: Chosen,
+) -> Model:
+    """The components that are not compiled, while their files are being checked."""
+    # TorchInductor's packages have no weights of their own: they use those of the components.
+    from_components = chosen.info is None or chosen.info.backend == "inductor"
+    compiled = set() if from_components else set(chosen.parts)
+
+    def wanted(item: Item) -> bool:
+        return _is_loaded(item, manifest, compiled)
+
+    check.begin(wanted)
     try:
-        for part, path in info.artifacts.items():
-            role, _, name = part.partition("/")
-            pipeline = manifest.refiner if role == "refiner" else manifest.base
-            assert pipeline is not None
-            component = "vae" if name == "vae_decoder" else "unet"
-            options = PartOptions(
-                info,
-                placement.device,
-                weights=folder / pipeline.path / component,
-                cache=cache,
-                threads=settings.threads,
-            )
-            parts[part] = runtime(info.backend).load(folder / path, options)
-    except BaseException:
-        for loaded in parts.values():
-            loaded.unload()
+        model = Model.load(*names, folder, placement, chosen.parts)
+    except Exception:
+        check.require(wanted)  # what is wrong with the files is told before what came of it
         raise
-    return parts
+    check.require(wanted)
+    return model
 
 
-def _writable(folder: Path) -> Path | None:
-    """The folder, which is created if it is missing; None if the model is read-only."""
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+def _is_loaded(item: Item, manifest: Manifest, compiled: set[str]) -> bool:
+    """Whether a file is read if these parts are compiled, other than by their runtime."""
+    if item.name.startswith("compiled/"):
+        return False
+    for role, pipeline in manifest.pipelines.items():
+        unet = f"{pipeline.path}/unet"
+        if f"{role}/unet" in compiled and (
+            item.name == unet or (item.name.startswith(f"{unet}/") and "safetensors" in item.name)
+        ):
+            return False
+    return True
 
 
-def _log_misfits(name: str, misfits: Sequence[Misfit], chosen: str) -> None:
-    for each in misfits:
-        logger.warning(
-            "%s: %s is not used: %s; %s runs instead", name, each.label, each.reason, chosen
-        )
+def _failed_check(model: Model, chosen: Chosen, placement: Placement) -> str:
+    if chosen.info is None:
+        return ""
+    unets: dict[Role, object] = {"base": model.base.unet}
+    if model.refiner is not None:
+        unets["refiner"] = model.refiner.unet
+    return failed_probe(
+        chosen.info,
+        model.folder,
+        chosen.parts,
+        unets,
+        model.manifest.base.latent_channels,
+        placement.device,
+    )
 
 
 def _backend(
     model: Model,
     adapters: LoraPool,
-    info: BackendInfo | None,
-    parts: Mapping[str, Part],
+    chosen: Chosen,
     tile_pixels: int,
 ) -> Backend:
-    if info is None:
+    if chosen.info is None:
         _apply_attention(model)
         return EagerBackend(model, adapters, tile_pixels)
-    return CompiledBackend(model, adapters, info, parts, tile_pixels)
+    return CompiledBackend(model, adapters, chosen.info, chosen.parts, tile_pixels)
 
 
 def _apply_attention(model: Model) -> None:

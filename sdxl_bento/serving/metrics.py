@@ -109,6 +109,11 @@ class Metrics:
                 "sdxl_prompt_cache", "Prompts that were looked up before encoding.", ["result"]
             ),
         }
+        self._damaged = Gauge(
+            "sdxl_damaged_files",
+            "Files of the models that are not as they were exported, the most of the workers.",
+            multiprocess_mode="livemax",
+        )
         self._start = Gauge(
             "sdxl_model_start_seconds",
             "Time to load a model and to warm it up, the longest of the workers.",
@@ -200,6 +205,8 @@ class Metrics:
         for state in ("running", "waiting"):
             count = stats.get(state)
             self._pictures.labels(state).set(count if isinstance(count, int) else 0)
+        damaged = stats.get("damaged_files")
+        self._damaged.set(damaged if isinstance(damaged, int) else 0)
         for name, counter in self._counted.items():
             totals = stats.get(name)
             for result, total in totals.items() if isinstance(totals, Mapping) else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -104,7 +104,11 @@ class UnitDone:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What a client may know about a loaded model. Sizes are in pixels, times in seconds."""
+    """What a client may know about a loaded model. Sizes are in pixels, times in seconds.
+
+    `unused_backends` are compiled backends that would have been preferred, with the reasons why
+    they are not used.
+    """
 
     name: str
     tag: str
@@ -118,6 +122,7 @@ class ModelSummary:
     device: str
     load_seconds: float
     warm_up_seconds: float
+    unused_backends: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ def headline(models: Sequence[ModelSummary], state: str, reason: str) -> str:
             words += f", and {len(models) - 1} more"
     elif state == "dead":
         words = f"The engine has ended: {reason}"
+    elif state == "damaged":
+        words = f"No pictures are drawn: {reason}"
     elif state in ("draining", "stopped"):
         words = "The server is stopping."
     else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from sdxl_bento.integrity import combined_digest, describe
 from sdxl_bento.manifest import (
     BackendInfo,
     ComponentInfo,
+    FileInfo,
     LoraInfo,
     Manifest,
     ParityFigure,
@@ -19,6 +23,41 @@ from sdxl_bento.manifest import (
 )
 
 HASH = "0" * 64
+
+
+def with_digests(described: Manifest, folder: Path) -> Manifest:
+    """The manifest with the digests of the files in `folder`, wherever it has digests."""
+    files = describe(folder)
+
+    def pipeline(info: PipelineInfo) -> PipelineInfo:
+        components = {
+            name: component.model_copy(update={"sha256": _combined(files, f"{info.path}/{name}/")})
+            for name, component in info.components.items()
+        }
+        return info.model_copy(update={"components": components})
+
+    refiner = described.refiner
+    return described.model_copy(
+        update={
+            "files": files,
+            "base": pipeline(described.base),
+            "refiner": pipeline(refiner) if refiner is not None else None,
+            "loras": tuple(
+                lora.model_copy(update={"sha256": files[lora.path].sha256})
+                for lora in described.loras
+            ),
+        }
+    )
+
+
+def _combined(files: Mapping[str, FileInfo], inside: str) -> str:
+    return combined_digest(
+        {
+            path.removeprefix(inside): info.sha256
+            for path, info in files.items()
+            if path.startswith(inside)
+        }
+    )
 
 
 def manifest(**changes: Any) -> Manifest:

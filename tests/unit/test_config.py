@@ -61,8 +61,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
 # `model`, `device`, `dtype` and `backend` change pixels and are in the provenance as what became
 # of them.
 NO_PIXELS = {
-    "model", "models", "device", "dtype", "threads", "backend", "allow_fallback", "lora_dir",
-    "lora_cache_mb", "lora_pinned", "max_batch_rows", "max_batch_pixels", "max_running",
+    "model", "models", "device", "dtype", "threads", "backend", "allow_fallback", "verify",
+    "lora_dir", "lora_cache_mb", "lora_pinned", "max_batch_rows", "max_batch_pixels", "max_running",
     "max_queue", "max_queue_megapixels", "max_pixels", "max_steps", "max_images",
     "prompt_cache_mb", "ageing_s", "timeout_s", "drain_s", "store", "store_ttl_s", "store_max_mb",
     "embed_metadata", "result_cache", "png_level", "batch_max_size", "batch_max_latency_ms",

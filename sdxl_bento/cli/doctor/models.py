@@ -12,9 +12,9 @@ from sdxl_bento.cli.store import find, latest, stored, versions
 from sdxl_bento.cli.terminal import size_text
 from sdxl_bento.config import Settings, bentoml_home
 from sdxl_bento.errors import ConfigurationError, ModelNotFound
-from sdxl_bento.manifest import CACHE, FILE_NAME, PROFILES, Manifest, PipelineInfo
+from sdxl_bento.integrity import damage
+from sdxl_bento.manifest import Manifest, PipelineInfo
 
-_NOT_CONTENT = {FILE_NAME, "model.yaml", PROFILES, CACHE}
 EMBEDDED = "python -m export embedded"
 
 
@@ -69,6 +69,7 @@ def served(settings: Settings) -> Iterator[Finding]:
             )  # fmt: skip
             continue
         yield good(model.tag, _summary(model.manifest))
+        yield from _damage(model.tag, model.folder, model.manifest)
         yield from _room(model.tag, model.manifest, settings)
 
 
@@ -143,6 +144,21 @@ def _missing(folder: Path, manifest: Manifest) -> Iterator[str]:
     for path in paths:
         if not (folder / path).exists():
             yield f"{path} is missing"
+
+
+def _damage(tag: str, folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Compare all files with the digests of the manifest, those that nothing here loads too."""
+    again = f"export it again (python -m export … --name {manifest.name} --force)"
+    found = damage(folder, manifest)
+    for text in found:
+        if text.startswith("compiled/"):
+            yield warning(tag, f"{text}; its backend is not used", again)
+        else:
+            yield problem(tag, text, again)
+    if not manifest.files:
+        yield note(tag, "it was exported before compiled parts had digests", again)
+    elif not found:
+        yield good(tag, f"its {len(manifest.files)} files are as they were exported")
 
 
 def _components(folder: Path, role: str, pipeline: PipelineInfo) -> Iterator[str]:

@@ -26,6 +26,8 @@ def server(url: str) -> Iterator[Finding]:
     state = f"{stats['state']}: {stats['state_reason']}".removesuffix(": ")
     if alive != 200:
         yield problem("server", f"{url} is {state} (/livez: {alive})", "restart it; see its log")
+    elif stats["state"] == "damaged":
+        yield problem("server", f"{url} is {state}", "restore the files, and restart it")
     elif ready != 200:
         yield problem("server", f"{url} is {state} (/readyz: {ready})", _WAIT)
     else:

@@ -49,7 +49,7 @@ async def _samplers(request: Request) -> Response:
 async def _stats(request: Request) -> Response:
     generator = api_of(request).generator
     state = {"state": generator.state, "state_reason": generator.state_reason}
-    return JSONResponse({**state, **generator.activity.stats()})
+    return JSONResponse({**generator.activity.stats(), **state})
 
 
 async def _image(request: Request) -> Response:

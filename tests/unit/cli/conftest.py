@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from sdxl_bento.cli.app import app
 from sdxl_bento.manifest import Manifest
+from tests.support.manifests import with_digests
 from tests.unit.test_manifest import manifest
 
 Run = Callable[..., Any]
@@ -43,7 +44,7 @@ def run() -> Run:
 
 
 def store_model(home: Path, name: str, version: str = "one", **changes: Any) -> Path:
-    """Put a model into the store whose files are as its manifest says, if only in size."""
+    """Put a model into the store whose files are as its manifest says."""
     folder = home / "models" / name / version
     folder.mkdir(parents=True)
     (folder / "model.yaml").write_text("name: x\n")
@@ -60,5 +61,6 @@ def store_model(home: Path, name: str, version: str = "one", **changes: Any) -> 
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(b"x")
+    with_digests(written, folder).save(folder)
     (home / "models" / name / "latest").write_text(version)
     return folder

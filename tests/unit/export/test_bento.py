@@ -12,6 +12,8 @@ from bentoml._internal.models import ModelStore
 from export import store as bento
 from export.errors import ExportError
 from sdxl_bento import __version__
+from sdxl_bento.integrity import describe
+from sdxl_bento.manifest import BackendInfo, Manifest
 from tests.support.manifests import HASH, manifest
 
 
@@ -30,7 +32,12 @@ def stage(name: str = "tiny", data: bytes = b"weights", version: str = __version
         (folder / "base" / "file").write_bytes(data)
         versions = manifest().versions.model_copy(update={"sdxl_bento": version})
         size = bento.content_bytes(folder)
-        manifest(name=name, bytes=size, versions=versions).save(folder)
+        bare = manifest().base.model_copy(update={"components": {}})
+        manifest(
+            name=name, bytes=size, versions=versions, base=bare, refiner=None, loras=(),
+            backends=(BackendInfo(backend="eager", device="any", versions={}),),
+            files=describe(folder),
+        ).save(folder)  # fmt: skip
         return bento.commit(folder, name, {"family": "sdxl"}, {"dtype": "fp16"})
 
 
@@ -57,6 +64,16 @@ def test_find(home: Path) -> None:
     (home / "models" / "tiny" / "half").mkdir()
     assert bento.find("tiny", HASH, "fp16") == first
     assert (home / "models" / "tiny" / "latest").read_text() == first.partition(":")[2]
+
+
+@pytest.mark.parametrize("damage", ["flip", "no digests"])
+def test_find_passes_over_what_is_not_known_to_be_whole(home: Path, damage: str) -> None:
+    folder = home / "models" / "tiny" / stage().partition(":")[2]
+    if damage == "flip":
+        (folder / "base" / "file").write_bytes(b"veights")  # of the same size
+    else:
+        Manifest.load(folder).model_copy(update={"files": {}}).save(folder)
+    assert bento.find("tiny", HASH, "fp16") is None
 
 
 def test_find_passes_over_other_schemas(home: Path) -> None:

@@ -343,6 +343,7 @@ def test_lists(http: TestClient, bed: Bed) -> None:
         "device": "cpu",
         "load_seconds": 0.5,
         "warm_up_seconds": 0.1,
+        "unused_backends": {},
     }
     assert http.get("/loras").json() == {
         "loras": [

@@ -14,6 +14,7 @@ from sdxl_bento.serving.activity import Activity
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.registry import ModelRegistry
 from sdxl_bento.serving.results import UnitDone
+from sdxl_bento.serving.verification import Verification
 from tests.support.loaded_models import FakePool, loaded
 
 
@@ -31,7 +32,7 @@ def activity(state: EngineState, *models: Loaded) -> Activity:
     registry = ModelRegistry(lambda: str(state))
     registry.publish({model.name: model for model in models})
     engine: Any = Engine(state)
-    return Activity(engine, registry)
+    return Activity(engine, registry, Verification())
 
 
 def completion(stage: Stage, rows: int, seconds: float) -> Completion:
@@ -43,7 +44,7 @@ def completion(stage: Stage, rows: int, seconds: float) -> Completion:
 def test_pictures_are_counted_while_there_is_an_engine(state: EngineState) -> None:
     runs = state in (EngineState.READY, EngineState.DRAINING)
     counts = {"waiting": 2, "running": 1} if runs else {"waiting": 0, "running": 0}
-    assert activity(state).stats() == {"state": str(state), **counts}
+    assert activity(state).stats() == {"state": str(state), "damaged_files": 0, **counts}
 
 
 def test_adapters_of_all_models_are_added_up_and_prompts_are_shared() -> None:

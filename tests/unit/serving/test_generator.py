@@ -18,6 +18,7 @@ from sdxl_bento.serving import loading
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.results import Progress
+from sdxl_bento.serving.verification import Verification
 from tests.support.loaded_models import loaded, order
 
 
@@ -39,7 +40,9 @@ class Loading:
         on_unit: Callable[[Completion], None],
         *,
         warm: bool,
+        verification: Verification,
     ) -> tuple[Engine, Mapping[str, Loaded], Callable[[], None]]:
+        self.verification = verification
         self.arguments = {"settings": settings, "worker_index": worker_index, "warm": warm}
         assert self.go_on.wait(20)
         if self.error is not None:
@@ -99,6 +102,25 @@ async def test_the_models_are_loaded_as_it_is_told(load: Loading) -> None:
         await until(generator, "ready")
         assert load.arguments == {"settings": settings, "worker_index": 3, "warm": warm}
         await generator.stop()
+
+
+async def test_a_model_that_is_found_damaged_is_drawn_with_no_more(load: Loading) -> None:
+    generator = Generator(Settings(verify="background"))
+    generator.start()
+    await until(generator, "ready")
+    assert load.verification.mode == "background"
+    wanted = generator.resolve(order())
+    load.verification.damaged.append("base/unet/config.json is missing")
+    load.verification.reason = "tiny is damaged: base/unet/config.json is missing"
+    assert (generator.state, generator.state_reason) == ("damaged", load.verification.reason)
+    for refused in (lambda: generator.resolve(order()), lambda: generator.models.ready("tiny")):
+        with pytest.raises(NotReady, match="damaged"):
+            refused()
+    with pytest.raises(NotReady, match="damaged"):
+        await generator.draw(wanted)
+    assert generator.activity.stats()["damaged_files"] == 1
+    await generator.stop()
+    assert generator.state == "stopped"
 
 
 async def test_what_fails_to_load_is_dead_and_says_why(load: Loading) -> None:

@@ -15,8 +15,10 @@ from bentoml.exceptions import NotFound
 from sdxl_bento.config import Settings
 from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.errors import ConfigurationError, OutOfMemory
-from sdxl_bento.manifest import BackendInfo
-from sdxl_bento.serving import adapters, loading
+from sdxl_bento.manifest import BackendInfo, Manifest
+from sdxl_bento.serving import adapters, compiled_parts, loading
+from sdxl_bento.serving.compiled_parts import Chosen, load_parts, log_misfits
+from sdxl_bento.serving.verification import Verification
 from tests.support.loaded_models import CPU, loaded
 from tests.support.manifests import manifest
 
@@ -40,7 +42,7 @@ class FakeRuntime:
         self.loaded: list[tuple[Path, Any]] = []
         self.unloaded: list[str] = []
         monkeypatch.setattr("sdxl_bento.backends.choose.runtime", lambda _: self)
-        monkeypatch.setattr(loading, "runtime", lambda _: self)
+        monkeypatch.setattr(compiled_parts, "runtime", lambda _: self)
 
     def versions(self) -> dict[str, str]:
         return HERE
@@ -66,13 +68,21 @@ def export(folder: Path, *infos: BackendInfo, **changes: Any) -> Path:
 # Which backend
 
 
+def choose(folder: Path, settings: Settings) -> Chosen:
+    described = Manifest.load(folder)
+    check = Verification().of(folder, described)
+    chosen = load_parts(folder, described, settings, CPU, check)
+    log_misfits(described.name, chosen)
+    return chosen
+
+
 def test_each_part_is_loaded_with_the_weights_of_its_component(
     runtime: FakeRuntime, tmp_path: Path
 ) -> None:
     export(tmp_path, built())
-    info, parts = loading.load_parts(tmp_path, Settings(threads=3), CPU)
-    assert info == built()
-    assert list(parts) == ["base/unet", "base/vae_decoder", "refiner/unet"]
+    chosen = choose(tmp_path, Settings(threads=3))
+    assert chosen.info == built()
+    assert list(chosen.parts) == ["base/unet", "base/vae_decoder", "refiner/unet"]
     options = {path.relative_to(tmp_path).as_posix(): given for path, given in runtime.loaded}
     weights = {name: given.weights.relative_to(tmp_path) for name, given in options.items()}
     assert weights == {
@@ -91,12 +101,12 @@ def test_nothing_is_kept_beside_a_read_only_model(
 ) -> None:
     export(tmp_path, built())
     (tmp_path / "cache").write_text("a file where the folder should be")
-    loading.load_parts(tmp_path, Settings(), CPU)
+    choose(tmp_path, Settings())
     assert {given.cache for _, given in runtime.loaded} == {None}
     (tmp_path / "cache").unlink()
     monkeypatch.setattr("os.access", lambda path, mode: False)
     runtime.loaded.clear()
-    loading.load_parts(tmp_path, Settings(), CPU)
+    choose(tmp_path, Settings())
     assert {given.cache for _, given in runtime.loaded} == {None}
 
 
@@ -108,8 +118,7 @@ def test_the_next_backend_takes_over(
     runtime.broken = {"first": error}
     first = built(dtype="bf16", artifacts={"base/vae_decoder": "vae", "base/unet": "first"})
     export(tmp_path, first, built())
-    info, _ = loading.load_parts(tmp_path, Settings(), CPU)
-    assert info == built()
+    assert choose(tmp_path, Settings()).info == built()
     assert runtime.unloaded == ["vae"]  # it was loaded before the one that failed
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"tiny: onnx-cpu-bf16 is not used: it cannot be loaded: {error}; "
@@ -120,7 +129,7 @@ def test_a_bug_is_not_taken_for_a_misfit(runtime: FakeRuntime, tmp_path: Path) -
     runtime.broken = {"refiner": KeyError("oops")}
     export(tmp_path, built())
     with pytest.raises(KeyError):
-        loading.load_parts(tmp_path, Settings(), CPU)
+        choose(tmp_path, Settings())
     assert runtime.unloaded == ["unet", "vae"]
 
 
@@ -129,13 +138,14 @@ def test_eager_takes_over_unless_that_is_not_allowed(
 ) -> None:
     export(tmp_path, built(device="cuda:9.0"), built(dtype="bf16"))
     settings = Settings(dtype="fp32")
-    assert loading.load_parts(tmp_path, settings, CPU) == (None, {})
+    chosen = choose(tmp_path, settings)
+    assert (chosen.info, chosen.parts, len(chosen.misfits)) == (None, {}, 2)
     assert [record.getMessage().rpartition("; ")[2] for record in caplog.records] == [
         "eager runs instead", "eager runs instead",
     ]  # fmt: skip
     strict = settings.model_copy(update={"allow_fallback": False})
     with pytest.raises(ConfigurationError, match="no compiled part of tiny fits") as caught:
-        loading.load_parts(tmp_path, strict, CPU)
+        choose(tmp_path, strict)
     assert "onnx-cuda90-fp32: device: built for cuda:9.0, here is cpu; " in str(caught.value)
     assert "onnx-cpu-bf16: dtype: " in str(caught.value)
     assert not runtime.loaded
@@ -146,14 +156,14 @@ def test_a_model_that_was_never_compiled_runs_eagerly_without_a_word(
 ) -> None:
     export(tmp_path)
     strict = Settings(allow_fallback=False)
-    assert loading.load_parts(tmp_path, strict, CPU) == (None, {})
+    assert choose(tmp_path, strict) == Chosen(None)
     assert not caplog.records
 
 
-def test_eager_by_wish_reads_not_even_the_manifest(tmp_path: Path) -> None:
-    assert loading.load_parts(tmp_path, Settings(backend="eager"), CPU) == (None, {})
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        loading.load_parts(tmp_path, Settings(), CPU)
+def test_eager_by_wish_tries_nothing(runtime: FakeRuntime, tmp_path: Path) -> None:
+    export(tmp_path, built(dtype="bf16"))
+    assert choose(tmp_path, Settings(backend="eager")) == Chosen(None)
+    assert not runtime.loaded
 
 
 # One model
@@ -230,7 +240,7 @@ def wake() -> None:
 
 
 def load_one(stubs: Stubs, **settings: Any) -> Any:
-    given = Settings.model_validate(settings)
+    given = Settings.model_validate({"verify": "off", **settings})
     tags, cache = ("tiny:latest", "tiny:v1"), object()
     return loading.load_folder("mine", tags, stubs.folder, given, CPU, cache, wake)  # type: ignore[arg-type]
 
@@ -377,7 +387,8 @@ def test_every_model_of_the_settings_is_loaded_and_warmed_up(
         ("a:3", ("a:3", "a:3 found"), Path("/models/a:3")),
     ]
     for given in start.asked:
-        assert given[3:] == (settings, CPU, start.budget, wake)  # one cache for all
+        assert given[3:7] == (settings, CPU, start.budget, wake)  # one cache for all
+        assert given[7] is start.asked[0][7]  # and one verification
     assert start.budget == [5 << 20]
     assert [model.warm_up_seconds for model in models.values()] == [1.5, 2.5, 3.5]
     assert "b warmed up in 2.5 s" in caplog.text
