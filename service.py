@@ -56,7 +56,7 @@ class SDXLService:
         self.settings = with_packed_models(SETTINGS, SDXLService.bento)
         worker = bentoml.server_context.worker_index or 1
         self.generator = Generator(self.settings, worker_index=worker - 1)
-        self.pictures = Pictures(self.settings, open_store(self.settings))
+        self.pictures = Pictures(self.settings, open_store(self.settings), metrics())
         self.api = API(self.generator, self.settings, self.pictures, metrics())
         self.page = Page(self.settings) if has_page(self.settings) else None
         WEB.state.api, WEB.state.page = self.api, self.page

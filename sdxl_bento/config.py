@@ -124,6 +124,12 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="For how many seconds a picture can be fetched by its id."
     )
     store_max_mb: int = Field(512, ge=1, description="Maximum size of the image store in MiB.")
+    store_timeout_s: float = Field(
+        2.0,
+        gt=0,
+        description="An answer waits at most this many seconds until its picture is stored, or "
+        "looked up in the result cache.",
+    )
     embed_metadata: bool = Field(True, description="Write a picture's parameters into its file.")
     result_cache: bool = Field(
         False,

@@ -42,10 +42,11 @@ def superfluous(
     stored: Mapping[str, PictureFiles], target_bytes: int, is_expired: Callable[[str], bool]
 ) -> set[str]:
     """The ids to remove: those that have expired, then the oldest until `target_bytes` are left."""
-    total = sum(files.size for files in stored.values())
-    evicted = set()
-    for image_id in sorted(stored, key=created_at):
-        if total <= target_bytes and not is_expired(image_id):
+    evicted = set(filter(is_expired, stored))
+    kept = sorted(stored.keys() - evicted, key=created_at)
+    total = sum(stored[image_id].size for image_id in kept)
+    for image_id in kept:
+        if total <= target_bytes:
             break
         evicted.add(image_id)
         total -= stored[image_id].size
