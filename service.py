@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
+import click
 from bentoml.exceptions import BentoMLConfigException
 from bentoml.validators import ContentType
 from starlette.middleware.cors import CORSMiddleware
 
+from sdxl_bento import scratch
 from sdxl_bento.app import web_app
-from sdxl_bento.config import load_settings
+from sdxl_bento.config import load_settings, remember_supervisor
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.pictures.location import check_store, open_store
 from sdxl_bento.pictures.publish import Pictures
@@ -24,9 +26,12 @@ from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBod
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
-from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load
+from sdxl_bento.serving.lifecycle import announce, report_load
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
+from sdxl_bento.serving.parent import end_with_parent, replace_dead_workers_at_once
+from sdxl_bento.serving.port import require_free
+from sdxl_bento.serving.shutdown import GRACE_S, Shutdown
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
@@ -34,6 +39,8 @@ try:
 except ConfigurationError as error:
     raise BentoMLConfigException(str(error)) from None
 
+if bentoml.server_context.worker_index is not None:
+    end_with_parent()
 WEB = web_app()
 ImageFile = Annotated[Path, ContentType("image/*")]
 
@@ -63,6 +70,26 @@ class SDXLService:
 
     @bentoml.on_deployment
     @staticmethod
+    def supervise() -> None:
+        """Prepare this process, before any worker starts, for being their supervisor."""
+        remember_supervisor()
+        replace_dead_workers_at_once()
+        scratch.remove_dead()
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_port() -> None:
+        """Check, before any worker starts, that nobody else listens on the port."""
+        command = click.get_current_context(silent=True)
+        options = command.params if command is not None else {}
+        if options.get("host") and options.get("port"):
+            try:
+                require_free(options["host"], options["port"])
+            except ConfigurationError as error:
+                raise BentoMLConfigException(str(error)) from None
+
+    @bentoml.on_deployment
+    @staticmethod
     def check_models() -> None:
         """Check, before any worker starts, that the models of the settings are in the store."""
         require_models(with_packed_models(SETTINGS, SDXLService.bento))
@@ -80,7 +107,8 @@ class SDXLService:
     async def start(self) -> None:
         """Start the engine. Its thread loads the models, so that probes are answered meanwhile."""
         self.generator.start()
-        drain_on_signal(self.drain)
+        drain_s = self.settings.drain_s
+        Shutdown(self.drain, self.close, within_s=drain_s + GRACE_S).on_signal()
         self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
         if self.page is not None:
             self.tasks.append(asyncio.create_task(self.page.serve(self.api)))
@@ -89,19 +117,23 @@ class SDXLService:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        """Wait for running calls, then release everything."""
+        """Wait for running calls, unless a signal has had that done, then release everything."""
         await self.drain()
         for task in self.tasks:
             task.cancel()
         if self.page is not None:
             await self.page.aclose()
-        await asyncio.to_thread(self.pictures.close)
+        await self.close()
 
     async def drain(self) -> None:
         """Let running calls finish, then close the page, whose connections would stay open."""
         await self.generator.stop()
         if self.page is not None:
             self.page.close()
+
+    async def close(self) -> None:
+        """Finish what has begun in the image store, which is then unavailable."""
+        await asyncio.to_thread(self.pictures.close)
 
     async def __is_ready__(self) -> bool:
         return self.generator.state == "ready"

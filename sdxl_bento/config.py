@@ -230,7 +230,7 @@ def unknown_variables() -> dict[str, str | None]:
     Each is mapped to the known variable with the most similar name, or to None.
     """
     exports = (str(field.validation_alias) for field in ExportSettings.model_fields.values())
-    known = {name.upper() for name in Settings.model_fields} | {"URL"}
+    known = {name.upper() for name in Settings.model_fields} | {"URL", "SUPERVISOR"}
     known |= {name.removeprefix("SDXL_") for name in exports if name.startswith("SDXL_")}
     unknown: dict[str, str | None] = {}
     for name in sorted(os.environ):
@@ -245,6 +245,17 @@ def prometheus_folder() -> Path | None:
     """The folder in which the workers of one server share their metrics. BentoML sets it."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
+
+
+def remember_supervisor() -> None:
+    """Tell the worker processes, which inherit the environment, that this one supervises them."""
+    os.environ["SDXL_SUPERVISOR"] = str(os.getpid())
+
+
+def supervisor_pid() -> int | None:
+    """The process that supervises this worker; None if it was not started by a server."""
+    pid = os.environ.get("SDXL_SUPERVISOR", "")
+    return int(pid) if pid.isdecimal() else None
 
 
 class ExportSettings(BaseSettings):

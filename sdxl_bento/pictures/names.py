@@ -19,7 +19,9 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def new_id(now: float, lifetime_s: float) -> str:
-    """An id that nobody can guess, 28 characters: time, lifetime (32 bits each) and 104 random bits.
+    """An id that nobody can guess: 28 characters.
+
+    They hold time and lifetime (32 bits each) and 104 random bits.
 
     `now` is in seconds since 1970. Beginning with the time, an id does not begin with a dash before
     the year 2101, so no command line takes it for an option.

@@ -78,6 +78,7 @@ class Pictures:
         self._metrics = metrics
         self._pool = DaemonPool(_THREADS, "sdxl-store")
         self._breaker: Breaker | None = None
+        self._closed = False
         self._write_failed, self._fetch_failed = Rarely(logger), Rarely(logger)
         if store is not None:
             self._breaker = Breaker(
@@ -144,7 +145,7 @@ class Pictures:
             StoreUnavailable: there is no store, it fails, it takes longer than `timeout_s`, or it
                 has failed before. What happened is the `__cause__`, if there is one.
         """
-        if self._store is None or self._breaker is None:
+        if self._store is None or self._breaker is None or self._closed:
             raise StoreUnavailable
         self._breaker.require()
         try:
@@ -168,6 +169,7 @@ class Pictures:
 
     def close(self) -> None:
         """Finish the work that has begun, then close the store. A store that hangs is left."""
+        self._closed = True
         self._encoder.close()
         if self._breaker is not None:
             self._breaker.close()

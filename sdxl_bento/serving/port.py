@@ -1,0 +1,73 @@
+"""The port of the server: is it free, and if not, who has it?"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+import psutil
+
+from sdxl_bento.errors import ConfigurationError
+
+_MOST_CHARS = 100
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise ConfigurationError, which says who holds it, if the port cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(_what_to_do(host, port, error)) from None
+
+
+def _what_to_do(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        remedy = (
+            f"end it, or choose another port, as in --port {port + 1 if port < 65535 else 3000}"
+        )
+        return f"port {port} of {host} is already in use by {_holders(port)}; {remedy}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine; choose another with --host"
+    if error.errno == errno.EACCES:
+        return f"port {port} of {host} may not be used by this user; choose one above 1023"
+    return f"port {port} of {host} cannot be used: {error.strerror}"
+
+
+def _holders(port: int) -> str:
+    """The processes that listen on a port, in words."""
+    try:
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        found = []
+    pids = {
+        each.pid
+        for each in found
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+    }
+    return " and ".join(map(_described, _without_children(pids))) or "a process of another user"
+
+
+def _without_children(pids: Iterable[int]) -> list[int]:
+    """Workers inherit their supervisor's socket. Only the supervisor needs to be named."""
+    pids = set(pids)
+
+    def parent(pid: int) -> int | None:
+        try:
+            return psutil.Process(pid).ppid()
+        except psutil.Error:
+            return None
+
+    return sorted(pid for pid in pids if parent(pid) not in pids)
+
+
+def _described(pid: int) -> str:
+    try:
+        command = " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        command = ""
+    shown = command if len(command) <= _MOST_CHARS else command[: _MOST_CHARS - 1] + "…"
+    return f"process {pid} ({shown})" if shown else f"process {pid}"

@@ -1,0 +1,47 @@
+"""What is said of a port that cannot be listened on."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+import pytest
+
+from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.serving import port as module
+from sdxl_bento.serving.port import require_free
+
+
+def test_who_holds_a_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        require_free("127.0.0.1", 0)
+        taken.listen()
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(ConfigurationError) as caught:
+                require_free(host, port)
+            said = str(caught.value)
+            assert said.startswith(f"port {port} of {host} is already in use by process")
+            assert f"process {os.getpid()} (" in said
+            assert f"--port {port + 1}" in said
+    require_free("127.0.0.1", port)
+
+
+def test_a_holder_that_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(kind: str) -> None:
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil, "net_connections", refuse)
+    assert module._holders(1) == "a process of another user"
+
+
+def test_workers_are_not_named_beside_their_supervisor() -> None:
+    assert module._without_children({os.getpid(), os.getppid()}) == [os.getppid()]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_of_another_machine(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{host} .*--host|cannot be used"):
+        require_free(host, 3000)
