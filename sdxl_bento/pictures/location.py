@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +62,8 @@ def check_store(settings: Settings) -> None:
     Raises ConfigurationError, which says what to do, if that fails or takes too long.
     """
     if settings.store is None:
-        _temporary_folder(server=os.getpid())
+        folder = _temporary_folder(server=os.getpid())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return
     pool = DaemonPool(1, "sdxl-store-check")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable
+from typing import Any
 
 import psutil
 
@@ -40,28 +41,31 @@ def _what_to_do(host: str, port: int, error: OSError) -> str:
 def _holders(port: int) -> str:
     """The processes that listen on a port, in words."""
     try:
-        found = psutil.net_connections("tcp")
+        found = _listening(psutil.net_connections("tcp"), port)
     except (psutil.Error, OSError):
-        found = []
-    pids = {
-        each.pid
-        for each in found
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+        found = set()
+    pids = sorted({_first_of(pid, port) for pid in found if pid is not None})
+    return " and ".join(map(_described, pids)) or "a process of another user"
+
+
+def _listening(connections: Iterable[Any], port: int) -> set[int | None]:
+    """The processes of the connections that listen on the port; a process itself is None."""
+    return {
+        getattr(each, "pid", None)
+        for each in connections
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
     }
-    return " and ".join(map(_described, _without_children(pids))) or "a process of another user"
 
 
-def _without_children(pids: Iterable[int]) -> list[int]:
-    """Workers inherit their supervisor's socket. Only the supervisor needs to be named."""
-    pids = set(pids)
-
-    def parent(pid: int) -> int | None:
-        try:
-            return psutil.Process(pid).ppid()
-        except psutil.Error:
-            return None
-
-    return sorted(pid for pid in pids if parent(pid) not in pids)
+def _first_of(pid: int, port: int) -> int:
+    """The ancestor from which a process has its socket: a worker has it from its supervisor."""
+    try:
+        parent = psutil.Process(pid).parent()
+        if parent is not None and _listening(parent.net_connections("tcp"), port):
+            return _first_of(parent.pid, port)
+    except psutil.Error:
+        pass
+    return pid
 
 
 def _described(pid: int) -> str:

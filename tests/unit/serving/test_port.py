@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -37,8 +39,22 @@ def test_a_holder_that_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._holders(1) == "a process of another user"
 
 
-def test_workers_are_not_named_beside_their_supervisor() -> None:
-    assert module._without_children({os.getpid(), os.getppid()}) == [os.getppid()]
+def test_a_supervisor_is_named_instead_of_its_workers() -> None:
+    """They inherit its socket, and the system names any one of them."""
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[taken.fileno()],
+        ) as worker:  # fmt: skip
+            assert worker.stdout is not None
+            worker.stdout.readline()
+            assert module._first_of(worker.pid, port) == os.getpid()
+            assert module._holders(port).startswith(f"process {os.getpid()} (")
+            worker.communicate()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
