@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import MEDIA_TYPES
@@ -92,7 +92,7 @@ class Note:
         ):
             raise Damaged("its fields are not those of this picture")
         digest, key = content.get("sha256"), content.get("key")
-        return cls(image_id, output_format, size, digest, key, metadata)
+        return cls(image_id, cast(OutputFormat, output_format), size, digest, key, metadata)
 
     def check(self, data: bytes) -> None:
         """Raise Damaged unless `data` is the file of this picture."""

@@ -19,6 +19,7 @@ from sdxl_bento.config import supervisor_pid
 logger = logging.getLogger(f"bentoml.{__name__}")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOOK_EVERY_S = 0.5
+_REST_S = 3.0  # at least, between two replacements: a worker may die as soon as it starts
 
 
 def end_with_parent() -> None:
@@ -50,16 +51,22 @@ def replace_dead_workers_at_once() -> None:
         class PromptArbiter(circus.Arbiter):  # type: ignore[misc, unused-ignore]
             def initialize(self) -> None:
                 super().initialize()
+                self._next_look = time.monotonic()
                 signal.signal(signal.SIGCHLD, self._child_has_ended)
 
             def _child_has_ended(self, *_: object) -> None:
-                self.loop.add_callback_from_signal(self._look_after_workers)
+                self.loop.add_callback_from_signal(self._look_soon)
+
+            def _look_soon(self) -> None:
+                now = time.monotonic()
+                delay, self._next_look = max(self._next_look - now, 0), now + _REST_S
+                self.loop.call_later(delay, self._look_after_workers)
 
             async def _look_after_workers(self) -> None:
                 if self._exclusive_running_command is None and not self._restarting:
                     await self.manage_watchers()
 
-        circus.Arbiter = PromptArbiter
+        circus.Arbiter = PromptArbiter  # type: ignore[misc]
     except (ImportError, AttributeError) as error:
         logger.info("a worker that dies is replaced only after some seconds: %s", error)
 
