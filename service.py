@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
-import click
 from bentoml.exceptions import BentoMLConfigException
 from bentoml.validators import ContentType
 from starlette.middleware.cors import CORSMiddleware
@@ -30,11 +29,13 @@ from sdxl_bento.serving.lifecycle import announce, report_load
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
 from sdxl_bento.serving.parent import end_with_parent, replace_dead_workers_at_once
-from sdxl_bento.serving.port import require_free
+from sdxl_bento.serving.port import require_free_port_of_command
 from sdxl_bento.serving.shutdown import GRACE_S, Shutdown
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
+    # So early, because BentoML then removes the metrics of any server that uses the same folder.
+    require_free_port_of_command()
     SETTINGS = load_settings()
 except ConfigurationError as error:
     raise BentoMLConfigException(str(error)) from None
@@ -75,18 +76,6 @@ class SDXLService:
         remember_supervisor()
         replace_dead_workers_at_once()
         scratch.remove_dead()
-
-    @bentoml.on_deployment
-    @staticmethod
-    def check_port() -> None:
-        """Check, before any worker starts, that nobody else listens on the port."""
-        command = click.get_current_context(silent=True)
-        options = command.params if command is not None else {}
-        if options.get("host") and options.get("port"):
-            try:
-                require_free(options["host"], options["port"])
-            except ConfigurationError as error:
-                raise BentoMLConfigException(str(error)) from None
 
     @bentoml.on_deployment
     @staticmethod

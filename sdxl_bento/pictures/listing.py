@@ -30,6 +30,8 @@ def by_id(listing: Iterable[Mapping[str, Any]]) -> dict[str, PictureFiles]:
     stored: dict[str, PictureFiles] = defaultdict(PictureFiles)
     for entry in listing:
         path: str = entry["name"]
+        if entry.get("type") == "directory":
+            continue
         if parsed := parse_file_name(base_name(path)):
             image_id, suffix = parsed
             files = stored[image_id]

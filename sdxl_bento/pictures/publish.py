@@ -169,6 +169,8 @@ class Pictures:
 
     def close(self) -> None:
         """Finish the work that has begun, then close the store. A store that hangs is left."""
+        if self._closed:
+            return
         self._closed = True
         self._encoder.close()
         if self._breaker is not None:

@@ -11,6 +11,8 @@ from sdxl_bento.errors import StoreUnavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXTS = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # of S3's servers
+_TRIES = 8  # other threads may take the room that one has made
+_FRUITLESS = 2
 _REST_S = 30.0
 
 
@@ -24,8 +26,8 @@ def is_full(error: BaseException | None) -> bool:
 class Room:
     """Removes pictures when there is no room for another, and tries that one again.
 
-    Where removing pictures doesn't help, because others take the room, it rests for a while: it
-    would otherwise remove one picture after the other in vain.
+    Where removing pictures doesn't help, because others than this store take the room, it rests
+    for a while: it would otherwise remove one picture after the other in vain.
     """
 
     def __init__(
@@ -41,35 +43,44 @@ class Room:
         self._clock = clock
         self._lock = threading.Lock()
         self._rounds = 0
+        self._fruitless = 0  # rounds in a row after which nothing could be written
+        self._written = self._written_before = 0
         self._resting_until = float("-inf")
 
     def write(self, write: Callable[[], None], size: int) -> None:
-        """Write `size` bytes, if necessary a second time.
+        """Write `size` bytes, if necessary again after room was made.
 
         Raises:
             StoreUnavailable: they could not be written.
         """
-        rounds = self._rounds
-        try:
-            write()
-            return
-        except StoreUnavailable as error:
-            if not is_full(error.__cause__) or not self._make(size, rounds):
-                raise
-        try:
-            write()
-        except StoreUnavailable as error:
-            if is_full(error.__cause__):
-                self._resting_until = self._clock() + _REST_S
-            raise
+        for _ in range(_TRIES):
+            rounds = self._rounds
+            try:
+                write()
+            except StoreUnavailable as error:
+                if not is_full(error.__cause__) or not self._make(size, rounds):
+                    raise
+            else:
+                self._written += 1
+                return
+        write()
 
     def _make(self, size: int, rounds: int) -> bool:
         """Whether there is more room now than when `rounds` was the number of removals."""
         with self._lock:
             if self._rounds != rounds:  # another thread has just made room for all
                 return True
-            if self._clock() < self._resting_until:
+            now = self._clock()
+            if now < self._resting_until:
                 return False
+            if self._rounds and self._written == self._written_before:
+                self._fruitless += 1
+            else:
+                self._fruitless = 0
+            if self._fruitless >= _FRUITLESS:
+                self._resting_until, self._fruitless = now + _REST_S, 0
+                return False
+            self._written_before = self._written
             made = self._remove_oldest(size)
             self._rounds += made
             return made

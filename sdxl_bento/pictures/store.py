@@ -16,25 +16,22 @@ counts as absent, and so does one whose note is broken; the next sweep removes i
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsspec.asyn import AsyncFileSystem
-
-from sdxl_bento.errors import ImageNotFound, SDXLError, StoreUnavailable
+from sdxl_bento.errors import ImageNotFound
 from sdxl_bento.pictures.encode import MEDIA_TYPES
-from sdxl_bento.pictures.listing import PictureFiles, by_id, superfluous
+from sdxl_bento.pictures.files import StoreFiles
+from sdxl_bento.pictures.listing import superfluous
 from sdxl_bento.pictures.names import (
     METADATA_SUFFIX,
     RESULTS,
     base_name,
     created_at,
     is_id,
-    is_result,
     lifetime_of,
     new_id,
 )
@@ -67,7 +64,7 @@ class StoredImage:
         return MEDIA_TYPES[self.output_format]
 
 
-class ImageStore:
+class ImageStore(StoreFiles):
     """The pictures below one root. Every method blocks, so call it from a thread.
 
     A picture can be fetched for the time that its id tells, whichever server asks. Once all
@@ -101,11 +98,7 @@ class ImageStore:
             temporary: whether `close` removes everything.
             clock: the current time in seconds since 1970.
         """
-        self._files = files
-        self._root = root.rstrip("/")
-        # Object stores have no folders, and s3fs would create a bucket in the place of one. They
-        # can be told by their class: in fsspec all of them are asynchronous.
-        self._has_folders = not isinstance(files, AsyncFileSystem)
+        super().__init__(files, root)
         self.ttl_s = ttl_s
         self._target_bytes = max_bytes - max_bytes // _SHARE
         self._temporary = temporary
@@ -113,7 +106,6 @@ class ImageStore:
         self.on_damaged: Callable[[], None] = lambda: None
         self._damaged: set[str] = set()
         self._room = Room(self._remove_oldest)
-        self._probe = f".check-{secrets.token_hex(8)}"
         self._sweeper = Sweeper(
             self.sweep,
             after_bytes=max_bytes // _SHARE // writers,
@@ -210,21 +202,6 @@ class ImageStore:
                 return
             self._remove(pictures)
 
-    def check(self) -> None:
-        """Write, read, list and remove a small file. Raises the file system's own errors."""
-        path = f"{self._root}/{self._probe}"
-        self._write(self._probe, b"check")
-        try:
-            self._files.cat_file(path)
-            self._files.ls(self._root)
-        finally:
-            self._files.rm_file(path)
-
-    def probe(self) -> None:
-        """Write and remove a small file. Raises the file system's own errors."""
-        self._write(self._probe, b"probe")
-        self._files.rm_file(f"{self._root}/{self._probe}")
-
     def start_sweeping(self) -> None:
         """Sweep in a thread from now on, until `close` is called."""
         self._sweeper.start()
@@ -293,56 +270,6 @@ class ImageStore:
             logger.warning("the image store is full: its %d oldest pictures go", len(evicted))
         return bool(evicted)
 
-    def _read(self, image_id: str, suffix: str) -> bytes:
-        """The content of one of a picture's files. Raises ImageNotFound."""
-        with self._translated_errors():
-            try:
-                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}")
-            except (FileNotFoundError, IsADirectoryError):
-                raise ImageNotFound(image_id) from None
-        return data
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = f"{self._root}/{name}"
-        try:
-            try:
-                self._files.pipe_file(path, data)
-            except FileNotFoundError:
-                if not self._has_folders:
-                    raise
-                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._files.pipe_file(path, data)
-        except Exception:
-            if self._has_folders:  # half of the file may have been written
-                with suppress(Exception):
-                    self._files.rm_file(path)
-            raise
-
-    def _list(self) -> dict[str, PictureFiles]:
-        try:
-            return by_id(self._files.ls(self._root, detail=True))
-        except FileNotFoundError:  # nothing was stored yet
-            return {}
-
-    def _find(self, folder: str) -> list[str]:
-        """The paths of the results below a folder."""
-        paths: list[str] = self._files.find(f"{self._root}/{folder}")
-        return [path for path in paths if is_result(path)]
-
-    def _remove(self, paths: Collection[str]) -> None:
-        if not paths:
-            return
-        try:
-            self._files.rm(list(paths))
-        except FileNotFoundError:  # another process was quicker; some may still be there
-            for path in paths:
-                with suppress(FileNotFoundError):
-                    self._files.rm_file(path)
-        if self._has_folders:
-            for folder in {path.rpartition("/")[0] for path in paths if is_result(path)}:
-                with suppress(OSError):  # the folder holds newer results
-                    self._files.rmdir(folder)
-
     def _age(self, image_id: str) -> float:
         return self._clock() - created_at(image_id)
 
@@ -351,13 +278,3 @@ class ImageStore:
 
     def _expired(self, image_id: str) -> bool:
         return self._age(image_id) > self._lifetime(image_id)
-
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        """Raise errors of client libraries, which have no class in common, as StoreUnavailable."""
-        try:
-            yield
-        except SDXLError:
-            raise
-        except Exception as error:
-            raise StoreUnavailable from error

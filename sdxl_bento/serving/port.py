@@ -7,11 +7,25 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+import click
 import psutil
 
 from sdxl_bento.errors import ConfigurationError
 
 _MOST_CHARS = 100
+
+
+def require_free_port_of_command() -> None:
+    """If this process is `bentoml serve`, check that nobody else listens on its port.
+
+    Raises ConfigurationError as `require_free` does.
+    """
+    command = click.get_current_context(silent=True)
+    if command is None or command.info_name != "serve":
+        return
+    host, port = command.params.get("host"), command.params.get("port")
+    if host and port:
+        require_free(host, port)
 
 
 def require_free(host: str, port: int) -> None:

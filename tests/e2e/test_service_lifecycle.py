@@ -155,6 +155,7 @@ def test_processes_that_are_killed(tmp_path: Path) -> None:
         said = " ".join(second.output().split())
         assert f"port {port} of 127.0.0.1 is already in use by process {supervisor.pid} (" in said
         assert "Traceback" not in said
+        assert "sdxl_store_writes_total" in httpx.get(f"{server.url}/metrics").text
 
         [worker] = supervisor.children()
         worker.kill()

@@ -95,8 +95,9 @@ def test_a_listing_by_id() -> None:
         {"name": f"bucket/{one}.png", "size": 100},
         {"name": f"bucket/{two}.json", "size": 3},
         {"name": f"bucket/{one}.json", "size": 20},
-        {"name": f"bucket/{two}.webp", "size": None},  # a folder of that name, say
+        {"name": f"bucket/{two}.webp", "size": None},
         {"name": "bucket/mine.png", "size": 5000},
+        {"name": f"bucket/{one}.jpeg", "size": 7, "type": "directory"},
     ]
     assert by_id(listing) == {
         one: PictureFiles([f"bucket/{one}.json"], [f"bucket/{one}.png"], 120),

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,18 @@ def test_a_full_disk_has_room_again(store: ImageStore, monkeypatch: pytest.Monke
     assert 8 <= len(kept) <= 16
 
 
+def test_writers_that_take_each_others_room_all_get_some(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(19):
+        store.put(b"x" * 1000, "png", {})
+    disk_of(store, monkeypatch, 25_000)
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda _: store.put(b"x" * 1000, "png", {}), range(100)))
+    assert len(set(ids)) == 100
+    assert store.get(ids[-1]).data == b"x" * 1000
+
+
 def test_pictures_do_not_go_in_vain(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others have filled the disk: removing pictures one after the other would not help."""
     ids = [store.put(b"x" * 1000, "png", {}) for _ in range(32)]
@@ -222,7 +235,7 @@ def test_pictures_do_not_go_in_vain(store: ImageStore, monkeypatch: pytest.Monke
         with pytest.raises(StoreUnavailable):
             store.put(b"x" * 1000, "png", {})
     left = [each for each in ids if store._files.exists(f"{store._root}/{each}.json")]
-    assert len(left) >= 24
+    assert len(left) >= 22  # two rounds of an eighth
 
 
 def test_room_that_another_thread_has_made_is_used() -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import click
 import psutil
 import pytest
 
@@ -29,6 +30,21 @@ def test_who_holds_a_port_is_named() -> None:
             assert f"process {os.getpid()} (" in said
             assert f"--port {port + 1}" in said
     require_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("command", "asked"), [("serve", True), ("build", False), (None, False)])
+def test_only_the_command_that_serves_needs_the_port(
+    monkeypatch: pytest.MonkeyPatch, command: str | None, asked: bool
+) -> None:
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(module, "require_free", lambda *where: seen.append(where))
+    if command is None:
+        module.require_free_port_of_command()
+    else:
+        with click.Context(click.Command("serve"), info_name=command) as context:
+            context.params = {"host": "127.0.0.1", "port": 3000}
+            module.require_free_port_of_command()
+    assert seen == [("127.0.0.1", 3000)] * asked
 
 
 def test_a_holder_that_may_not_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
