@@ -36,6 +36,7 @@ from sdxl_bento.pictures.names import (
     new_id,
 )
 from sdxl_bento.pictures.notes import Damaged, Note
+from sdxl_bento.pictures.reasons import Rarely
 from sdxl_bento.pictures.room import Room
 from sdxl_bento.pictures.sweeping import Sweeper
 
@@ -106,6 +107,7 @@ class ImageStore(StoreFiles):
         self.on_damaged: Callable[[], None] = lambda: None
         self._damaged: set[str] = set()
         self._room = Room(self._remove_oldest)
+        self._full = Rarely(logger)
         self._sweeper = Sweeper(
             self.sweep,
             after_bytes=max_bytes // _SHARE // writers,
@@ -267,7 +269,7 @@ class ImageStore(StoreFiles):
             self._remove([path for image_id in evicted for path in stored[image_id].metadata])
             self._remove([path for image_id in evicted for path in stored[image_id].picture])
         if evicted:
-            logger.warning("the image store is full: its %d oldest pictures go", len(evicted))
+            self._full.warn("the image store is full: its %d oldest pictures go", len(evicted))
         return bool(evicted)
 
     def _age(self, image_id: str) -> float:
