@@ -255,7 +255,7 @@ def test_what_is_damaged_is_not_there_in_any_protocol(
     start = {"prompt": "quick", "image_id": image_id}
     for path in ("/img2img", "/refine"):
         refused = http.post(path, json=start)
-        assert (refused.status_code, refused.json()["error"]["type"]) == (404, "not_found")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (404, "image_not_found")
     again = http.post("/generate", json=body)
     assert (again.status_code, again.headers["x-cache"]) == (200, "miss")
     assert again.content == first.content
