@@ -11,8 +11,9 @@ from bentoml.exceptions import BentoMLConfigException
 from bentoml.validators import ContentType
 from starlette.middleware.cors import CORSMiddleware
 
+from sdxl_bento import scratch
 from sdxl_bento.app import web_app
-from sdxl_bento.config import load_settings
+from sdxl_bento.config import load_settings, remember_supervisor
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.pictures.location import check_store, open_store
 from sdxl_bento.pictures.publish import Pictures
@@ -24,16 +25,23 @@ from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBod
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
-from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load
+from sdxl_bento.serving.lifecycle import announce, report_load
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
+from sdxl_bento.serving.parent import end_with_parent, replace_dead_workers_at_once
+from sdxl_bento.serving.port import require_free_port_of_command
+from sdxl_bento.serving.shutdown import GRACE_S, Shutdown
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
+    # So early, because BentoML then removes the metrics of any server that uses the same folder.
+    require_free_port_of_command()
     SETTINGS = load_settings()
 except ConfigurationError as error:
     raise BentoMLConfigException(str(error)) from None
 
+if bentoml.server_context.worker_index is not None:
+    end_with_parent()
 WEB = web_app()
 ImageFile = Annotated[Path, ContentType("image/*")]
 
@@ -56,10 +64,18 @@ class SDXLService:
         self.settings = with_packed_models(SETTINGS, SDXLService.bento)
         worker = bentoml.server_context.worker_index or 1
         self.generator = Generator(self.settings, worker_index=worker - 1)
-        self.pictures = Pictures(self.settings, open_store(self.settings))
+        self.pictures = Pictures(self.settings, open_store(self.settings), metrics())
         self.api = API(self.generator, self.settings, self.pictures, metrics())
         self.page = Page(self.settings) if has_page(self.settings) else None
         WEB.state.api, WEB.state.page = self.api, self.page
+
+    @bentoml.on_deployment
+    @staticmethod
+    def supervise() -> None:
+        """Prepare this process, before any worker starts, for being their supervisor."""
+        remember_supervisor()
+        replace_dead_workers_at_once()
+        scratch.remove_dead()
 
     @bentoml.on_deployment
     @staticmethod
@@ -80,7 +96,8 @@ class SDXLService:
     async def start(self) -> None:
         """Start the engine. Its thread loads the models, so that probes are answered meanwhile."""
         self.generator.start()
-        drain_on_signal(self.drain)
+        drain_s = self.settings.drain_s
+        Shutdown(self.drain, self.close, within_s=drain_s + GRACE_S).on_signal()
         self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
         if self.page is not None:
             self.tasks.append(asyncio.create_task(self.page.serve(self.api)))
@@ -89,19 +106,23 @@ class SDXLService:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        """Wait for running calls, then release everything."""
+        """Wait for running calls, unless a signal has had that done, then release everything."""
         await self.drain()
         for task in self.tasks:
             task.cancel()
         if self.page is not None:
             await self.page.aclose()
-        await asyncio.to_thread(self.pictures.close)
+        await self.close()
 
     async def drain(self) -> None:
         """Let running calls finish, then close the page, whose connections would stay open."""
         await self.generator.stop()
         if self.page is not None:
             self.page.close()
+
+    async def close(self) -> None:
+        """Finish what has begun in the image store, which is then unavailable."""
+        await asyncio.to_thread(self.pictures.close)
 
     async def __is_ready__(self) -> bool:
         return self.generator.state == "ready"

@@ -131,6 +131,12 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="For how many seconds a picture can be fetched by its id."
     )
     store_max_mb: int = Field(512, ge=1, description="Maximum size of the image store in MiB.")
+    store_timeout_s: float = Field(
+        2.0,
+        gt=0,
+        description="An answer waits at most this many seconds until its picture is stored, or "
+        "looked up in the result cache.",
+    )
     embed_metadata: bool = Field(True, description="Write a picture's parameters into its file.")
     result_cache: bool = Field(
         False,
@@ -231,7 +237,7 @@ def unknown_variables() -> dict[str, str | None]:
     Each is mapped to the known variable with the most similar name, or to None.
     """
     exports = (str(field.validation_alias) for field in ExportSettings.model_fields.values())
-    known = {name.upper() for name in Settings.model_fields} | {"URL"}
+    known = {name.upper() for name in Settings.model_fields} | {"URL", "SUPERVISOR"}
     known |= {name.removeprefix("SDXL_") for name in exports if name.startswith("SDXL_")}
     unknown: dict[str, str | None] = {}
     for name in sorted(os.environ):
@@ -246,6 +252,17 @@ def prometheus_folder() -> Path | None:
     """The folder in which the workers of one server share their metrics. BentoML sets it."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
+
+
+def remember_supervisor() -> None:
+    """Tell the worker processes, which inherit the environment, that this one supervises them."""
+    os.environ["SDXL_SUPERVISOR"] = str(os.getpid())
+
+
+def supervisor_pid() -> int | None:
+    """The process that supervises this worker; None if it was not started by a server."""
+    pid = os.environ.get("SDXL_SUPERVISOR", "")
+    return int(pid) if pid.isdecimal() else None
 
 
 class ExportSettings(BaseSettings):

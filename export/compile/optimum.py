@@ -27,6 +27,7 @@ from export.compile.options import CompileOptions
 from export.compile.targets.onnx import check
 from export.errors import ExportError
 from export.model.geometry import TIME_IDS
+from sdxl_bento import scratch
 from sdxl_bento.config import ExportSettings
 from sdxl_bento.manifest import Role
 
@@ -62,8 +63,9 @@ def export_parts(
         ("vae_decoder", "vae", options.vae_dtype),
     ):
         path = folder / f"{role}_{part}.onnx"
-        with tempfile.TemporaryDirectory(prefix="sdxl-bento-optimum-") as scratch:
-            raw = Path(scratch) / path.name
+        with tempfile.TemporaryDirectory(prefix="sdxl-bento-optimum-") as work:
+            scratch.hold(Path(work))
+            raw = Path(work) / path.name
             _run(
                 [
                     python, "-P", WORKER, part, root / component, raw, "--dtype", dtype,

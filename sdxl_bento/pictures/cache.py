@@ -16,9 +16,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from sdxl_bento import __version__
-from sdxl_bento.errors import ImageNotFound, StoreUnavailable
+from sdxl_bento.errors import StoreUnavailable
 from sdxl_bento.pictures.describe import describe
 from sdxl_bento.pictures.publish import Picture, Pictures
+from sdxl_bento.pictures.reasons import Rarely, reason
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from sdxl_bento.serving.results import Generation, Provenance
 
 logger = logging.getLogger(f"bentoml.{__name__}")
-_LOOK_UP_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class ResultCache:
 
     def __init__(self, settings: Settings, pictures: Pictures) -> None:
         self._pictures = pictures
+        self._unused = Rarely(logger)
         self._file = {"embed_metadata": settings.embed_metadata, "png_level": settings.png_level}
 
     async def look_up(self, order: Resolved, provenance: Provenance) -> dict[int, Picture]:
@@ -101,10 +102,9 @@ class ResultCache:
             return stored and _renewed(store, key, stored)
 
         try:
-            return await self._pictures.in_store(find, _LOOK_UP_S)
+            return await self._pictures.in_store(find, self._pictures.timeout_s)
         except StoreUnavailable as error:
-            reason = error.__cause__ or error
-            logger.warning("the result cache is not used for this call: %s", reason)
+            self._unused.warn("the result cache is not used for this call: %s", reason(error))
             return None
 
 
@@ -136,10 +136,8 @@ def _renewed(store: ImageStore, key: str, stored: StoredImage) -> StoredImage:
     if not store.is_ageing(stored.image_id):
         return stored
     try:
-        old = store.get(stored.image_id)
-        image_id = store.put(old.data, old.output_format, old.metadata)
-        store.put_result(key, image_id)
-    except (ImageNotFound, StoreUnavailable):
+        image_id = store.put(stored.data, stored.output_format, stored.metadata, key)
+    except StoreUnavailable:
         return stored
     return replace(stored, image_id=image_id)
 

@@ -30,6 +30,8 @@ def by_id(listing: Iterable[Mapping[str, Any]]) -> dict[str, PictureFiles]:
     stored: dict[str, PictureFiles] = defaultdict(PictureFiles)
     for entry in listing:
         path: str = entry["name"]
+        if entry.get("type") == "directory":
+            continue
         if parsed := parse_file_name(base_name(path)):
             image_id, suffix = parsed
             files = stored[image_id]
@@ -42,10 +44,11 @@ def superfluous(
     stored: Mapping[str, PictureFiles], target_bytes: int, is_expired: Callable[[str], bool]
 ) -> set[str]:
     """The ids to remove: those that have expired, then the oldest until `target_bytes` are left."""
-    total = sum(files.size for files in stored.values())
-    evicted = set()
-    for image_id in sorted(stored, key=created_at):
-        if total <= target_bytes and not is_expired(image_id):
+    evicted = set(filter(is_expired, stored))
+    kept = sorted(stored.keys() - evicted, key=created_at)
+    total = sum(stored[image_id].size for image_id in kept)
+    for image_id in kept:
+        if total <= target_bytes:
             break
         evicted.add(image_id)
         total -= stored[image_id].size

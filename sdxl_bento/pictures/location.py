@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
-import tempfile
+import shutil
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdxl_bento import scratch
 from sdxl_bento.errors import ConfigurationError
+from sdxl_bento.pictures.reasons import reason
 from sdxl_bento.pictures.store import ImageStore
+from sdxl_bento.pictures.threads import DaemonPool
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
+
+_CHECK_S = 60.0
 
 # Nothing is cached, because other processes write to the store, too.
 _OPTIONS: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
@@ -43,23 +50,33 @@ def open_store(settings: Settings) -> ImageStore:
         "writers": settings.workers,
     }
     if settings.store is None:
-        files, root = _file_system(str(_temporary_folder()))
+        files, root = _file_system(str(_temporary_folder(server=os.getppid())))
         return ImageStore(files, root, temporary=True, **bounds)
     files, root = _file_system(settings.store)
     return ImageStore(files, root, **bounds)
 
 
 def check_store(settings: Settings) -> None:
-    """Try to use the store. Raises ConfigurationError, which says what to do, if that fails."""
+    """Try to use the store, in the process from which a server's workers are started.
+
+    Raises ConfigurationError, which says what to do, if that fails or takes too long.
+    """
     if settings.store is None:
-        _temporary_folder()
+        folder = _temporary_folder(server=os.getpid())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return
+    pool = DaemonPool(1, "sdxl-store-check")
     try:
-        open_store(settings).check()
+        pool.submit(open_store(settings).check).result(_CHECK_S)
     except ConfigurationError:
         raise
+    except FutureTimeout:
+        late = TimeoutError(f"no answer within {_CHECK_S:g} s")
+        raise ConfigurationError(_what_to_do(settings.store, late)) from late
     except Exception as error:  # client libraries share no class of errors
         raise ConfigurationError(_what_to_do(settings.store, error)) from error
+    finally:
+        pool.close(within_s=0)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -85,19 +102,23 @@ def _file_system(url: str) -> tuple[Any, str]:
     return files, str(root)
 
 
-def _temporary_folder() -> Path:
-    """The folder that all worker processes of a server share: it is named after their parent."""
-    folder = Path(tempfile.gettempdir(), f"sdxl-bento-{os.getuid()}", str(os.getppid()))
+def _temporary_folder(server: int) -> Path:
+    """The folder that all worker processes of a server share, named after their parent process.
+
+    This process holds it until it ends.
+    """
+    folder = scratch.of_user() / str(server)
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
         raise ConfigurationError(f"{folder.parent} belongs to another user; set SDXL_STORE")
+    scratch.hold(folder)
     return folder
 
 
 def _what_to_do(url: str, error: Exception) -> str:
     scheme = _scheme(url)
     bucket = url.partition("://")[2].partition("/")[0]
-    message = " ".join(str(error).split())[:300] or type(error).__name__
+    message = reason(error)
     if scheme not in _KEYS:
         remedy = "it has to be a folder that this user may write to"
     elif isinstance(error, FileNotFoundError):

@@ -1,6 +1,7 @@
 """Drawn pictures as files: described, encoded and stored.
 
-A failure of the store never loses a picture that was drawn: it is then answered without an id.
+A failure of the store never loses a picture that was drawn: it is then answered without an id. Nor
+does it hold up answers: each waits a short time for the store, and none does once it has failed.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdxl_bento import __version__
-from sdxl_bento.errors import StoreUnavailable
+from sdxl_bento.errors import NotFound, StoreUnavailable
 from sdxl_bento.order import InputImage, Resolved
 from sdxl_bento.params import OutputFormat
+from sdxl_bento.pictures.breaker import Breaker
 from sdxl_bento.pictures.describe import describe
 from sdxl_bento.pictures.encode import Encoder
 from sdxl_bento.pictures.infotext import embedded
+from sdxl_bento.pictures.reasons import Rarely, reason
 from sdxl_bento.pictures.store import ImageStore, StoredImage
+from sdxl_bento.pictures.threads import DaemonPool
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
+    from sdxl_bento.serving.metrics import Metrics
     from sdxl_bento.serving.results import GeneratedImage, Generation, Provenance
 
 T = TypeVar("T")
@@ -30,8 +34,8 @@ T = TypeVar("T")
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 _THREADS = 8  # used for the store alone, so a store that hangs blocks nothing else
-_STORE_S = 10.0  # most seconds that an answer waits until its picture is stored
-_FETCH_S = 30.0
+_FETCH_S = 10.0
+_CLOSE_S = 2.0  # most seconds that the end of the process waits for the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,31 @@ class Pictures:
     Without a store, pictures are encoded and not kept, and have no ids.
     """
 
-    def __init__(self, settings: Settings, store: ImageStore | None) -> None:
+    def __init__(
+        self, settings: Settings, store: ImageStore | None, metrics: Metrics | None = None
+    ) -> None:
+        """
+        Args:
+            settings: of the service.
+            store: where pictures are kept.
+            metrics: where the work of the store is counted, if anywhere.
+        """
+        self.timeout_s = settings.store_timeout_s
         self._embed = settings.embed_metadata
         self._encoder = Encoder(settings.png_level)
         self._store = store
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="sdxl-store")
+        self._metrics = metrics
+        self._pool = DaemonPool(_THREADS, "sdxl-store")
+        self._breaker: Breaker | None = None
+        self._closed = False
+        self._write_failed, self._fetch_failed = Rarely(logger), Rarely(logger)
         if store is not None:
+            self._breaker = Breaker(
+                store.probe, within_s=self.timeout_s, on_change=self._availability_changed
+            )
+            if metrics is not None:
+                store.on_damaged = metrics.store_damaged
+                metrics.store_available(True)
             store.start_sweeping()
 
     async def get(self, image_id: str) -> StoredImage:
@@ -116,23 +139,44 @@ class Pictures:
     async def in_store(self, work: Callable[[ImageStore], T], timeout_s: float) -> T:
         """Run blocking work in the store's threads.
 
+        After failures in a row, the work is not even tried until the store answers again.
+
         Raises:
-            StoreUnavailable: there is no store, it fails, or it takes longer than `timeout_s`. What
-                happened is the `__cause__`, if there is one.
+            StoreUnavailable: there is no store, it fails, it takes longer than `timeout_s`, or it
+                has failed before. What happened is the `__cause__`, if there is one.
         """
-        if self._store is None:
+        if self._store is None or self._breaker is None or self._closed:
             raise StoreUnavailable
+        self._breaker.require()
+        try:
+            result = await self._run(work, self._store, timeout_s)
+        except StoreUnavailable as error:
+            self._breaker.failed(error)
+            raise
+        except NotFound:
+            self._breaker.succeeded()
+            raise
+        self._breaker.succeeded()
+        return result
+
+    async def _run(self, work: Callable[[ImageStore], T], store: ImageStore, timeout_s: float) -> T:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
-                return await loop.run_in_executor(self._pool, work, self._store)
+                return await loop.run_in_executor(self._pool, work, store)
         except TimeoutError:
             raise StoreUnavailable from TimeoutError(f"no answer within {timeout_s:g} s")
 
     def close(self) -> None:
-        """Finish the work that has begun, then close the store."""
+        """Finish the work that has begun, then close the store. A store that hangs is left."""
+        if self._closed:
+            return
+        self._closed = True
         self._encoder.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._breaker is not None:
+            self._breaker.close()
+        if not self._pool.close(_CLOSE_S):
+            logger.warning("the image store does not answer; work for it is abandoned")
         if self._store is not None:
             self._store.close()
 
@@ -142,29 +186,41 @@ class Pictures:
         """Store a picture. Returns its id, or None if it could not be stored."""
 
         def keep(store: ImageStore) -> str:
-            image_id = store.put(data, output_format, metadata)
-            if key is not None:
-                store.put_result(key, image_id)
-            return image_id
+            return store.put(data, output_format, metadata, key)
 
         if self._store is None:
             return None
+        skipped = self._breaker is not None and self._breaker.is_open
         try:
-            return await self.in_store(keep, _STORE_S)
+            image_id = await self.in_store(keep, self.timeout_s)
         except StoreUnavailable as error:
-            logger.warning(
+            self._count("skipped" if skipped else "failed")
+            self._write_failed.warn(
                 "request %s: a picture could not be stored: %s",
                 metadata["request_id"],
-                error.__cause__ or error,
+                reason(error),
             )
             return None
+        self._count("stored")
+        return image_id
 
     async def _fetch(self, work: Callable[[ImageStore], T]) -> T:
         try:
             return await self.in_store(work, _FETCH_S)
         except StoreUnavailable as error:
-            logger.warning("the image store does not answer: %s", error.__cause__ or error)
+            self._fetch_failed.warn("the image store does not answer: %s", reason(error))
             raise
+
+    def _count(self, outcome: str) -> None:
+        if self._metrics is not None:
+            self._metrics.store_write(outcome)
+
+    def _availability_changed(self, available: bool) -> None:
+        if self._metrics is not None:
+            self._metrics.store_available(available)
+        if available:  # some threads may hang for ever in what was asked of the store before
+            hanging, self._pool = self._pool, DaemonPool(_THREADS, "sdxl-store")
+            hanging.close(within_s=0)
 
 
 def _metadata(

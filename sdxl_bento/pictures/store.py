@@ -3,43 +3,49 @@
 Below the root::
 
     <id>.png            a picture; or .webp, .jpeg
-    <id>.json           its metadata
+    <id>.json           its note: metadata, length and digests, see `notes`
     results/<key>/<id>  an empty file: this picture is the result of the key, see `cache`
 
-An id begins with the second in which it was made, and a listing has sizes, so a sweep need not read
-any file. There is no index in memory: processes see at once what others have written.
+An id tells when its picture was stored and for how long, and a listing has sizes, so a sweep need
+not read any file. There is no index in memory: processes see at once what others have written.
+
+What is read is compared with the note. A picture that has been cut, emptied, changed or exchanged
+counts as absent, and so does one whose note is broken; the next sweep removes it.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fsspec.asyn import AsyncFileSystem
-
-from sdxl_bento.errors import ImageNotFound, SDXLError, StoreUnavailable
+from sdxl_bento.errors import ImageNotFound
 from sdxl_bento.pictures.encode import MEDIA_TYPES
-from sdxl_bento.pictures.listing import PictureFiles, by_id, superfluous
+from sdxl_bento.pictures.files import StoreFiles
+from sdxl_bento.pictures.listing import superfluous
 from sdxl_bento.pictures.names import (
     METADATA_SUFFIX,
     RESULTS,
     base_name,
     created_at,
     is_id,
-    is_result,
+    lifetime_of,
     new_id,
 )
+from sdxl_bento.pictures.notes import Damaged, Note
+from sdxl_bento.pictures.reasons import Rarely
+from sdxl_bento.pictures.room import Room
 from sdxl_bento.pictures.sweeping import Sweeper
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from sdxl_bento.params import OutputFormat
+
+logger = logging.getLogger(f"bentoml.{__name__}")
 
 _SHARE = 8  # a sweep leaves room for an eighth of the bound, which may be written until the next
 
@@ -59,13 +65,17 @@ class StoredImage:
         return MEDIA_TYPES[self.output_format]
 
 
-class ImageStore:
+class ImageStore(StoreFiles):
     """The pictures below one root. Every method blocks, so call it from a thread.
 
-    Pictures older than `ttl_s` cannot be fetched any more. Once all pictures take more than
-    `max_bytes`, the oldest are removed.
+    A picture can be fetched for the time that its id tells, whichever server asks. Once all
+    pictures take more than `max_bytes`, or the file system is full, the oldest are removed.
 
     Where the file system fails, every method raises StoreUnavailable from its error.
+
+    Attributes:
+        ttl_s: the seconds for which this store's own pictures are kept.
+        on_damaged: called when a damaged picture or note was found.
     """
 
     def __init__(
@@ -83,21 +93,21 @@ class ImageStore:
         Args:
             files: the file system. It must not cache listings, since other processes write, too.
             root: a path in it, below which the pictures are.
-            ttl_s: for how many seconds a picture is kept.
+            ttl_s: for how many seconds a picture that is stored here is kept.
             max_bytes: most bytes of all pictures together, whichever process wrote them.
             writers: number of processes that write here.
             temporary: whether `close` removes everything.
             clock: the current time in seconds since 1970.
         """
-        self._files = files
-        self._root = root.rstrip("/")
-        # Object stores have no folders, and s3fs would create a bucket in the place of one. They
-        # can be told by their class: in fsspec all of them are asynchronous.
-        self._has_folders = not isinstance(files, AsyncFileSystem)
+        super().__init__(files, root)
         self.ttl_s = ttl_s
         self._target_bytes = max_bytes - max_bytes // _SHARE
         self._temporary = temporary
         self._clock = clock
+        self.on_damaged: Callable[[], None] = lambda: None
+        self._damaged: set[str] = set()
+        self._room = Room(self._remove_oldest)
+        self._full = Rarely(logger)
         self._sweeper = Sweeper(
             self.sweep,
             after_bytes=max_bytes // _SHARE // writers,
@@ -105,60 +115,76 @@ class ImageStore:
             clock=clock,
         )
 
-    def put(self, data: bytes, output_format: OutputFormat, metadata: Mapping[str, Any]) -> str:
-        """Store a picture; returns its id."""
-        image_id = new_id(self._clock())
-        record = {"format": output_format, "bytes": len(data), "metadata": dict(metadata)}
-        with self._translated_errors():
-            # The metadata is written last: a picture without it does not count as stored, so
-            # nobody can find half of one.
-            self._write(f"{image_id}.{output_format}", data)
-            self._write(f"{image_id}.{METADATA_SUFFIX}", json.dumps(record).encode())
+    def put(
+        self,
+        data: bytes,
+        output_format: OutputFormat,
+        metadata: Mapping[str, Any],
+        key: str | None = None,
+    ) -> str:
+        """Store a picture; returns its id.
+
+        Args:
+            data: its file.
+            output_format: of the file.
+            metadata: what is to be known of it.
+            key: 64 hexadecimal digits, of which the picture is the result.
+        """
+        image_id = new_id(self._clock(), self.ttl_s)
+        note = Note.of(image_id, data, output_format, metadata, key).written()
+
+        def write() -> None:
+            # The note is written after the picture: a picture without it does not count as stored,
+            # so nobody can find half of one.
+            with self._translated_errors():
+                self._write(f"{image_id}.{output_format}", data)
+                self._write(f"{image_id}.{METADATA_SUFFIX}", note)
+                if key is not None:
+                    self._write(f"{RESULTS}/{key}/{image_id}", b"")
+
+        self._room.write(write, len(data) + len(note))
         self._sweeper.wrote(len(data))
         return image_id
 
     def get(self, image_id: str) -> StoredImage:
-        """The picture. Raises ImageNotFound for an id that is unknown, evicted or too old."""
-        record = self._record(image_id)
-        output_format: OutputFormat = record["format"]
-        data = self._read(image_id, output_format)
-        return StoredImage(image_id, data, output_format, record["metadata"])
+        """The picture.
+
+        Raises ImageNotFound for an id that is unknown, evicted or too old, and for one whose
+        picture or note is damaged.
+        """
+        return self._read_by(self._note(image_id))
 
     def describe(self, image_id: str) -> dict[str, Any]:
         """The metadata of a picture, without its file. Raises ImageNotFound as `get` does."""
-        record = self._record(image_id)
-        return {
+        note = self._note(image_id)
+        own = {
             "image_id": image_id,
-            "format": record["format"],
-            "bytes": record["bytes"],
+            "format": note.output_format,
+            "bytes": note.size,
             "created": created_at(image_id),
-            **record["metadata"],
         }
-
-    def put_result(self, key: str, image_id: str) -> None:
-        """Record a stored picture as the result of `key`, 64 hexadecimal digits."""
-        with self._translated_errors():
-            self._write(f"{RESULTS}/{key}/{image_id}", b"")
+        return {**own, **note.metadata, **own}
 
     def get_result(self, key: str, output_format: OutputFormat) -> StoredImage | None:
-        """The newest picture that is the result of `key`, without metadata; or None."""
+        """The newest picture that is the result of `key`; or None."""
         with self._translated_errors():
             ids = [base_name(path) for path in self._find(f"{RESULTS}/{key}")]
         for image_id in sorted(ids, key=created_at, reverse=True):
             with suppress(ImageNotFound):  # it was evicted
-                data = self._read(image_id, output_format)
-                return StoredImage(image_id, data, output_format, {})
+                note = self._note(image_id)
+                if (note.key, note.output_format) == (key, output_format):
+                    return self._read_by(note)
         return None
 
     def is_ageing(self, image_id: str) -> bool:
         """Whether more than half of the time for which a picture is kept is over."""
-        return self._clock() - created_at(image_id) > self.ttl_s / 2
+        return self._age(image_id) > self._lifetime(image_id) / 2
 
     def sweep(self, grace_s: float = 0.0) -> None:
-        """Remove pictures that are too old, then the oldest ones, until there is room.
+        """Remove pictures that are too old or damaged, then the oldest ones, until there is room.
 
-        Metadata is removed first, and the pictures `grace_s` seconds later, so that a reader in any
-        process that has just read the metadata still gets the picture. What an interrupted sweep or
+        Notes are removed first, and the pictures `grace_s` seconds later, so that a reader in any
+        process that has just read the note still gets the picture. What an interrupted sweep or
         `put` leaves behind is removed by a later sweep.
         """
         self._sweeper.reset()
@@ -168,6 +194,7 @@ class ImageStore:
             results = self._find(RESULTS)
             stored = self._list()
             evicted = superfluous(stored, self._target_bytes, self._expired)
+            evicted |= self._still_damaged(stored)
             kept = stored.keys() - evicted
             dangling = [path for path in results if base_name(path) not in kept]
             metadata = [path for image_id in evicted for path in stored[image_id].metadata]
@@ -176,17 +203,6 @@ class ImageStore:
             if not pictures or self._sweeper.wait(grace_s):
                 return
             self._remove(pictures)
-
-    def check(self) -> None:
-        """Write, read, list and remove a small file. Raises the file system's own errors."""
-        name = f".check-{secrets.token_hex(8)}"
-        path = f"{self._root}/{name}"
-        self._write(name, b"check")
-        try:
-            self._files.cat_file(path)
-            self._files.ls(self._root)
-        finally:
-            self._files.rm_file(path)
 
     def start_sweeping(self) -> None:
         """Sweep in a thread from now on, until `close` is called."""
@@ -199,79 +215,68 @@ class ImageStore:
             with suppress(FileNotFoundError):
                 self._files.rm(self._root, recursive=True)
 
-    def _record(self, image_id: str) -> dict[str, Any]:
-        """The content of a picture's JSON file. Raises ImageNotFound."""
+    def _note(self, image_id: str) -> Note:
+        """The note of a picture. Raises ImageNotFound."""
         if not is_id(image_id):
             raise ImageNotFound(image_id)
         if self._expired(image_id):
-            raise ImageNotFound(image_id, hint=f"pictures are kept for {self.ttl_s:g} seconds")
-        try:
-            record: dict[str, Any] = json.loads(self._read(image_id, METADATA_SUFFIX))
-        except ValueError:  # the process that wrote it was killed
-            raise ImageNotFound(image_id) from None
-        return record
+            lifetime = f"it was kept for {self._lifetime(image_id):g} seconds"
+            raise ImageNotFound(image_id, hint=lifetime)
+        with self._damage_noted(image_id):
+            return Note.read(self._read(image_id, METADATA_SUFFIX), image_id)
 
-    def _read(self, image_id: str, suffix: str) -> bytes:
-        """The content of one of a picture's files. Raises ImageNotFound."""
-        if self._expired(image_id):
-            raise ImageNotFound(image_id)
-        with self._translated_errors():
-            try:
-                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}")
-            except FileNotFoundError:
-                raise ImageNotFound(image_id) from None
-        return data
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = f"{self._root}/{name}"
-        try:
-            try:
-                self._files.pipe_file(path, data)
-            except FileNotFoundError:
-                if not self._has_folders:
-                    raise
-                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._files.pipe_file(path, data)
-        except Exception:
-            if self._has_folders:  # half of the file may have been written
-                with suppress(Exception):
-                    self._files.rm_file(path)
-            raise
-
-    def _list(self) -> dict[str, PictureFiles]:
-        try:
-            return by_id(self._files.ls(self._root, detail=True))
-        except FileNotFoundError:  # nothing was stored yet
-            return {}
-
-    def _find(self, folder: str) -> list[str]:
-        """The paths of the results below a folder."""
-        paths: list[str] = self._files.find(f"{self._root}/{folder}")
-        return [path for path in paths if is_result(path)]
-
-    def _remove(self, paths: Collection[str]) -> None:
-        if not paths:
-            return
-        try:
-            self._files.rm(list(paths))
-        except FileNotFoundError:  # another process was quicker; some may still be there
-            for path in paths:
-                with suppress(FileNotFoundError):
-                    self._files.rm_file(path)
-        if self._has_folders:
-            for folder in {path.rpartition("/")[0] for path in paths if is_result(path)}:
-                with suppress(OSError):  # the folder holds newer results
-                    self._files.rmdir(folder)
-
-    def _expired(self, image_id: str) -> bool:
-        return self._clock() - created_at(image_id) > self.ttl_s
+    def _read_by(self, note: Note) -> StoredImage:
+        """The picture of a note. Raises ImageNotFound."""
+        with self._damage_noted(note.image_id):
+            data = self._read(note.image_id, note.output_format)
+            note.check(data)
+        return StoredImage(note.image_id, data, note.output_format, note.metadata)
 
     @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        """Raise errors of client libraries, which have no class in common, as StoreUnavailable."""
+    def _damage_noted(self, image_id: str) -> Iterator[None]:
+        """Count damage, remember it for the next sweep, and raise it as ImageNotFound."""
         try:
             yield
-        except SDXLError:
-            raise
-        except Exception as error:
-            raise StoreUnavailable from error
+        except Damaged as error:
+            if image_id not in self._damaged:
+                logger.warning("a stored picture is damaged and will be removed: %s", error)
+            self._damaged.add(image_id)
+            self.on_damaged()
+            raise ImageNotFound(image_id) from None
+
+    def _still_damaged(self, stored: Collection[str]) -> set[str]:
+        """The pictures that were found to be damaged, and are: they are read once more.
+
+        A note that was being written may have been read too early.
+        """
+        found, self._damaged = self._damaged, set()
+        damaged = set()
+        for image_id in found.intersection(stored):
+            try:
+                note = Note.read(self._read(image_id, METADATA_SUFFIX), image_id)
+                note.check(self._read(image_id, note.output_format))
+            except (Damaged, ImageNotFound):
+                damaged.add(image_id)
+        return damaged
+
+    def _remove_oldest(self, size: int) -> bool:
+        """Remove pictures at once, an eighth of all bytes and at least `size`; whether any were."""
+        with self._translated_errors():
+            stored = self._list()
+            total = sum(files.size for files in stored.values())
+            target = max(total - max(total // _SHARE, size), 0)
+            evicted = superfluous(stored, target, self._expired)
+            self._remove([path for image_id in evicted for path in stored[image_id].metadata])
+            self._remove([path for image_id in evicted for path in stored[image_id].picture])
+        if evicted:
+            self._full.warn("the image store is full: its %d oldest pictures go", len(evicted))
+        return bool(evicted)
+
+    def _age(self, image_id: str) -> float:
+        return self._clock() - created_at(image_id)
+
+    def _lifetime(self, image_id: str) -> float:
+        return lifetime_of(image_id, otherwise_s=self.ttl_s)
+
+    def _expired(self, image_id: str) -> bool:
+        return self._age(image_id) > self._lifetime(image_id)

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 
 from sdxl_bento.errors import StoreUnavailable
+from sdxl_bento.pictures.reasons import reason
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 GRACE_S = 10.0
 _CHECK_EVERY_S = 30.0
+_CLOSE_S = 1.0
 
 
 class Sweeper(threading.Thread):
@@ -62,11 +64,11 @@ class Sweeper(threading.Thread):
         return self._closed.wait(seconds)
 
     def close(self) -> None:
-        """End the thread, if it was started; waits for a sweep that is under way."""
+        """End the thread, if it was started; waits a moment for a sweep that is under way."""
         self._closed.set()
         self._due.set()
         if self.ident is not None:
-            self.join(GRACE_S)
+            self.join(_CLOSE_S)
 
     def run(self) -> None:
         """Sweep until `close` is called."""
@@ -76,7 +78,7 @@ class Sweeper(threading.Thread):
             try:
                 self._sweep(GRACE_S)
             except StoreUnavailable as error:
-                logger.warning("the image store could not be swept: %s", error.__cause__)
+                logger.warning("the image store could not be swept: %s", reason(error))
             while not (self._closed.is_set() or self._due.wait(_CHECK_EVERY_S)):
                 if self._unswept_bytes or self._clock() - swept > self._after_s:
                     break

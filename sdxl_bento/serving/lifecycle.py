@@ -1,4 +1,4 @@
-"""The start and the end of a worker process."""
+"""The start of a worker process, and what it tells while it runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import asyncio
 import json
 import logging
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Coroutine
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from sdxl_bento.serving.gpu import GPU, gpus_of
@@ -62,36 +59,3 @@ def welcome(url: str) -> str:
     body = shlex.quote(json.dumps({"prompt": _EXAMPLE_PROMPT}))
     curl = f"curl -s {url}/generate -H 'Content-Type: application/json' -d {body} -o picture.png"
     return f"\nReady at {url} (the API is at {url}/docs). A first picture:\n\n  {curl}\n\n"
-
-
-def drain_on_signal(drain: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Begin to `drain` as soon as the process receives SIGTERM or SIGINT.
-
-    The server calls the shutdown hooks only after the last running call has been answered, so
-    without this, only their own timeout would limit these calls. Outside the main thread, where
-    Python allows no signal handlers, this does nothing.
-    """
-    loop = asyncio.get_running_loop()
-    stopping: set[asyncio.Task[None]] = set()
-
-    def stop() -> None:
-        if not stopping:
-            stopping.add(loop.create_task(drain()))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            _chain(number, lambda: loop.call_soon_threadsafe(stop))
-        except ValueError:  # not the main thread
-            return
-
-
-def _chain(number: signal.Signals, first: Callable[[], object]) -> None:
-    """Call `first` on a signal, before the handler that is set now."""
-    previous = signal.getsignal(number)
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        first()
-        if callable(previous):
-            previous(signum, frame)
-
-    signal.signal(number, handler)

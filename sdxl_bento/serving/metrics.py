@@ -52,6 +52,7 @@ class Metrics:
         self._totals: dict[tuple[str, str], int] = {}
 
         self._define_calls()
+        self._define_store()
         self._define_engine()
         self._define_common_names()
 
@@ -80,6 +81,23 @@ class Metrics:
         self._result_cache = Counter(
             "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
         )
+
+    def _define_store(self) -> None:
+        from prometheus_client import Counter, Gauge
+
+        self._store_writes = Counter(
+            "sdxl_store_writes", "Drawn pictures that were to be stored.", ["outcome"]
+        )
+        self._store_damaged = Counter(
+            "sdxl_store_damaged", "Stored pictures that were damaged when they were read."
+        )
+        self._store_available = Gauge(
+            "sdxl_store_available",
+            "1, or 0 while a worker leaves the image store alone because it does not answer.",
+            multiprocess_mode="livemin",
+        )
+        for outcome in ("stored", "failed", "skipped"):
+            self._store_writes.labels(outcome)
 
     def _define_engine(self) -> None:
         from prometheus_client import Counter, Gauge, Histogram
@@ -192,6 +210,18 @@ class Metrics:
         """Count the pictures of one call that the result cache had, and those that it lacked."""
         self._result_cache.labels("hits").inc(hits)
         self._result_cache.labels("misses").inc(misses)
+
+    def store_write(self, outcome: str) -> None:
+        """Count a picture that the image store was to take: `stored`, `failed` or `skipped`."""
+        self._store_writes.labels(outcome).inc()
+
+    def store_damaged(self) -> None:
+        """Count a stored picture that was damaged when it was read."""
+        self._store_damaged.inc()
+
+    def store_available(self, available: bool) -> None:
+        """Set whether the image store answers."""
+        self._store_available.set(available)
 
     def _stage_times(self, generation: Generation) -> None:
         for name, seconds in asdict(generation.timings).items():

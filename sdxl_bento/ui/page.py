@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from sdxl_bento import scratch
 from sdxl_bento.protocols.http.caller import limited
 from sdxl_bento.ui.pages import waiting_page
 from sdxl_bento.ui.uploads import check_room
@@ -81,7 +81,7 @@ class Page:
         """Build the page on the first visit."""
         await self._visited.wait()
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="sdxl-bento-ui-"))
+            self._folder = scratch.make("ui")
             self._open.callback(shutil.rmtree, self._folder, ignore_errors=True)
             # The folder for uploads. Gradio reads the variable when it is imported.
             os.environ["GRADIO_TEMP_DIR"] = str(self._folder)

@@ -39,6 +39,7 @@ def bucket(s3: str) -> Bucket:
 def server(s3: str, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     settings = {"SDXL_STORE": f"s3://{bucket.name}/{PREFIX}", "SDXL_RESULT_CACHE": 1}
+    settings["SDXL_STORE_TIMEOUT_S"] = 20  # however busy the machine
     env = faked_environment(folder / "home", SDXL_WORKERS=2, FAKE_PREVIEWS=1, **settings)
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "verysecret"}
     env |= keys | {"AWS_ENDPOINT_URL": s3, "AWS_DEFAULT_REGION": "us-east-1"}
@@ -225,6 +226,43 @@ def test_all_processes_are_counted_together(http: httpx.Client) -> None:
         http.post("/generate", json=RED | {"seed": 70})
     after = counted()
     assert (after["hits"] - before["hits"], after["misses"] - before["misses"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        *[("png", b""), ("png", None), ("json", b"{}"), ("json", b"[]"), ("json", b"null")],
+        *[("json", b"[" * 50_000), ("json", None)],
+    ],
+)
+def test_what_is_damaged_is_not_there_in_any_protocol(
+    http: httpx.Client, bucket: Bucket, kind: str, content: bytes | None
+) -> None:
+    """`None` stands for the file of another picture."""
+    body = RED | {"seed": 90}
+    other = http.post("/generate", json=body | {"seed": 91}).headers["x-image-id"]
+    first = http.post("/generate", json=body)
+    image_id = first.headers["x-image-id"]
+    key = f"{PREFIX}/{image_id}.{kind}"
+    if content is None:
+        found = bucket.client.get_object(Bucket=bucket.name, Key=f"{PREFIX}/{other}.{kind}")
+        content = found["Body"].read()
+    bucket.put(key, content)
+    paths = ["/images/{}", "/images/{}.png", "/download/{}"]
+    paths += ["/images/{}/metadata"] * (kind == "json")
+    for path in paths:
+        assert http.get(path.format(image_id)).status_code == 404, path
+    start = {"prompt": "quick", "image_id": image_id}
+    for path in ("/img2img", "/refine"):
+        refused = http.post(path, json=start)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (404, "image_not_found")
+    again = http.post("/generate", json=body)
+    assert (again.status_code, again.headers["x-cache"]) == (200, "miss")
+    assert again.content == first.content
+    assert again.headers["x-image-id"] != image_id
+    damaged = re.search(r"^sdxl_store_damaged_total (.+)$", http.get("/metrics").text, re.MULTILINE)
+    assert damaged is not None
+    assert float(damaged[1]) >= 5
 
 
 @contextmanager

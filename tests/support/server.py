@@ -77,9 +77,10 @@ def serve(
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
     ready: bool = True,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """Serve `target`, wait until it is ready unless told not to, and end it by its pid."""
-    port = _free_port()
+    port = port or _free_port()
     command = [sys.executable, "-m", "bentoml", "serve", target]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     variables = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", **(env or {})}

@@ -21,6 +21,7 @@ from export.compile.onnx_graph.kinds import QUANTIZATIONS
 from export.compile.registry import Machine, Target, register
 from export.compile.targets import onnx
 from export.errors import ExportError
+from sdxl_bento import scratch
 from sdxl_bento.backends.openvino import import_openvino, weights_of
 from sdxl_bento.manifest import Quantization
 
@@ -61,6 +62,7 @@ def compile_part(
     """
     if folder not in _INTERMEDIATE:
         _INTERMEDIATE[folder] = tempfile.TemporaryDirectory(prefix="sdxl-bento-onnx-")
+        scratch.hold(Path(_INTERMEDIATE[folder].name))
     work = Path(_INTERMEDIATE[folder].name)
     options = replace(options, quantization=GRAPH_QUANTIZATIONS[options.quantization])
     if options.graphs is None:

@@ -69,8 +69,10 @@ async def _stored(request: Request, disposition: str) -> Response:
         "Content-Disposition": f'{disposition}; filename="{image_id}.{image.output_format}"',
         "Cache-Control": "private, max-age=3600, immutable",
         "X-Image-Id": image.image_id,
-        "X-Seed": str(image.metadata["params"]["seed"]),
     }
+    params = image.metadata.get("params")
+    if isinstance(params, dict) and isinstance(params.get("seed"), int):
+        headers["X-Seed"] = str(params["seed"])
     return Response(image.data, headers=headers, media_type=image.media_type)
 
 

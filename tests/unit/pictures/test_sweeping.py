@@ -12,14 +12,21 @@ import pytest
 from sdxl_bento.errors import StoreUnavailable
 from sdxl_bento.pictures import sweeping
 from sdxl_bento.pictures.listing import PictureFiles, by_id, superfluous
-from sdxl_bento.pictures.names import created_at, is_id, is_result, new_id, parse_file_name
+from sdxl_bento.pictures.names import (
+    created_at,
+    is_id,
+    is_result,
+    lifetime_of,
+    new_id,
+    parse_file_name,
+)
 from sdxl_bento.pictures.sweeping import Sweeper
 
 KEY = "0123456789abcdef" * 4
 
 
 def id_at(second: int) -> str:
-    return new_id(second)
+    return new_id(second, 60)
 
 
 # Names
@@ -27,33 +34,42 @@ def id_at(second: int) -> str:
 
 def test_an_id_tells_when_it_was_made() -> None:
     for second in (0, 1, 1_000_000, 1_900_000_000, 2**32 - 1):
-        image_id = new_id(second + 0.9)
+        image_id = new_id(second + 0.9, 60)
         assert created_at(image_id) == second
         assert is_id(image_id)
-        assert len(image_id) == 22
+        assert len(image_id) == 28
 
 
 def test_an_id_is_never_an_option() -> None:
     """The first six bits of the time stand for a dash only from the year 2101 on."""
     for second in range(0, 0xF800_0000, 2**24):
-        assert not new_id(second).startswith("-")
+        assert not new_id(second, 60).startswith("-")
 
 
-def test_ninety_six_bits_are_random() -> None:
-    tails = {base64.urlsafe_b64decode(new_id(5) + "==")[4:] for _ in range(100)}
+def test_an_id_tells_for_how_long_its_picture_is_kept() -> None:
+    for seconds, told in ((0.2, 1), (60, 60), (60.5, 61), (3600, 3600), (1e12, 2**32 - 1)):
+        assert lifetime_of(new_id(5, seconds), otherwise_s=7) == told
+    assert lifetime_of("a" * 22, otherwise_s=7) == 7  # of an earlier version
+    assert created_at("awFg2-qBFNRlFlu89xv67Q") == 1795252443
+
+
+def test_a_hundred_and_four_bits_are_random() -> None:
+    tails = {base64.urlsafe_b64decode(new_id(5, 60))[8:] for _ in range(100)}
     assert len(tails) == 100
-    assert {len(tail) for tail in tails} == {12}
-    for place in range(12):
+    assert {len(tail) for tail in tails} == {13}
+    for place in range(13):
         assert len({tail[place] for tail in tails}) > 20
 
 
-@pytest.mark.parametrize("text", ["", "a" * 21, "a" * 23, "a" * 21 + "+", "a" * 21 + "\n"])
+@pytest.mark.parametrize(
+    "text", ["", "a" * 21, "a" * 23, "a" * 27, "a" * 29, "a" * 21 + "+", "a" * 28 + "\n"]
+)
 def test_what_is_no_id(text: str) -> None:
     assert not is_id(text)
 
 
 def test_the_names_of_pictures() -> None:
-    image_id = "a" * 22
+    image_id = "a" * 28
     for suffix in ("png", "webp", "jpeg", "json"):
         assert parse_file_name(f"{image_id}.{suffix}") == (image_id, suffix)
     for name in (image_id, f"{image_id}.txt", f"x{image_id}.png", f"{image_id}.png.tmp", ".json"):
@@ -61,7 +77,7 @@ def test_the_names_of_pictures() -> None:
 
 
 def test_the_paths_of_results() -> None:
-    image_id = "a" * 22
+    image_id = "a" * 28
     assert is_result(f"/store/results/{KEY}/{image_id}")
     for path in (
         f"/store/other/{KEY}/{image_id}", f"/store/results/{KEY}/mine",
@@ -79,8 +95,9 @@ def test_a_listing_by_id() -> None:
         {"name": f"bucket/{one}.png", "size": 100},
         {"name": f"bucket/{two}.json", "size": 3},
         {"name": f"bucket/{one}.json", "size": 20},
-        {"name": f"bucket/{two}.webp", "size": None},  # a folder of that name, say
+        {"name": f"bucket/{two}.webp", "size": None},
         {"name": "bucket/mine.png", "size": 5000},
+        {"name": f"bucket/{one}.jpeg", "size": 7, "type": "directory"},
     ]
     assert by_id(listing) == {
         one: PictureFiles([f"bucket/{one}.json"], [f"bucket/{one}.png"], 120),

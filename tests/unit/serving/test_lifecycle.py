@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.serving import lifecycle
 from sdxl_bento.serving.gpu import Usage
-from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load, welcome
+from sdxl_bento.serving.lifecycle import announce, report_load, welcome
 from sdxl_bento.serving.results import ModelSummary, UnitDone
 
 URL = "http://127.0.0.1:3000"
@@ -145,76 +143,3 @@ async def test_the_load_is_reported_once_a_second(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SDXLError):
         await report_load(generator, FakeMetrics(rounds=2))  # type: ignore[arg-type]
     assert slept == [1.0, 1.0]
-
-
-@pytest.fixture
-def handlers() -> Iterator[dict[int, list[int]]]:
-    """Signals that came to the handlers of before, by number."""
-    seen: dict[int, list[int]] = {signal.SIGTERM: [], signal.SIGINT: []}
-    before = {number: signal.getsignal(number) for number in seen}
-    for number, numbers in seen.items():
-        signal.signal(number, lambda received, frame, numbers=numbers: numbers.append(received))
-    yield seen
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    """Wait for it, and then for what might happen once more."""
-    async with asyncio.timeout(5):
-        while not happened():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-    await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_begins_to_drain_and_reaches_its_old_handler(
-    handlers: dict[int, list[int]], number: signal.Signals
-) -> None:
-    drained = []
-
-    async def drain() -> None:
-        drained.append(number)
-
-    drain_on_signal(drain)
-    signal.raise_signal(number)
-    signal.raise_signal(number)
-    await until(lambda: bool(drained))
-    assert drained == [number]  # once, however often it is told
-    assert handlers[number] == [number, number]
-
-
-async def test_a_signal_that_nobody_handled_stays_so(handlers: dict[int, list[int]]) -> None:
-    drained = []
-
-    async def drain() -> None:
-        drained.append(True)
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    drain_on_signal(drain)
-    signal.raise_signal(signal.SIGTERM)
-    await until(lambda: bool(drained))
-    assert drained == [True]
-
-
-def test_outside_the_main_thread_signals_are_left_alone(handlers: dict[int, list[int]]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    errors: list[BaseException] = []
-
-    async def drain() -> None:
-        raise AssertionError("nobody asked for it")
-
-    async def in_thread() -> None:
-        drain_on_signal(drain)
-
-    def run() -> None:
-        try:
-            asyncio.run(in_thread())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(20)
-    assert not errors
-    assert signal.getsignal(signal.SIGTERM) is before
