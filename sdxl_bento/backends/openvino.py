@@ -62,7 +62,7 @@ class OpenVinoPart:
             if not file.is_file():
                 raise ConfigurationError(f"{file}: no such file; export the model again")
         core = ov.Core()
-        chosen = settings(core, options)
+        chosen = settings(core, options, weights)
         cache = chosen.get("CACHE_DIR")
         try:
             with (
@@ -98,8 +98,8 @@ class OpenVinoPart:
         self._request = self._compiled = None
 
 
-def settings(core: Any, options: PartOptions) -> dict[str, Any]:
-    """OpenVINO's properties for one part.
+def settings(core: Any, options: PartOptions, weights: Path) -> dict[str, Any]:
+    """OpenVINO's properties for one part, whose file of weights is `weights`.
 
     bfloat16 only where the CPU multiplies it by instructions of its own: elsewhere it is slower
     than float32, and OpenVINO takes float32 by itself.
@@ -110,7 +110,7 @@ def settings(core: Any, options: PartOptions) -> dict[str, Any]:
     if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         log.warning("this CPU has no bfloat16 instructions: OpenVINO computes in float32")
         dtype = "fp32"
-    chosen = {
+    chosen: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
@@ -122,6 +122,9 @@ def settings(core: Any, options: PartOptions) -> dict[str, Any]:
     cache = options.cache
     if cache is not None and os.access(cache, os.W_OK):
         chosen["CACHE_DIR"] = str(cache)
+        # Graphs without weights: those are read from the file that the graphs share, where the
+        # cache would hold a copy in float32 for each graph.
+        chosen |= {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(weights)}
     return chosen
 
 

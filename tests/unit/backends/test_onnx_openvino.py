@@ -267,6 +267,10 @@ def test_openvino_keeps_what_it_compiled(all_compiled: dict[str, Compiled], tmp_
     first = all_compiled["openvino"].load(cache=cache)
     kept = {path.name for path in cache.iterdir()}
     assert kept
+    compiled = all_compiled["openvino"]
+    weights = (compiled.folder / compiled.plain).with_suffix(".bin").read_bytes()
+    some = weights[len(weights) // 2 :][:256]  # which the cache does not repeat
+    assert not any(some in path.read_bytes() for path in cache.iterdir())
     second = all_compiled["openvino"].load(cache=cache)
     assert {path.name for path in cache.iterdir()} == kept
     given = inputs(2, 4, 4)
