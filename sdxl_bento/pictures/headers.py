@@ -14,9 +14,11 @@ from typing import Literal
 Format = Literal["PNG", "JPEG", "WEBP"]
 
 MOST_CHUNKS = 20_000  # chunks of a PNG, or segments of a JPEG
+_MOST_FILLING = 1 << 16  # bytes; Pillow skips them one by one
 _PNG = b"\x89PNG\r\n\x1a\n"
 # In a JPEG's coded data, 0xFF is followed by 0 or by a restart marker; anything else ends the data.
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
+# A marker may have more than one 0xFF before it. The pattern has no repetition, so it is linear.
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 _START_OF_SCAN, _START_OF_IMAGE, _END_OF_IMAGE = 0xDA, 0xD8, 0xD9
 
@@ -73,11 +75,13 @@ def _png(data: bytes) -> Header:
 def _jpeg(data: bytes) -> Header:
     """ITU-T T.81, annex B."""
     size: tuple[int, int] | None = None
-    scans, at = 0, 2
+    scans, at, in_scan = 0, 2, False
     for _ in range(MOST_CHUNKS):
         match = _NEXT_MARKER.search(data, at)
         if match is None:
             break
+        if match.start() - at > _MOST_FILLING and not in_scan:
+            raise ValueError(f"it has over {_MOST_FILLING} bytes between two segments")
         marker, at = match[1][0], match.end()
         if marker == _END_OF_IMAGE:
             break
@@ -88,7 +92,8 @@ def _jpeg(data: bytes) -> Header:
             if size not in (None, found):
                 raise ValueError("it has two sizes")
             size = found
-        scans += marker == _START_OF_SCAN
+        in_scan = marker == _START_OF_SCAN
+        scans += in_scan
         at += int.from_bytes(data[at : at + 2], "big")
     else:
         raise ValueError(f"it has over {MOST_CHUNKS} segments")

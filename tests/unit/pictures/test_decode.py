@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -230,6 +231,7 @@ def test_scans_of_a_thumbnail_do_not_count() -> None:
         png(4, 4, 8, 2, b"\0" * 52, chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 2, 0, 0, 0))),
         png(4, 4, 8, 2, b"\0" * 52, *[chunk(b"teSt", b"")] * MOST_CHUNKS),
         jpeg(10, 10)[:2] + b"\xff\xe0\0\x02" * MOST_CHUNKS + jpeg(10, 10)[2:],
+        SAMPLES["jpeg"][:2] + b"\xff" * (1 << 17) + SAMPLES["jpeg"][2:],
         SAMPLES["png"][:200],
         SAMPLES["jpeg"][:-20],
         SAMPLES["webp"][:-9],
@@ -242,6 +244,18 @@ def test_broken_files_are_refused(data: bytes) -> None:
     assert not isinstance(caught.value, ImageTooLarge)
     assert len(str(caught.value)) < 400
     assert "object at" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "filling", [b"\xff", b"\0", b"\xff\0", b"\xff\xd0", b"\xff\xda", b"\xff\xc0"]
+)
+@pytest.mark.parametrize("sound", [True, False])
+def test_headers_are_read_in_linear_time(filling: bytes, sound: bool) -> None:
+    """The largest upload, filled with what is worst to go through; otherwise it takes days."""
+    begin = SAMPLES["jpeg"] if sound else b"\xff\xd8\xff"
+    data = begin.removesuffix(b"\xff\xd9") + filling * ((32 << 20) // len(filling))
+    with suppress(ValueError):
+        assert read_header(data) is not None
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
