@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _START_S = 30.0  # in which a process has to be ready; it takes a tenth of a second
 _GRACE_S = 5.0  # after which a process ends itself, if nobody else does
+_LARGE = 1 << 20  # bytes
 _PROGRAM = (
     "import sys; n = int(sys.argv.pop()); sys.path[:] = sys.argv[-n:]; "
     "from sdxl_bento.pictures.decoder_process import main; main()"
@@ -43,6 +44,9 @@ _PROGRAM = (
 
 class DecoderPool:
     """Processes for decoding, which are started when they are needed and kept.
+
+    Files over a mebibyte, of which some take long, never take the last free process, so that small
+    ones do not wait for them. With a single process they do.
 
     An object belongs to one event loop. Its processes end with it, and with this process.
     """
@@ -57,6 +61,7 @@ class DecoderPool:
         self._timeout_s = settings.decode_timeout_s
         self._max_waiting = settings.max_queue
         self._slots = asyncio.Semaphore(settings.decode_processes)
+        self._large = asyncio.Semaphore(max(settings.decode_processes - 1, 1))
         # Each thread waits for one process.
         self._threads = ThreadPoolExecutor(settings.decode_processes, "sdxl-decode")
         self._processes: set[_Process] = set()
@@ -71,17 +76,17 @@ class DecoderPool:
             InvalidInput: the file is no picture, or a broken one.
             Overloaded: too many pictures are waiting to be decoded.
         """
-        if self._slots.locked() and self._waiting >= self._max_waiting:
+        slots = (self._large, self._slots) if len(data) > _LARGE else (self._slots,)
+        if self._waiting >= self._max_waiting and any(slot.locked() for slot in slots):
             raise Overloaded("too many uploaded pictures are waiting to be decoded", 1.0)
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
-        try:
+        async with AsyncExitStack() as held:
+            self._waiting += 1
+            try:
+                for slot in slots:
+                    await held.enter_async_context(slot)
+            finally:
+                self._waiting -= 1
             return await self._run(data, field)
-        finally:
-            self._slots.release()
 
     def close(self) -> None:
         """End the processes, also those that are decoding."""

@@ -62,7 +62,7 @@ def _png(data: bytes) -> Header:
     if kind != b"IHDR" or length != 13:
         raise ValueError("it does not begin with an IHDR chunk")
     at, chunks = len(_PNG), 0
-    while at + 8 <= len(data):
+    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
         at += 12 + int.from_bytes(data[at : at + 4], "big")
         chunks += 1
         if chunks > MOST_CHUNKS:

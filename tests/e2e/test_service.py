@@ -177,14 +177,17 @@ def test_a_picture_that_is_off_the_grid(http: httpx.Client, red: httpx.Response)
     wide.paste(Image.open(io.BytesIO(red.content)).resize((127, 127)), (10, 0))
     out = io.BytesIO()
     wide.save(out, "WEBP", lossless=True)
-    fields = {"prompt": RED["prompt"], "seed": "1", "strength": "0.3", "width": "128"}
-    answer = http.post("/img2img", data=fields, files={"image": out.getvalue()})
-    assert answer.status_code == 422
-    assert answer.json()["error"]["field"] == "image"
-    answer = http.post("/img2img", data=fields | {"height": "128"}, files={"image": out.getvalue()})
+    fields = {"prompt": RED["prompt"], "seed": "1", "strength": "0.3", "height": "128"}
+    answer = http.post("/img2img", data=fields | {"width": "128"}, files={"image": out.getvalue()})
     assert answer.headers["x-cut-from"] == "147x127"
     assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
     assert seen(answer.content)[:3] == ("red", "circle", "blue")
+    out = io.BytesIO()
+    wide.resize((30, 31)).save(out, "PNG")
+    error = refused(
+        http.post("/img2img", data={"prompt": "a"}, files={"image": out.getvalue()}), 422
+    )
+    assert (error["field"], error["value"]) == ("image", "30x31")
 
 
 @pytest.mark.parametrize(

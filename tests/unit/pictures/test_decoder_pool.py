@@ -132,6 +132,24 @@ async def test_only_so_many_at_once_and_in_the_queue(pool: DecoderPool) -> None:
     assert the_process(pool) == pid
 
 
+async def test_small_files_do_not_wait_for_large_ones() -> None:
+    pool = DecoderPool(SETTINGS.model_copy(update={"decode_processes": 2}))
+    large = DATA + b"\0" * (1 << 20)  # what follows the end of a picture does not matter
+    assert (await pool.decode(large)).size == (24, 16)
+    pid = the_process(pool)
+    os.kill(pid, signal.SIGSTOP)
+    tasks = [asyncio.create_task(pool.decode(large)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for _ in range(3):
+        assert (await pool.decode(DATA)).size == (24, 16)
+    with pytest.raises(Overloaded):
+        await pool.decode(large)
+    assert not any(task.done() for task in tasks)
+    os.kill(pid, signal.SIGCONT)
+    await asyncio.gather(*tasks)
+    pool.close()
+
+
 async def test_closing_ends_all_processes_even_busy_ones() -> None:
     pool = DecoderPool(SETTINGS)
     pid, task = await hanging(pool)
