@@ -54,6 +54,7 @@ def main() -> None:
         results.write(RESULT.pack(len(text), len(pixels)) + text)
         results.write(pixels)
         results.flush()
+        del pixels  # it may wait long for the next job
 
 
 def result(data: bytes, max_pixels: int) -> tuple[bytes, bytes]:

@@ -90,7 +90,7 @@ class API:
         else:
             data = (await self.pictures.get(image_id)).data
 
-        decoded = await self.read_picture(data, role)
+        decoded = await self.read_picture(data, role if image_id is None else f"{role}_id")
         return await asyncio.to_thread(InputImage.of, decoded, data, image_id)
 
 
