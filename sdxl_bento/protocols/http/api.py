@@ -11,7 +11,7 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
 from sdxl_bento.pictures.decoder_pool import DecoderPool
 from sdxl_bento.protocols.http.bodies import Call
-from sdxl_bento.protocols.http.uploads import picture_bytes
+from sdxl_bento.protocols.http.uploads import picture_bytes, shortened
 from sdxl_bento.protocols.http.validation import parse_params
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class API:
     async def _picture(self, role: PictureRole, image: object, image_id: str | None) -> InputImage:
         """The picture in a field, or the one with an id in the store, whichever there is."""
         if (image is None) == (image_id is None):
-            raise InvalidInput(role, image, f"a picture here, or the id of one in {role}_id")
+            allowed = f"a picture here, or the id of one in {role}_id"
+            raise InvalidInput(role, shortened(image), allowed)
         if image_id is None:
             data = await asyncio.to_thread(picture_bytes, image, role)
         else:

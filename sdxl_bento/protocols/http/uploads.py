@@ -24,6 +24,11 @@ _SHOWN = 200  # characters of the value in an error
 T = TypeVar("T", str, bytes)
 
 
+def shortened(value: object) -> object:
+    """The value of a picture's field for an error, which is not to copy a whole file."""
+    return value[:_SHOWN] if isinstance(value, str | bytes) else value
+
+
 def picture_bytes(value: object, field: str = "image") -> bytes:
     """The file in a field: from a form, or base64 text, also in a data URL. It is not decoded.
 
@@ -76,4 +81,4 @@ def _found(value: str, sent: str) -> str:
 
 
 def _wrong(field: str, value: str, reason: str) -> InvalidInput:
-    return InvalidInput(field, value[:_SHOWN], f"{ALLOWED}; {reason}")
+    return InvalidInput(field, shortened(value), f"{ALLOWED}; {reason}")
