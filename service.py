@@ -112,6 +112,7 @@ class SDXLService:
             task.cancel()
         if self.page is not None:
             await self.page.aclose()
+        await asyncio.to_thread(self.api.close)
         await self.close()
 
     async def drain(self) -> None:

@@ -93,6 +93,19 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         2048 * 2048, ge=4096, description="Maximum number of pixels of one picture."
     )
+    decode_processes: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Maximum number of uploaded pictures that are decoded at the same time, each "
+        "in a process of its own.",
+    )
+    decode_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="An uploaded picture that takes longer than this many seconds to decode is "
+        "refused.",
+    )
     max_steps: int = Field(
         150, ge=1, le=200, description="Maximum number of denoising steps of one picture."
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.order import Order, Resolved
 from sdxl_bento.pictures.cache import CacheControl, ResultCache
-from sdxl_bento.pictures.encode import decode
+from sdxl_bento.pictures.decode import decode
 from sdxl_bento.pictures.publish import Picture, Pictures
 from sdxl_bento.serving.results import Generation, Progress, Provenance, Timings
 

@@ -81,6 +81,13 @@ class Resolved:
         """Whether it starts from a picture, which gives `strength` a meaning."""
         return self.task != "generate"
 
+    @property
+    def cut_from(self) -> tuple[int, int] | None:
+        """Width and height of the picture to redraw, if it had to be cropped or scaled."""
+        if self.image is None or self.image.size == (self.params.width, self.params.height):
+            return None
+        return self.image.size
+
     def with_params(self, **changes: Any) -> Resolved:
         """A copy with changed parameters, which are not validated."""
         return replace(self, params=self.params.model_copy(update=changes))

@@ -120,11 +120,12 @@ def _summary(result: Result, seconds: float) -> str:
     """One line about a call: seeds, steps, sampler, size, model, and how long it took."""
     params: dict[str, Any] = result.answer["params"]
     seeds = [str(image["seed"]) for image in result.answer["images"]]
+    cut = result.answer.get("cut_from")
     parts = [
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}",
         f"{params['num_inference_steps']} steps",
         f"{params['sampler']}",
-        f"{params['width']}x{params['height']}",
+        f"{params['width']}x{params['height']}" + (f", cut from {cut}" if cut else ""),
         f"{result.answer['model']}",
         _times(result.answer["timings"], seconds),
     ]

@@ -76,7 +76,7 @@ class LocalDrawer:
 
     def _redrawing(self, params: GenerateParams, init_image: InitImage) -> Order:
         from sdxl_bento.order import InputImage, Order
-        from sdxl_bento.pictures.encode import decode
+        from sdxl_bento.pictures.decode import decode
 
         image = decode(init_image.data, self._settings.max_pixels)
         return Order(init_image.task, params, {"image": InputImage.of(image, init_image.data)})

@@ -12,12 +12,17 @@ if TYPE_CHECKING:
 
 
 def to_pixels(image: Image, width: int, height: int) -> torch.Tensor:
-    """[1, 3, height, width] float32 in -1 to 1, resized by Lanczos where the size differs."""
+    """[1, 3, height, width] float32 in -1 to 1.
+
+    If the size differs, the middle of the picture is taken, as much as has the right aspect ratio,
+    and is scaled by Lanczos. So nothing is squashed: a circle stays a circle.
+    """
+    from PIL import ImageOps
     from PIL.Image import Resampling
 
     image = image.convert("RGB")
     if image.size != (width, height):
-        image = image.resize((width, height), Resampling.LANCZOS)
+        image = ImageOps.fit(image, (width, height), Resampling.LANCZOS)
     array = np.asarray(image, dtype=np.float32) / 255.0
     return torch.from_numpy(array).permute(2, 0, 1)[None] * 2.0 - 1.0
 

@@ -75,36 +75,66 @@ class Job:
 def resolve(order: Order, facts: ModelFacts, seed: int) -> Resolved:
     """Decide what the caller has left to the model. `seed` is taken if the caller gave none.
 
-    A picture that is redrawn keeps its size, to the next smaller multiple that the model draws.
     Steps and guidance that the caller left out are those of the model's variant.
 
     Raises:
         InvalidInput: a size that the model does not draw.
     """
     params, manifest = order.params, facts.manifest
-    limits = manifest.size_limits
-    width, height = manifest.base.width, manifest.base.height
-    if order.image is not None:
-        width, height = (max(side // limits.multiple, 1) * limits.multiple
-                         for side in order.image.size)  # fmt: skip
-    size = {"width": params.width or width, "height": params.height or height}
-    for field, value in size.items():
-        if not limits.allows(value, value):
-            raise InvalidInput(
-                field,
-                value,
-                f"a multiple of {limits.multiple} from {limits.min} to {limits.max} "
-                f"for the model {facts.name}",
-            )
+    width, height = _size(order, facts)
     decided = {
         "model": facts.name,
-        **size,
+        "width": width,
+        "height": height,
         "sampler": params.sampler or default_sampler(facts.base_scheduler),
         "seed": seed if params.seed is None else params.seed,
         **_variant_defaults(params, manifest),
     }
     resolved = ResolvedParams.model_validate(dict(params) | decided)
     return Resolved(order.task, resolved, order.pictures)
+
+
+def _size(order: Order, facts: ModelFacts) -> tuple[int, int]:
+    """Width and height: as asked for, else those of the picture that is redrawn, else the model's.
+
+    The size of a picture is taken to the nearest multiple that the model draws. If only one side
+    was asked for, the other follows from the picture's aspect ratio.
+
+    Raises:
+        InvalidInput: the model does not draw this size. If it is the picture's, `field` is "image".
+    """
+    params, limits = order.params, facts.manifest.size_limits
+    for field, side in (("width", params.width), ("height", params.height)):
+        if side is not None and not limits.allows(side, side):
+            raise InvalidInput(
+                field,
+                side,
+                f"a multiple of {limits.multiple} from {limits.min} to {limits.max} "
+                f"for the model {facts.name}",
+            )
+    if order.image is None:
+        base = facts.manifest.base
+        return params.width or base.width, params.height or base.height
+    width, height = order.image.size
+    scale = 1.0
+    if params.width is not None:
+        scale = params.width / width
+    elif params.height is not None:
+        scale = params.height / height
+
+    def nearest(side: int) -> int:
+        return int(side * scale / limits.multiple + 0.5) * limits.multiple
+
+    size = params.width or nearest(width), params.height or nearest(height)
+    if not limits.allows(*size):
+        raise InvalidInput(
+            "image",
+            f"{width}x{height}",
+            f"a picture whose sides are from {limits.min} to {limits.max} pixels, to the nearest "
+            f"multiple of {limits.multiple}, for the model {facts.name}; "
+            "or width and height beside it",
+        )
+    return size
 
 
 def _variant_defaults(params: GenerateParams, manifest: Manifest) -> dict[str, object]:

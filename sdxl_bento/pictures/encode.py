@@ -1,4 +1,4 @@
-"""Between pictures and the bytes of their files; encoding is done off the event loop."""
+"""From pictures to the bytes of their files, off the event loop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from PIL import Image as PILImage
-from PIL import ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import PngImagePlugin
 
-from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.exif import user_comment
 
@@ -25,30 +23,6 @@ MEDIA_TYPES: Mapping[str, str] = {
     "jpeg": "image/jpeg",
 }
 _MOST_EXIF = 65_000  # bytes; a JPEG has one segment of 64 KiB for it
-
-
-class ImageTooLarge(InvalidInput):
-    """An uploaded picture has more pixels than this server accepts."""
-
-
-def decode(data: bytes, max_pixels: int, field: str = "image") -> Image:
-    """An uploaded PNG, JPEG or WebP file as an upright RGB picture.
-
-    Raises:
-        ImageTooLarge: it has more than `max_pixels`. This is checked before they are decoded.
-        InvalidInput: it is no such file, or a broken one.
-    """
-    allowed = "a PNG, JPEG or WebP picture"
-    try:
-        image: Image = PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-        if image.width * image.height > max_pixels:
-            size = f"{image.width}x{image.height}"
-            raise ImageTooLarge(field, size, f"at most {max_pixels} pixels")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError:
-        raise InvalidInput(field, f"{len(data)} bytes of something else", allowed) from None
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a broken file
-        raise InvalidInput(field, f"a broken file ({error})", allowed) from None
 
 
 def encode(

@@ -2,11 +2,16 @@
 
 Its page "PNG Info", civitai and most galleries read this text: from the chunk `parameters` of a
 PNG, from the EXIF field UserComment of a JPEG or WebP.
+
+The format has no way to quote a prompt. Where a prompt has what readers would take for another
+part of the text, one space is added that CLIP's tokenizer ignores, so that the prompt that is read
+draws the same picture.
 """
 
 from __future__ import annotations
 
 import json
+import re
 
 from sdxl_bento import __version__
 from sdxl_bento.fields import wires
@@ -19,6 +24,10 @@ from sdxl_bento.sampler_names import a1111_name
 _PLACED = frozenset(
     ("Steps", "Sampler", "CFG scale", "Seed", "Model", "Denoising strength", "Refiner switch at")
 )
+
+# What begins another part of the text, for some readers within a line too, and an adapter's tag.
+_PART = re.compile(r"\b(negative prompt|steps):", re.IGNORECASE)
+_TAG = re.compile(r"<(?=[^\W_]\w*:)")
 
 
 def infotext(order: Resolved) -> str:
@@ -44,12 +53,12 @@ def infotext(order: Resolved) -> str:
         facts |= {"Refiner": params.model, "Refiner switch at": f"{params.high_noise_frac:g}"}
     facts |= _further_facts(params)
     facts["Version"] = f"sdxl-bento {__version__}"
-    tags = [f"<lora:{lora.name}:{lora.scale:g}>" for lora in params.loras]
-    lines = [" ".join([params.prompt, *tags])]
+    tags = [f"<lora:{_name(lora.name)}:{lora.scale:g}>" for lora in params.loras]
+    lines = [" ".join([_plain(params.prompt), *tags])]
     if params.negative_prompt:
-        lines.append(f"Negative prompt: {params.negative_prompt}")
+        lines.append(f"Negative prompt: {_plain(params.negative_prompt)}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items()))
-    return "\n".join(lines).replace("\0", " ")  # a null character would end the text of a PNG
+    return "\n".join(lines)
 
 
 def embedded(order: Resolved) -> dict[str, str]:
@@ -76,6 +85,18 @@ def _further_facts(params: GenerateParams) -> dict[str, object]:
     return facts
 
 
+def _plain(prompt: str) -> str:
+    """A prompt in which readers find neither another part of the text nor an adapter."""
+    # Some readers know only this line break, some all. A null character would end a PNG's text.
+    lines = "\n".join(prompt.replace("\0", " ").splitlines())
+    return _TAG.sub("< ", _PART.sub(r"\1 :", lines))
+
+
+def _name(adapter: str) -> str:
+    """An adapter's name, which has no quotes either. Names that files have need no change."""
+    return re.sub(r"[\s\0<>:]", " ", adapter)
+
+
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n\r\0]', text) else text

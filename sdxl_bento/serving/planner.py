@@ -37,6 +37,7 @@ class Planner:
                 raise AdapterNotFound(lora.name, sorted(available))
         resolved = resolve(order, model.facts, secrets.randbits(32))
         self._check_limits(resolved)
+        self._check_pixels(resolved, order)
         return resolved
 
     def plan(self, order: Resolved, *, wants_preview: bool = False) -> Job:
@@ -63,8 +64,22 @@ class Planner:
         limits = (
             ("num_inference_steps", params.num_inference_steps, settings.max_steps),
             ("num_images", params.num_images, settings.max_images),
-            ("width x height", params.width * params.height, settings.max_pixels),
         )
         for field, value, most in limits:
             if value > most:
                 raise InvalidInput(field, value, f"at most {most} on this server")
+
+    def _check_pixels(self, resolved: Resolved, order: Order) -> None:
+        """Check the size, which the caller may have left to the picture to redraw."""
+        params, most = resolved.params, self._settings.max_pixels
+        pixels = params.width * params.height
+        if pixels <= most:
+            return
+        if order.image is None or order.params.width or order.params.height:
+            raise InvalidInput("width x height", pixels, f"at most {most} on this server")
+        raise InvalidInput(
+            "image",
+            "{}x{}".format(*order.image.size),
+            f"a picture that is drawn with at most {most} pixels; this one would be drawn at "
+            f"{params.width}x{params.height}",
+        )

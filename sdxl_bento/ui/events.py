@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -215,7 +214,7 @@ class Events:
     async def _begin_with_upload(self, path: str, album: Album, model: str | None) -> Updates:
         on = self._on
         try:
-            small = await asyncio.to_thread(thumbnail, path, self._api.settings.max_pixels)
+            small = await thumbnail(path, self._api)
         except SDXLError as error:
             return {on.notice: render.failure(error_body(error)["error"])}
         album.start = Start(small.src, path=path)

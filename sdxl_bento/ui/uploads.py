@@ -6,11 +6,16 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdxl_bento.errors import InvalidInput, Overloaded
-from sdxl_bento.pictures.encode import base64_of, decode, encode
+from sdxl_bento.pictures.encode import base64_of, encode
 from sdxl_bento.ui.album import Start
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sdxl_bento.protocols.http.api import API
 
 MAX_FOLDER_BYTES = 1 << 30
 _EDGE = 320  # pixels of a thumbnail
@@ -38,9 +43,13 @@ def check_room(folder: Path) -> None:
         raise Overloaded("too many uploaded pictures are kept just now", retry_after_s=600)
 
 
-def thumbnail(path: str, max_pixels: int) -> Thumbnail:
+async def thumbnail(path: str, api: API) -> Thumbnail:
     """Read an uploaded file. Raises InvalidInput if it is not a picture that calls may use."""
-    image = decode(Path(path).read_bytes(), max_pixels)
+    data = await asyncio.to_thread(Path(path).read_bytes)
+    return await asyncio.to_thread(_small_copy, await api.read_picture(data))
+
+
+def _small_copy(image: Image) -> Thumbnail:
     width, height = image.size
     image.thumbnail((_EDGE, _EDGE))
     jpeg = base64_of(encode(image, "jpeg", quality=80))

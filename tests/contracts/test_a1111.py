@@ -264,7 +264,7 @@ def test_wrong_fields(api: WebUIApi, fields: dict[str, Any], named: str) -> None
         ({"images": [PICTURE, PICTURE]}, "init_images"),
         ({"mask_image": PICTURE}, "mask"),
         ({"denoising_strength": 2}, "denoising_strength"),
-        ({"resize_mode": 1}, "resize_mode"),
+        ({"resize_mode": 2}, "resize_mode"),
     ],
 )
 def test_wrong_fields_with_a_picture(api: WebUIApi, fields: dict[str, Any], named: str) -> None:

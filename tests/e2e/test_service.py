@@ -164,10 +164,30 @@ def test_image_to_image_and_refine(http: httpx.Client, red: httpx.Response) -> N
     redrawn = http.post("/img2img", data=blue, files={"image": red.content})
     assert redrawn.status_code == 200, redrawn.text
     assert seen(redrawn.content)[:3] == ("yellow", "circle", "blue")
+    assert "x-cut-from" not in redrawn.headers
     body = RED | {"image_id": red.headers["x-image-id"], "strength": 0.3}
     refined = http.post("/refine", json=body)
     assert refined.status_code == 200, refined.text
     assert seen(refined.content)[:3] == ("red", "circle", "blue")
+
+
+def test_a_picture_that_is_off_the_grid(http: httpx.Client, red: httpx.Response) -> None:
+    """It is drawn at the nearest size, and what is seen in it stays as it is."""
+    wide = Image.new("RGB", (147, 127), "blue")
+    wide.paste(Image.open(io.BytesIO(red.content)).resize((127, 127)), (10, 0))
+    out = io.BytesIO()
+    wide.save(out, "WEBP", lossless=True)
+    fields = {"prompt": RED["prompt"], "seed": "1", "strength": "0.3", "height": "128"}
+    answer = http.post("/img2img", data=fields | {"width": "128"}, files={"image": out.getvalue()})
+    assert answer.headers["x-cut-from"] == "147x127"
+    assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
+    assert seen(answer.content)[:3] == ("red", "circle", "blue")
+    out = io.BytesIO()
+    wide.resize((30, 31)).save(out, "PNG")
+    error = refused(
+        http.post("/img2img", data={"prompt": "a"}, files={"image": out.getvalue()}), 422
+    )
+    assert (error["field"], error["value"]) == ("image", "30x31")
 
 
 @pytest.mark.parametrize(

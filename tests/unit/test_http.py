@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sdxl_bento import errors
-from sdxl_bento.pictures.encode import ImageTooLarge
+from sdxl_bento.pictures.decode import ImageTooLarge
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import (
     STATUS,

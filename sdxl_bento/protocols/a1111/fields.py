@@ -44,7 +44,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "infotext": ("",),
     "mask": (),
     "latent_mask": (),
-    "resize_mode": (0,),
+    "resize_mode": (0, 1),
     "initial_noise_multiplier": (1,),
 }
 # Fields about the files of AUTOMATIC1111's interface, or details of the features above.

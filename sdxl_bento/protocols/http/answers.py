@@ -33,6 +33,8 @@ def answer_headers(answer: Answer) -> dict[str, str]:
         "Server-Timing": ", ".join(stages),
         "Cache-Control": "no-store",
     }
+    if (cut := answer.order.cut_from) is not None:
+        headers["X-Cut-From"] = "{}x{}".format(*cut)
     ids = [picture.image_id for picture in answer.pictures if picture.image_id is not None]
     if len(ids) == len(answer.pictures):  # if one is missing, only JSON can say which
         headers["X-Image-Id"] = ", ".join(ids)

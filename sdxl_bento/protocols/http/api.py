@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from sdxl_bento.drawing import Answer, Drawing, OnProgress
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
-from sdxl_bento.pictures.encode import decode
-from sdxl_bento.protocols.http.bodies import Call, picture_bytes
+from sdxl_bento.pictures.decoder_pool import DecoderPool
+from sdxl_bento.protocols.http.bodies import Call
+from sdxl_bento.protocols.http.uploads import picture_bytes, shortened
 from sdxl_bento.protocols.http.validation import parse_params
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from starlette.requests import Request
 
     from sdxl_bento.config import Settings
@@ -32,6 +34,7 @@ class API:
         self.settings = settings
         self.pictures = pictures
         self._drawing = Drawing(generator, settings, pictures, metrics.looked_up)
+        self._decoders = DecoderPool(settings)
         self._metrics = metrics
 
     async def run(
@@ -58,6 +61,14 @@ class API:
         self._metrics.generated(call.protocol, answer.generation)
         return answer
 
+    async def read_picture(self, data: bytes, field: str = "image") -> Image:
+        """Decode an uploaded file. Raises InvalidInput, Overloaded; see `DecoderPool.decode`."""
+        return await self._decoders.decode(data, field)
+
+    def close(self) -> None:
+        """End the processes that decode pictures. It blocks for a moment."""
+        self._decoders.close()
+
     async def _order(self, call: Call, task: Task) -> Order:
         """The call's order, with its pictures decoded. Raises InvalidInput, ImageNotFound."""
         if not PICTURES_OF[task]:
@@ -73,17 +84,15 @@ class API:
     async def _picture(self, role: PictureRole, image: object, image_id: str | None) -> InputImage:
         """The picture in a field, or the one with an id in the store, whichever there is."""
         if (image is None) == (image_id is None):
-            raise InvalidInput(role, image, f"a picture here, or the id of one in {role}_id")
+            allowed = f"a picture here, or the id of one in {role}_id"
+            raise InvalidInput(role, shortened(image), allowed)
         if image_id is None:
-            data = picture_bytes(image, role)
+            data = await asyncio.to_thread(picture_bytes, image, role)
         else:
             data = (await self.pictures.get(image_id)).data
 
-        def read() -> InputImage:
-            decoded = decode(data, self.settings.max_pixels, role)
-            return InputImage.of(decoded, data, image_id)
-
-        return await asyncio.to_thread(read)
+        decoded = await self.read_picture(data, role if image_id is None else f"{role}_id")
+        return await asyncio.to_thread(InputImage.of, decoded, data, image_id)
 
 
 def api_of(request: Request) -> API:

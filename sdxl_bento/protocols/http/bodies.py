@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pydantic_core
 from starlette.requests import Request
 
-from sdxl_bento.errors import InvalidInput, SDXLError
+from sdxl_bento.errors import SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
-from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody, UnsupportedBody
+from sdxl_bento.protocols.http.errors import MalformedBody, UnsupportedBody
 from sdxl_bento.protocols.http.forms import read_multipart, read_urlencoded
 from sdxl_bento.protocols.http.validation import parse_params
 
@@ -132,18 +130,3 @@ def with_headers(fields: object, headers: Mapping[str, str]) -> object:
     if sent:
         parse_params({"prompt": "", **sent})
     return {**sent, **fields} if isinstance(fields, Mapping) else fields
-
-
-def picture_bytes(value: object, field: str = "image") -> bytes:
-    """The file in a field: from a form, or base64 text. Raises InvalidInput."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        if len(value) > MAX_UPLOAD_BYTES:
-            raise BodyTooLarge(field, f"{len(value)} characters", f"at most {MAX_UPLOAD_BYTES}")
-        data = value.partition(",")[2] if value.startswith("data:image/") else value
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError):
-            pass
-    raise InvalidInput(field, value, "a PNG, JPEG or WebP file, or one in base64; no addresses")

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
 
 from sdxl_bento import errors
-from sdxl_bento.pictures.encode import ImageTooLarge
+from sdxl_bento.pictures.decode import ImageTooLarge
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 

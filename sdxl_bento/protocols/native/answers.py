@@ -39,6 +39,15 @@ class NativeAnswer(TypedDict):
     model: str
     images: Annotated[list[NativePicture], Field(min_length=1)]
     params: dict[str, Any]
+    cut_from: NotRequired[
+        Annotated[
+            str,
+            Field(
+                description="Size of the picture to redraw, if it had to be cropped or scaled.",
+                examples=["129x127"],
+            ),
+        ]
+    ]
     timings: Milliseconds
 
 
@@ -96,6 +105,8 @@ def answer_json(answer: Answer, *, with_files: bool = True) -> dict[str, Any]:
         "params": params.model_dump(mode="json"),
         "timings": milliseconds(answer.generation.timings),
     }
+    if (cut := answer.order.cut_from) is not None:
+        body["cut_from"] = "{}x{}".format(*cut)
     return {**body}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sdxl_bento import errors
 from sdxl_bento.cli.failures import ExitCode, Failure
-from sdxl_bento.pictures.encode import ImageTooLarge
+from sdxl_bento.pictures.decode import ImageTooLarge
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ def test_one_line_about_a_call(of: Result, seconds: float, line: str) -> None:
     assert _summary(of, seconds) == line
 
 
+def test_the_line_says_what_a_picture_was_cut_from() -> None:
+    cut = Result(result(7).answer | {"cut_from": "129x97"}, ())
+    assert "128x96, cut from 129x97 · tiny" in _summary(cut, 1.5)
+
+
 def test_no_seed_comes_twice() -> None:
     seeds = [_Seeds() for _ in range(3)]
     drawn = [each.next() for each in seeds for _ in range(5)]

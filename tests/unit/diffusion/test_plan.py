@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdxl_bento.diffusion.plan import ModelFacts, plan, resolve
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.manifest import Manifest, SizeLimits
-from sdxl_bento.order import Order
+from sdxl_bento.order import InputImage, Order
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.sampler_names import SAMPLER_OF_CLASS
 
@@ -106,3 +107,52 @@ def test_sizes_that_the_model_does_not_draw(side: str, pixels: int) -> None:
 def test_the_smallest_and_the_largest_size(pixels: int) -> None:
     params = resolve(asked(width=pixels, height=pixels), facts("base"), seed=1).params
     assert (params.width, params.height) == (pixels, pixels)
+
+
+def redrawn(size: tuple[int, int], **given: Any) -> Order:
+    picture = InputImage.of(Image.new("RGB", size), b"")
+    return Order("img2img", asked(**given).params, {"image": picture})
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "drawn"),
+    [
+        ((128, 96), {}, (128, 96)),
+        ((129, 127), {}, (128, 128)),
+        ((135, 136), {}, (128, 144)),
+        ((63, 64), {}, (64, 64)),
+        ((56, 263), {}, (64, 256)),
+        ((1000, 500), {"width": 128}, (128, 64)),
+        ((500, 1000), {"width": 96}, (96, 192)),
+        ((1000, 300), {"height": 64}, (208, 64)),
+        ((1000, 300), {"width": 64, "height": 128}, (64, 128)),
+    ],
+)
+def test_a_picture_is_redrawn_at_the_nearest_size(
+    size: tuple[int, int], given: dict[str, int], drawn: tuple[int, int]
+) -> None:
+    order = resolve(redrawn(size, **given), facts("base"), seed=1)
+    assert (order.params.width, order.params.height) == drawn
+    assert order.cut_from == (None if size == drawn else size)
+
+
+@pytest.mark.parametrize(
+    ("size", "given"),
+    [
+        *[((55, 64), {}), ((64, 264), {}), ((1, 1), {}), ((4000, 1000), {})],
+        *[((1000, 100), {"width": 256}), ((1, 1_000_000), {"width": 256})],
+        ((1_000_000, 1), {"height": 256}),
+    ],
+)
+def test_a_picture_of_a_size_that_is_not_drawn(
+    size: tuple[int, int], given: dict[str, int]
+) -> None:
+    """The error is about what was sent, not about what became of it."""
+    with pytest.raises(InvalidInput) as refused:
+        resolve(redrawn(size, **given), facts("base"), seed=1)
+    assert (refused.value.field, refused.value.value) == ("image", f"{size[0]}x{size[1]}")
+    assert "from 64 to 256 pixels" in refused.value.allowed
+    assert "width and height" in refused.value.allowed
+    with pytest.raises(InvalidInput) as refused:
+        resolve(redrawn(size, width=100), facts("base"), seed=1)
+    assert (refused.value.field, refused.value.value) == ("width", 100)

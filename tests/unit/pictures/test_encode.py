@@ -1,4 +1,4 @@
-"""Encoding and decoding."""
+"""Encoding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdxl_bento.errors import InvalidInput
-from sdxl_bento.pictures.encode import Encoder, ImageTooLarge, decode, encode
+from sdxl_bento.pictures.encode import Encoder, encode
 
 TEXT = {"parameters": "a größe ☃ 🙂\nSteps: 20", "sdxl-bento": '{"prompt": "größe ☃"}'}
 
@@ -76,34 +75,6 @@ async def test_the_encoder_works_in_its_own_threads(picture: Image.Image) -> Non
         assert any(name.startswith("sdxl-encode") for name in names)
     finally:
         encoder.close()
-
-
-def test_decoding(picture: Image.Image) -> None:
-    for name in ("png", "webp", "jpeg"):
-        back = decode(encode(picture, name), 10_000)
-        assert (back.mode, back.size) == ("RGB", (40, 24))
-
-
-def test_decoding_turns_a_picture_upright(picture: Image.Image) -> None:
-    exif = picture.getexif()
-    exif[0x0112] = 6  # turned by a quarter
-    out = io.BytesIO()
-    picture.save(out, "JPEG", exif=exif)
-    assert decode(out.getvalue(), 10_000).size == (24, 40)
-
-
-def test_decoding_refuses_what_is_no_picture(picture: Image.Image) -> None:
-    gif = io.BytesIO()
-    picture.save(gif, "GIF")
-    cut = encode(Image.effect_noise((64, 64), 80).convert("RGB"), "png")[:300]
-    for data in (b"", b"nonsense", gif.getvalue(), cut):
-        with pytest.raises(InvalidInput, match="a PNG, JPEG or WebP picture"):
-            decode(data, 10_000)
-
-
-def test_decoding_refuses_too_many_pixels(picture: Image.Image) -> None:
-    with pytest.raises(ImageTooLarge, match="got '40x24', allowed: at most 959 pixels"):
-        decode(encode(picture, "png"), 959)
 
 
 @pytest.mark.parametrize("name", ["webp", "jpeg"])

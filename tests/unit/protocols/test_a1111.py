@@ -132,7 +132,7 @@ def test_values_that_ask_for_nothing() -> None:
         "infotext": ("",),
         "mask": (),
         "latent_mask": (),
-        "resize_mode": (0,),
+        "resize_mode": (0, 1),
         "initial_noise_multiplier": (1,),
     }
 
@@ -153,7 +153,7 @@ def test_features_that_there_are_not(name: str) -> None:
         *[("enable_hr", 0), ("restore_faces", 0), ("tiling", 0), ("disable_extra_networks", 0)],
         *[("subseed_strength", False), ("s_churn", False), ("s_noise", True)],
         *[("resize_mode", False), ("s_tmin", False)],
-        *[("enable_hr", True), ("subseed_strength", 0.5), ("script_args", [1]), ("resize_mode", 1)],
+        *[("enable_hr", True), ("subseed_strength", 0.5), ("script_args", [1]), ("resize_mode", 2)],
         *[("styles", {}), ("alwayson_scripts", []), ("seed_resize_from_h", 1), ("infotext", "a")],
     ],
 )

@@ -7,10 +7,12 @@ from hashlib import sha256
 
 import pytest
 import torch
+from PIL import Image
 
 from sdxl_bento.config import Settings
 from sdxl_bento.errors import AdapterNotFound, InvalidInput, ModelNotFound, NotReady
 from sdxl_bento.manifest import BackendInfo
+from sdxl_bento.order import InputImage
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.planner import Planner
 from sdxl_bento.serving.registry import ModelRegistry
@@ -73,6 +75,18 @@ def test_a_server_may_allow_less_than_the_api(
         plans.resolve(order(**exceeds))
     assert caught.value.field == field
     assert caught.value.allowed == f"at most {next(iter(limit.values()))} on this server"
+
+
+def test_a_picture_that_would_be_drawn_too_large() -> None:
+    """Its nearest size may be over the limit, even where the picture itself is not."""
+    source = InputImage.of(Image.new("RGB", (127, 65)), b"")
+    plans = planner(loaded(), max_pixels=128 * 64 - 1)
+    with pytest.raises(InvalidInput, match="would be drawn at 128x64") as caught:
+        plans.resolve(order("img2img", source))
+    assert (caught.value.field, caught.value.value) == ("image", "127x65")
+    with pytest.raises(InvalidInput) as caught:
+        plans.resolve(order("img2img", source, width=128, height=64))
+    assert (caught.value.field, caught.value.value) == ("width x height", 128 * 64)
 
 
 def test_the_job_is_of_the_orders_model() -> None:

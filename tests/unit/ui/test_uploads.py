@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from sdxl_bento.errors import InvalidInput, Overloaded
+from sdxl_bento.pictures.decode import decode
 from sdxl_bento.ui import uploads
 from sdxl_bento.ui.album import Start
 
 
-def test_a_thumbnail_knows_the_size_of_its_original(tmp_path: Path) -> None:
+class Reader:
+    """The part of the API that reads pictures."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+
+    async def read_picture(self, data: bytes) -> Image.Image:
+        return decode(data, self.max_pixels)
+
+
+async def test_a_thumbnail_knows_the_size_of_its_original(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     Image.new("RGB", (1000, 500)).save(path)
-    small = uploads.thumbnail(str(path), 1_000_000)
+    reader: Any = Reader(1_000_000)
+    small = await uploads.thumbnail(str(path), reader)
     assert (small.width, small.height) == (1000, 500)
     assert small.src.startswith("data:image/jpeg;base64,")
+    reader.max_pixels = 1000
     with pytest.raises(InvalidInput, match="at most 1000 pixels"):
-        uploads.thumbnail(str(path), 1000)
+        await uploads.thumbnail(str(path), reader)
 
 
 async def test_a_picture_is_named_or_brought(tmp_path: Path) -> None:
