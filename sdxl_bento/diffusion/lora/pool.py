@@ -19,17 +19,11 @@ from threading import RLock
 from torch import nn
 
 from sdxl_bento.diffusion.lora.batches import Batches
-from sdxl_bento.diffusion.lora.files import (
-    SUFFIX,
-    Adapter,
-    LowRank,
-    Modules,
-    Stamp,
-    fingerprint_of,
-    read_adapter,
-    stamp_of,
-)
+from sdxl_bento.diffusion.lora.factors import LowRank
+from sdxl_bento.diffusion.lora.files import Adapter, read_adapter
+from sdxl_bento.diffusion.lora.fitting import Modules
 from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.lora.tensors import Stamp, fingerprint_of, stamp_of
 from sdxl_bento.diffusion.memory import out_of_memory_typed
 from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import (
@@ -41,6 +35,7 @@ from sdxl_bento.errors import (
     SDXLError,
 )
 
+SUFFIX = ".safetensors"
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 
