@@ -122,10 +122,15 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class LoraSummary:
-    """An adapter that requests may name. `size_bytes` is the size of its file."""
+    """An adapter that requests may name. `size_bytes` is the size of its file.
+
+    `skipped` names the tensors of the file that have no effect here, such as differences of biases;
+    it is known once the adapter has been loaded.
+    """
 
     name: str
     models: tuple[str, ...]
     size_bytes: int
     loaded: bool
     pinned: bool
+    skipped: tuple[str, ...] = ()

@@ -17,8 +17,9 @@ from pathlib import Path
 from sdxl_bento.diffusion.lora.alphas import AlphaConfig
 from sdxl_bento.diffusion.lora.factors import LowRank, factors
 from sdxl_bento.diffusion.lora.fitting import Modules, fit
+from sdxl_bento.diffusion.lora.folder import Stamp
 from sdxl_bento.diffusion.lora.keys import group
-from sdxl_bento.diffusion.lora.tensors import Stamp, TensorFile, UnreadableFile
+from sdxl_bento.diffusion.lora.tensors import TensorFile, UnreadableFile
 from sdxl_bento.errors import AdapterMismatch, AdapterNotFound
 
 

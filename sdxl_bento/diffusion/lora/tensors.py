@@ -11,12 +11,13 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError, deserialize
 
-Stamp = tuple[int, int, int]
+from sdxl_bento.diffusion.lora.folder import Stamp
+
 MOST_HEADER_BYTES = 32 << 20  # kohya's notes of a training take a few
 _LENGTH_BYTES = 8
 
@@ -76,7 +77,7 @@ class TensorFile:
         """
         data = self._start + self._file.read()
         try:
-            content = deserialize(data)
+            content = deserialize(data)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise UnreadableFile(f"it is cut short or is not safetensors, {error}") from error
         tensors = {name: _tensor(each) for name, each in content if name in wanted}
@@ -86,12 +87,6 @@ class TensorFile:
         ):
             raise UnreadableFile("its header names a tensor twice")
         return tensors, hashlib.sha256(data).hexdigest()
-
-
-def stamp_of(path: Path) -> Stamp:
-    """What changes when the file does."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def fingerprint_of(path: Path) -> str:
@@ -113,7 +108,7 @@ def _read_start(file: BinaryIO, size: int) -> bytes:
     return start + file.read(length - 1)
 
 
-def _parse(header: bytes) -> dict[str, dict[str, object]]:
+def _parse(header: bytes) -> dict[str, dict[str, Any]]:
     """The header's object, whose entries look as they should. `deserialize` checks the rest."""
     try:
         content = json.loads(header)
@@ -125,11 +120,11 @@ def _parse(header: bytes) -> dict[str, dict[str, object]]:
                 each["dtype"]
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise UnreadableFile(f"its header is broken, {error!r:.80}") from error
-    return content  # type: ignore[no-any-return]
+    return cast("dict[str, dict[str, Any]]", content)
 
 
-def _tensor(each: Mapping[str, object]) -> torch.Tensor:
-    dtype, shape, data = _TYPES[str(each["dtype"])], each["shape"], each["data"]
+def _tensor(each: Mapping[str, Any]) -> torch.Tensor:
+    dtype, shape, data = _TYPES[each["dtype"]], each["shape"], each["data"]
     if not data:
-        return torch.empty(shape, dtype=dtype)  # type: ignore[call-overload,no-any-return]
-    return torch.frombuffer(data, dtype=dtype).reshape(shape)  # type: ignore[call-overload,no-any-return]
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).reshape(shape)

@@ -22,6 +22,7 @@ def routes() -> list[Route]:
     return [
         Route("/models", _models),
         Route("/loras", _loras),
+        Route("/loras/refresh", _loras, methods=["POST"]),
         Route("/samplers", _samplers),
         Route("/stats", _stats),
         Route("/images/{image_id}", _image),
@@ -37,7 +38,9 @@ async def _models(request: Request) -> Response:
 
 
 async def _loras(request: Request) -> Response:
-    body: LoraList = {"loras": api_of(request).generator.models.adapters()}
+    models = api_of(request).generator.models
+    await models.adapter_files.look()
+    body: LoraList = {"loras": models.adapters()}
     return JSONResponse({"loras": [asdict(lora) for lora in body["loras"]]})
 
 

@@ -1,0 +1,117 @@
+"""Which adapters a folder holds, and what in it is none. Reads no file's content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SUFFIX = ".safetensors"
+Stamp = tuple[int, int, int]
+MOST_CHARS = 200  # of a name, as in requests
+MOST_FILES = 10_000
+MOST_LEVELS = 8
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A file as it was when it was looked at. `stamp` changes when the file does."""
+
+    path: Path
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, path: Path) -> LoraFile:
+        """Raises OSError if there is no such file."""
+        return cls(path, stamp_of(path))
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stamp[1]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        files: name of an adapter → its file. The name is the path below the folder, with `/`,
+            without the ending.
+        passed_over: path below the folder → why it is not among the files.
+    """
+
+    files: Mapping[str, LoraFile] = field(default_factory=dict)
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What changes when the file does: its time of change in ns, its size in bytes, its inode."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def look(folder: Path) -> Found:
+    """Every .safetensors file of a folder and of the folders in it, however the ending is written.
+
+    Links are followed. Hidden files and folders, whose names begin with a dot, are not looked at.
+    """
+    files: dict[str, LoraFile] = {}
+    passed_over: dict[str, str] = {}
+    if not folder.is_dir():
+        return Found({}, {".": "there is no such folder"})
+    for path in _walk(folder, passed_over):
+        below = path.relative_to(folder).as_posix()
+        if len(files) >= MOST_FILES:
+            passed_over["…"] = f"more than {MOST_FILES} files"
+            break
+        name = below[: -len(SUFFIX)]
+        if reason := _unusable(name, files):
+            passed_over[_printable(below)] = reason
+            continue
+        try:
+            files[name] = LoraFile.of(path)
+        except OSError as error:
+            passed_over[below] = os.strerror(error.errno or 0)
+    return Found(files, passed_over)
+
+
+def _unusable(name: str, files: Mapping[str, LoraFile]) -> str:
+    if not name.isprintable():  # which holds for what is not UTF-8, too
+        return "its name has characters that cannot be shown"
+    if len(name) > MOST_CHARS:
+        return f"its name is longer than {MOST_CHARS} characters"
+    if name in files:
+        return f"{files[name].path.name} has the same name"
+    return ""
+
+
+def _walk(folder: Path, passed_over: dict[str, str]) -> Iterator[Path]:
+    """The files with the ending, those of a folder before those of the folders in it."""
+
+    def failed(error: OSError) -> None:
+        below = _printable(os.path.relpath(error.filename, folder))
+        passed_over[below] = os.strerror(error.errno or 0)
+
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=failed, followlinks=True):
+        real = os.path.realpath(parent)
+        level = len(Path(parent).relative_to(folder).parts)
+        if real in seen or level > MOST_LEVELS:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names, key=lambda name: (not name.endswith(SUFFIX), name)):
+            if name.lower().endswith(SUFFIX) and not name.startswith("."):
+                path = Path(parent, name)
+                if path.is_file():
+                    yield path
+                else:
+                    below = _printable(os.path.relpath(path, folder))
+                    passed_over[below] = "it is no file, or a broken link"
+
+
+def _printable(path: str) -> str:
+    """For the log: with escapes for line breaks and for what is not UTF-8."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
