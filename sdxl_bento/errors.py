@@ -47,6 +47,7 @@ class AdapterMismatch(InvalidInput):
     def __init__(self, name: str, keys: Sequence[str], reason: str) -> None:
         self.name = name
         self.keys = tuple(keys)
+        self.reason = reason
         shown = ", ".join(self.keys[:8]) + (", …" if len(self.keys) > 8 else "")
         super().__init__("loras", name, f"an adapter that fits the model ({reason}: {shown})")
 

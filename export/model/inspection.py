@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.model import variants, weights
 from export.model.geometry import Geometry, check_geometry
 from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library
-from sdxl_bento.manifest import Role, Variant, WeightDtype
+from export.model.prediction import scheduler_changes
+from sdxl_bento.manifest import PredictionType, Role, Variant, WeightDtype
 
 Json = dict[str, Any]
 FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
@@ -22,7 +23,10 @@ FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
 
 @dataclass(frozen=True)
 class Component:
-    """One component of a source. `files` maps names in the written model to files of the source."""
+    """One component of a source. `files` maps names in the written model to files of the source.
+
+    `rewritten`: its config is not the source's and has to be written anew.
+    """
 
     name: str
     library: Library
@@ -31,6 +35,7 @@ class Component:
     files: Mapping[str, Path]
     dtype: WeightDtype | None = None
     index: Json | None = None
+    rewritten: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,20 @@ class Folder:
         return content
 
 
-def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipeline:
+def read_pipeline(
+    folder: Folder,
+    role: Role,
+    dtype: WeightDtype | None,
+    prediction: PredictionType | None = None,
+    zero_terminal_snr: bool | None = None,
+) -> Pipeline:
     """Check everything that can be checked without loading weights.
 
     Args:
         folder: of the pipeline.
         role: that the pipeline is to have.
         dtype: the variant of the weights to prefer where there are several.
+        prediction, zero_terminal_snr: in place of what the source says; None: as it says.
 
     Raises:
         SourceError: a file is missing or broken.
@@ -116,6 +128,9 @@ def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipe
     """
     index = read_index(folder, role)
     components = {name: _read_component(folder, name, index, dtype) for name in COMPONENTS[role]}
+    components["scheduler"] = _scheduler(
+        folder, components["scheduler"], prediction, zero_terminal_snr
+    )
     geometry = check_geometry(
         folder.root, role, {name: part.config for name, part in components.items()}
     )
@@ -238,6 +253,20 @@ def _read_component(
     return Component(name, kind.library, class_name, config, files | stored, most, index)
 
 
+def _scheduler(
+    folder: Folder,
+    scheduler: Component,
+    prediction: PredictionType | None,
+    zero_terminal_snr: bool | None,
+) -> Component:
+    """With the prediction type in diffusers' spelling, and with what the user has said."""
+    where = folder.root / "scheduler" / "scheduler_config.json"
+    changes = scheduler_changes(where, scheduler.config, prediction, zero_terminal_snr)
+    if not changes:
+        return scheduler
+    return replace(scheduler, config=scheduler.config | changes, rewritten=True)
+
+
 def _check_tokenizer(folder: Folder, name: str, files: Mapping[str, Path]) -> None:
     if name.startswith("tokenizer") and not (
         "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= set(files)
@@ -260,9 +289,9 @@ def _weight_files(
     return {f"{stem}.safetensors.index.json": path, **files}, index
 
 
-def slug(text: str) -> str:
-    """`text` as a BentoML model name or the name of a LoRA."""
+def slug(text: str, needed: str = "--name with some") -> str:
+    """`text` as a BentoML model name or the name of a LoRA; `needed` is said if nothing is left."""
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
     if not name:
-        raise SourceError(text, "a name without letters or digits", "--name with some")
+        raise SourceError(text, "a name without letters or digits of a-z and 0-9", needed)
     return name

@@ -104,7 +104,11 @@ class UnitDone:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What a client may know about a loaded model. Sizes are in pixels, times in seconds."""
+    """What a client may know about a loaded model. Sizes are in pixels, times in seconds.
+
+    `default_sampler` draws the requests that name none. `notes` are worth knowing before using the
+    model, for example that its own scheduler is no sampler here.
+    """
 
     name: str
     tag: str
@@ -118,6 +122,8 @@ class ModelSummary:
     device: str
     load_seconds: float
     warm_up_seconds: float
+    default_sampler: str = "euler"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
