@@ -78,10 +78,11 @@ def test_defaults_are_those_of_the_model() -> None:
 
 
 def test_adapters_of_all_models_by_name() -> None:
+    keys = ("x.diff_b",)
     first = loaded("a", pool=FakePool({"z": 1, "both": 20}, in_memory={"both"}, pinned={"z"}))
     second = loaded("b", pool=FakePool({"both": 30, "m": 4}, in_memory={"m"}, pinned={"both"}))
     assert registry(first, second).adapters() == [
-        LoraSummary("both", ("a", "b"), 30, loaded=True, pinned=True),
+        LoraSummary("both", ("a", "b"), 30, loaded=True, pinned=True, skipped=keys),
         LoraSummary("m", ("b",), 4, loaded=True, pinned=False),
         LoraSummary("z", ("a",), 1, loaded=False, pinned=True),
     ]
