@@ -31,7 +31,7 @@ def test_names(tmp_path: Path) -> None:
     assert list(name_loras(given)) == ["striped", "my-style", "a-b", "outlined"]
     with pytest.raises(SourceError, match=f"--lora name={other}"):
         name_loras([other])
-    with pytest.raises(SourceError, match="a second LoRA named 'x'(?s:.)*--lora name="):
+    with pytest.raises(SourceError, match=r"a second LoRA named 'x'(?s:.)*--lora name="):
         name_loras([f"x={STRIPED}", f"X={other}"])
     with pytest.raises(SourceError, match="no such file"):
         name_loras([f"x={tmp_path / 'gone.safetensors'}"])

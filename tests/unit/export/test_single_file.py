@@ -75,12 +75,7 @@ def test_base_given_as_the_refiner(workspace: Workspace, checkpoint: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("at", "wrapped"),
-    [
-        ("", "_orig_mod."),
-        ("", "module."),
-        ("model.diffusion_model.", "model.diffusion_model._orig_mod."),
-    ],
+    ("at", "wrapped"), [("", "_orig_mod."), ("", "module."), (UNET, f"{UNET}_orig_mod.")]
 )
 def test_what_compilers_put_into_names(
     workspace: Workspace, tmp_path: Path, packed: dict[str, Any], at: str, wrapped: str
@@ -89,7 +84,7 @@ def test_what_compilers_put_into_names(
                for name, value in packed.items()}  # fmt: skip
     path = checkpoints.write(tmp_path / "x.safetensors", renamed)
     source = resolution.resolve(str(path), workspace)
-    same_weights(source.folder.root / "unet", WEIGHTS / "base" / "unet")
+    same_weights(source.folder.root, WEIGHTS / "base")
 
 
 def test_a_folder_that_holds_nothing_else(workspace: Workspace, checkpoint: Path) -> None:

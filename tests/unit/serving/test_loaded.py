@@ -78,11 +78,10 @@ def test_defaults_are_those_of_the_model() -> None:
 
 
 def test_adapters_of_all_models_by_name() -> None:
-    keys = ("x.diff_b",)
     first = loaded("a", pool=FakePool({"z": 1, "both": 20}, in_memory={"both"}, pinned={"z"}))
     second = loaded("b", pool=FakePool({"both": 30, "m": 4}, in_memory={"m"}, pinned={"both"}))
     assert registry(first, second).adapters() == [
-        LoraSummary("both", ("a", "b"), 30, loaded=True, pinned=True, skipped=keys),
+        LoraSummary("both", ("a", "b"), 30, loaded=True, pinned=True),
         LoraSummary("m", ("b",), 4, loaded=True, pinned=False),
         LoraSummary("z", ("a",), 1, loaded=False, pinned=True),
     ]
@@ -91,3 +90,24 @@ def test_adapters_of_all_models_by_name() -> None:
     pool.in_memory = ()  # type: ignore[attr-defined]
     assert not registry(neither).adapters()[0].loaded
     assert registry().adapters() == []
+
+
+def test_few_of_many_skipped_tensors_are_listed() -> None:
+    keys = tuple(f"{index}.diff_b" for index in range(25))
+    some, none = (loaded(name, pool=FakePool({"x": 1}, skipped=skipped))
+                  for name, skipped in (("a", keys), ("b", ())))  # fmt: skip
+    [listed] = registry(some, none).adapters()
+    assert listed.skipped == (*keys[:20], "and 5 more")
+
+
+def test_notes_are_told_once() -> None:
+    """What the export noted, and what is known of the scheduler in any case."""
+    described = manifest(notes=("mind the step",))
+    model = loaded(description=described)
+    assert model.summary(default=True).notes == ("mind the step",)
+    config = {**model.facts.base_scheduler, "_class_name": "PNDMScheduler"}
+    model = replace(model, facts=replace(model.facts, base_scheduler=config))
+    [step, note] = model.summary(default=True).notes
+    assert "PNDMScheduler is no sampler here" in note
+    again = replace(model.facts, manifest=manifest(notes=(note, step)))
+    assert replace(model, facts=again).summary(default=True).notes == (note, step)
