@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_MOST_NAMES = 50
+
 
 class SDXLError(Exception):
     """Root of every error that this package raises on purpose."""
@@ -53,13 +55,16 @@ class AdapterMismatch(InvalidInput):
 
 
 class NotFound(SDXLError):
-    """There is no `kind` with the name `name`; `available` lists the names that exist."""
+    """There is no `kind` with the name `name`; `available` lists names that exist, not too many."""
 
     kind = "thing"
 
     def __init__(self, name: str, available: Sequence[str] = (), hint: str = "") -> None:
         self.name = name
-        self.available = tuple(available)
+        more = len(available) - _MOST_NAMES
+        self.available = tuple(available[:_MOST_NAMES]) + (
+            (f"and {more} more",) if more > 0 else ()
+        )
         known = f"; available: {', '.join(self.available)}" if self.available else ""
         super().__init__(f"no {self.kind} named {_short(name)}{known}{'; ' + hint if hint else ''}")
 

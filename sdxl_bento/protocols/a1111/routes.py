@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -163,7 +164,8 @@ async def _schedulers(request: Request) -> Response:
 async def _loras(request: Request) -> Response:
     models = api_of(request).generator.models
     await models.adapter_files.look()
-    return JSONResponse([lora_json(lora) for lora in models.adapters()])
+    loras = await asyncio.to_thread(models.adapters)
+    return JSONResponse([lora_json(lora) for lora in loras])
 
 
 async def _refresh_loras(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -40,8 +41,9 @@ async def _models(request: Request) -> Response:
 async def _loras(request: Request) -> Response:
     models = api_of(request).generator.models
     await models.adapter_files.look()
-    body: LoraList = {"loras": models.adapters()}
-    return JSONResponse({"loras": [asdict(lora) for lora in body["loras"]]})
+    body: LoraList = {"loras": await asyncio.to_thread(models.adapters)}
+    rows = await asyncio.to_thread(lambda: [asdict(lora) for lora in body["loras"]])
+    return JSONResponse({"loras": rows})
 
 
 async def _samplers(request: Request) -> Response:
