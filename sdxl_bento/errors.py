@@ -61,10 +61,9 @@ class NotFound(SDXLError):
 
     def __init__(self, name: str, available: Sequence[str] = (), hint: str = "") -> None:
         self.name = name
-        more = len(available) - _MOST_NAMES
-        self.available = tuple(available[:_MOST_NAMES]) + (
-            (f"and {more} more",) if more > 0 else ()
-        )
+        self.available = tuple(available[:_MOST_NAMES])
+        if len(available) > _MOST_NAMES:
+            self.available += (f"and {len(available) - _MOST_NAMES} more",)
         known = f"; available: {', '.join(self.available)}" if self.available else ""
         super().__init__(f"no {self.kind} named {_short(name)}{known}{'; ' + hint if hint else ''}")
 

@@ -26,7 +26,7 @@ class Catalogue:
 
     def register(self, name: str, path: Path) -> None:
         """Add a file under a name. Raises ConfigurationError if it is no .safetensors file."""
-        file = _looked_at(path) if path.is_file() else None
+        file = _looked_at(path)
         if path.suffix.lower() != SUFFIX or file is None:
             raise ConfigurationError(f"LoRA {name}: {path} is not a {SUFFIX} file")
         with self._lock:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 SUFFIX = ".safetensors"
 Stamp = tuple[int, int, int]
@@ -23,8 +25,11 @@ class LoraFile:
 
     @classmethod
     def of(cls, path: Path) -> LoraFile:
-        """Raises OSError if there is no such file."""
-        return cls(path, stamp_of(path))
+        """Raises OSError if there is no such file, or if it is no file but a folder or the like."""
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return cls(path, _stamp(status))
 
     @property
     def size_bytes(self) -> int:
@@ -47,7 +52,10 @@ class Found:
 
 def stamp_of(path: Path) -> Stamp:
     """What changes when the file does: its time of change in ns, its size in bytes, its inode."""
-    status = path.stat()
+    return _stamp(path.stat())
+
+
+def _stamp(status: os.stat_result) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
@@ -58,7 +66,7 @@ def look(folder: Path) -> Found:
     """
     files: dict[str, LoraFile] = {}
     passed_over: dict[str, str] = {}
-    if not folder.is_dir():
+    if not _is(folder, S_ISDIR):
         return Found({}, {".": "there is no such folder"})
     for path in _walk(folder, passed_over):
         below = path.relative_to(folder).as_posix()
@@ -105,11 +113,19 @@ def _walk(folder: Path, passed_over: dict[str, str]) -> Iterator[Path]:
         for name in sorted(names, key=lambda name: (not name.endswith(SUFFIX), name)):
             if name.lower().endswith(SUFFIX) and not name.startswith("."):
                 path = Path(parent, name)
-                if path.is_file():
+                if _is(path, S_ISREG):
                     yield path
                 else:
                     below = _printable(os.path.relpath(path, folder))
-                    passed_over[below] = "it is no file, or a broken link"
+                    passed_over[below] = "it is no file, a broken link, or may not be read"
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether it is of a kind; False where one may not know."""
+    try:
+        return kind(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _printable(path: str) -> str:

@@ -53,7 +53,7 @@ def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
         "\\udcff.safetensors": "its name has characters that cannot be shown",
         "x\\ny.safetensors": "its name has characters that cannot be shown",
         f"{'n' * 201}.safetensors": "its name is longer than 200 characters",
-        "broken.safetensors": "it is no file, or a broken link",
+        "broken.safetensors": "it is no file, a broken link, or may not be read",
     }
     assert look(tmp_path / "gone").passed_over == {".": "there is no such folder"}
 
