@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.model import variants, weights
@@ -149,8 +149,7 @@ def read_index(folder: Folder, role: Role) -> Json:
     """The content of `model_index.json`. Custom code and other kinds of pipeline are refused."""
     where = folder.root / "model_index.json"
     if not where.is_file():
-        others = ", ".join(folder.names()[:6]) or "an empty folder"
-        raise SourceError(where, f"no such file beside {others}", "a pipeline in diffusers' layout")
+        _refuse_without_index(folder, where)
     index = folder.json("model_index.json")
     _refuse_custom_code(where, index)
     for name, entry in index.items():
@@ -158,6 +157,31 @@ def read_index(folder: Folder, role: Role) -> Json:
             _check_entry(where, name, entry)
     _check_role(where, index, role)
     return index
+
+
+def _refuse_without_index(folder: Folder, where: Path) -> NoReturn:
+    """Say what a folder without `model_index.json` seems to be."""
+    names = folder.names()
+    parts = [name for name in names if name in KINDS]
+    checkpoints = [name for name in names if name.endswith(".safetensors")]
+    pickles = [name for name in names if name.endswith(weights.PICKLES)]
+    if parts:
+        raise SourceError(
+            where, f"no such file, but {', '.join(parts)}",
+            "the model_index.json that belongs to them",
+        )  # fmt: skip
+    if len(checkpoints) > 1:
+        raise SourceError(
+            folder.root, f"{len(checkpoints)} checkpoints ({', '.join(checkpoints[:3])})",
+            f"one of them, as {folder.root / checkpoints[0]}",
+        )  # fmt: skip
+    if pickles:
+        raise UnsafeSourceError(
+            folder.root / pickles[0], "a pickled checkpoint, which can run code when loaded",
+            "safetensors",
+        )  # fmt: skip
+    others = ", ".join(names[:6]) or "an empty folder"
+    raise SourceError(where, f"no such file beside {others}", "a pipeline in diffusers' layout")
 
 
 def _refuse_custom_code(where: Path, config: Json) -> None:
@@ -246,11 +270,23 @@ def _read_component(
         return Component(name, kind.library, class_name, config, files)
     chosen = weights.choose(names, kind.stem, dtype, folder.root / name)
     stored, index = _weight_files(folder, name, chosen, kind.stem)
-    dtypes = [
-        weights.inspect(path)[0] for file, path in stored.items() if not file.endswith("json")
-    ]
-    most = Counter(dtypes).most_common(1)[0][0]
+    dtypes: Counter[WeightDtype] = Counter()
+    for file, path in stored.items():
+        if not file.endswith("json"):
+            dtype_of_file, tensors = weights.inspect(path)
+            _refuse_wrapped(path, tensors)
+            dtypes[dtype_of_file] += 1
+    most = dtypes.most_common(1)[0][0]
     return Component(name, kind.library, class_name, config, files | stored, most, index)
+
+
+def _refuse_wrapped(path: Path, tensors: tuple[str, ...]) -> None:
+    for wrapper, program in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
+        if any(name.startswith(wrapper) for name in tensors):
+            raise SourceError(
+                path, f"tensors under {wrapper!r}, as {program} names them",
+                "the weights of the module inside, saved by its own save_pretrained",
+            )  # fmt: skip
 
 
 def _scheduler(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from export.errors import SourceError
+from export.errors import NotSDXLError, SourceError
 from sdxl_bento.manifest import PredictionType
 
 OPTION = "--prediction-type epsilon or v_prediction"
@@ -98,13 +98,13 @@ def scheduler_changes(
 ) -> dict[str, Any]:
     """What has to change in a scheduler's config: spellings, and what the user has said.
 
-    Raises `SourceError` if the config has an unknown prediction type and the user has said none.
+    Raises `NotSDXLError` if the config has an unknown prediction type and the user has said none.
     """
     changes: dict[str, Any] = {}
     value = config.get("prediction_type", "epsilon")
     prediction = chosen or parse(value)
     if prediction is None:
-        raise SourceError(where, f"prediction_type: {value!r}", OPTION)
+        raise NotSDXLError(where, f"prediction_type: {value!r}", OPTION)
     if prediction != value:
         changes["prediction_type"] = prediction
     if zero_terminal_snr is not None and zero_terminal_snr != bool(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.sampler_names import SAMPLER_OF_CLASS, SAMPLERS, SamplerName
+from sdxl_bento.sampler_names import NEAREST_OF_CLASS, SAMPLER_OF_CLASS, SAMPLERS, SamplerName
 
 Floats = npt.NDArray[np.float64]
 DEFAULT_SAMPLER: SamplerName = "euler"
@@ -138,8 +138,9 @@ def scheduler_note(config: Mapping[str, object]) -> str:
 
 
 def default_sampler(config: Mapping[str, object]) -> SamplerName:
-    """The sampler that a model's own scheduler config stands for; Euler if we have none like it."""
-    name = SAMPLER_OF_CLASS.get(str(config.get("_class_name")), DEFAULT_SAMPLER)
+    """The sampler that a model's own scheduler config stands for, or else the nearest one."""
+    own = str(config.get("_class_name"))
+    name = SAMPLER_OF_CLASS.get(own) or NEAREST_OF_CLASS.get(own, DEFAULT_SAMPLER)
     if name != "dpmpp_2m":
         return name
     karras = bool(config.get("use_karras_sigmas"))
