@@ -34,8 +34,8 @@ SAMPLER_OF_CLASS: Mapping[str, SamplerName] = {
     "TCDScheduler": "tcd",
 }
 
-# Classes that are no sampler here → the one whose pictures are nearest, by the mean difference of
-# 25 steps on the embedded model. `DPMSolverSDEScheduler` was not measured; it is of the same family.
+# Classes that are no sampler here → the sampler whose pictures are nearest, by the mean difference
+# after 25 steps on the embedded model. `DPMSolverSDEScheduler` was not measured.
 NEAREST_OF_CLASS: Mapping[str, SamplerName] = {
     "DDPMScheduler": "euler_a",
     "DPMSolverSDEScheduler": "dpmpp_2m_sde_karras",

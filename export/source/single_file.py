@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,13 @@ _ADAPTER = re.compile(r"[._]lora[._]|^lora_|^lycoris_|\.lora_[AB]|lora_linear_la
 class Checkpoint:
     """The header of a file: shapes by tensor name, and metadata.
 
-    `keys` maps the names to those in the file, where wrappers may stand in front of modules.
+    `keys` maps names to those in the file, if wrappers stand in front of modules there.
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
-    keys: Mapping[str, str]
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:

@@ -79,7 +79,7 @@ def _prefix(name: str, role: Role) -> str:
 def _take(checkpoint: Checkpoint, prefix: str) -> Weights:
     with safe_open(checkpoint.path, framework="pt") as file:
         return {
-            key: file.get_tensor(checkpoint.keys[key])
+            key: file.get_tensor(checkpoint.keys.get(key, key))
             for key in checkpoint.shapes
             if key.startswith(prefix) and not any(part in key for part in _LEFT_OUT)
         }

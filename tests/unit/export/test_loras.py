@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from export.embedded import WEIGHTS
 from export.errors import SourceError
 from export.model.inspection import Folder, Pipeline, read_pipeline
 from export.model.loras import check_loras, name_loras
+from export.model.skeleton import skeleton
+from export.source.single_file import CONFIGS
+from sdxl_bento.diffusion.lora.fitting import Modules
+from sdxl_bento.diffusion.lora.original_names import original_name
 
 STRIPED = WEIGHTS / "loras" / "striped.safetensors"
 PROJ = "unet.mid_block.attentions.0.proj_in"
@@ -35,6 +40,17 @@ def test_names(tmp_path: Path) -> None:
         name_loras([f"x={STRIPED}", f"X={other}"])
     with pytest.raises(SourceError, match="no such file"):
         name_loras([f"x={tmp_path / 'gone.safetensors'}"])
+
+
+def test_every_layer_of_sdxl_is_found_by_each_of_its_names() -> None:
+    config = json.loads((CONFIGS / "base" / "unet" / "config.json").read_text())
+    modules = Modules(skeleton("unet", config))
+    attentions = {"0", "1"}  # of three upper blocks
+    for name, module in modules.root.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            original = original_name(name, 2, attentions.__contains__)
+            for alias in (name, original):
+                assert modules.find(alias.replace(".", "_")) == (name, module), alias
 
 
 def test_sound_ones_pass(model: Pipeline) -> None:
