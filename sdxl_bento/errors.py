@@ -44,14 +44,15 @@ class InvalidInput(SDXLError):
 
 
 class AdapterMismatch(InvalidInput):
-    """A LoRA file has tensors that the model has no place for; `keys` names them."""
+    """A LoRA file cannot be used with the model; `keys` names the tensors that are the `reason`."""
 
     def __init__(self, name: str, keys: Sequence[str], reason: str) -> None:
         self.name = name
         self.keys = tuple(keys)
-        self.reason = reason
-        shown = ", ".join(self.keys[:8]) + (", …" if len(self.keys) > 8 else "")
-        super().__init__("loras", name, f"an adapter that fits the model ({reason}: {shown})")
+        self.reason = readable(reason, 400)
+        shown = readable(", ".join(readable(key) for key in self.keys[:8]), 800)
+        shown += ", …" if len(self.keys) > 8 else ""
+        super().__init__("loras", name, f"an adapter that fits the model ({self.reason}: {shown})")
 
 
 class NotFound(SDXLError):
@@ -149,6 +150,12 @@ class ConfigurationError(SDXLError):
 
 class ArtifactMismatch(ConfigurationError):
     """A compiled part was built for another version, device, dtype or shape."""
+
+
+def readable(text: str, limit: int = 200) -> str:
+    """`text` in one line of at most `limit` characters, with escapes for what cannot be shown."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
+    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -9,7 +9,7 @@ from export.errors import SourceError
 from export.model import weights
 from export.model.inspection import Pipeline, slug
 from export.model.skeleton import skeleton
-from sdxl_bento.errors import AdapterMismatch
+from sdxl_bento.errors import AdapterMismatch, readable
 from sdxl_bento.manifest import LoraInfo
 
 _KEYS = 8  # so many are named
@@ -100,4 +100,4 @@ def _split(given: str | Path) -> tuple[str, Path]:
 
 
 def _listed(keys: tuple[str, ...]) -> str:
-    return ", ".join(keys[:_KEYS]) + (", …" if len(keys) > _KEYS else "")
+    return ", ".join(map(readable, keys[:_KEYS])) + (", …" if len(keys) > _KEYS else "")

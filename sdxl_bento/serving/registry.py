@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdxl_bento.errors import ModelNotFound, NotReady
+from sdxl_bento.errors import ModelNotFound, NotReady, readable
 from sdxl_bento.serving.adapter_files import AdapterFiles
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
 
@@ -111,4 +111,5 @@ class ModelRegistry:
 def _some(keys: Sequence[str]) -> tuple[str, ...]:
     """As many as a list can show."""
     more = len(keys) - _MOST_KEYS
-    return (*keys[:_MOST_KEYS], f"and {more} more") if more > 0 else tuple(keys)
+    shown = map(readable, keys[:_MOST_KEYS])
+    return (*shown, f"and {more} more") if more > 0 else tuple(shown)

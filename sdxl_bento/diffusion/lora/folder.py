@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from sdxl_bento.errors import readable
+
 SUFFIX = ".safetensors"
 Stamp = tuple[int, int, int]
 MOST_CHARS = 200  # of a name, as in requests
@@ -75,12 +77,12 @@ def look(folder: Path) -> Found:
             break
         name = below[: -len(SUFFIX)]
         if reason := _unusable(name, files):
-            passed_over[_printable(below)] = reason
+            passed_over[_shown(path, folder)] = reason
             continue
         try:
             files[name] = LoraFile.of(path)
         except OSError as error:
-            passed_over[below] = os.strerror(error.errno or 0)
+            passed_over[_shown(path, folder)] = os.strerror(error.errno or 0)
     return Found(files, passed_over)
 
 
@@ -98,13 +100,14 @@ def _walk(folder: Path, passed_over: dict[str, str]) -> Iterator[Path]:
     """The files with the ending, those of a folder before those of the folders in it."""
 
     def failed(error: OSError) -> None:
-        below = _printable(os.path.relpath(error.filename, folder))
-        passed_over[below] = os.strerror(error.errno or 0)
+        passed_over[_shown(error.filename, folder)] = os.strerror(error.errno or 0)
 
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=failed, followlinks=True):
         real = os.path.realpath(parent)
         level = len(Path(parent).relative_to(folder).parts)
+        if level > MOST_LEVELS:
+            passed_over[_shown(parent, folder)] = f"it is deeper than {MOST_LEVELS} folders"
         if real in seen or level > MOST_LEVELS:
             folders.clear()
             continue
@@ -116,8 +119,12 @@ def _walk(folder: Path, passed_over: dict[str, str]) -> Iterator[Path]:
                 if _is(path, S_ISREG):
                     yield path
                 else:
-                    below = _printable(os.path.relpath(path, folder))
-                    passed_over[below] = "it is no file, a broken link, or may not be read"
+                    reason = "it is no file, a broken link, or may not be read"
+                    passed_over[_shown(path, folder)] = reason
+
+
+def _shown(path: str | Path, folder: Path) -> str:
+    return readable(os.path.relpath(path, folder), 1000)
 
 
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:
@@ -126,8 +133,3 @@ def _is(path: Path, kind: Callable[[int], bool]) -> bool:
         return kind(path.stat().st_mode)
     except OSError:
         return False
-
-
-def _printable(path: str) -> str:
-    """For the log: with escapes for line breaks and for what is not UTF-8."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)

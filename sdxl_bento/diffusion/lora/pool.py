@@ -36,6 +36,7 @@ from sdxl_bento.errors import (
     OutOfMemory,
     RequestFailed,
     SDXLError,
+    readable,
 )
 
 logger = logging.getLogger(f"bentoml.{__name__}")
@@ -374,6 +375,8 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def _log_skipped(adapter: Adapter) -> None:
-    shown = ", ".join(adapter.skipped[:8]) + (", …" if len(adapter.skipped) > 8 else "")
+    shown = ", ".join(map(readable, adapter.skipped[:8])) + (
+        ", …" if len(adapter.skipped) > 8 else ""
+    )
     count = len(adapter.skipped)
     logger.warning("LoRA %s: %d tensors have no effect here: %s", adapter.name, count, shown)

@@ -288,6 +288,21 @@ def test_headers_that_say_little(targets: Targets, tmp_path: Path, header: str) 
     assert read(tmp_path / "a.safetensors", targets).layers
 
 
+def test_names_that_would_fill_or_forge_a_log(targets: Targets, tmp_path: Path) -> None:
+    names = [f"{PROJ}.lora_A.weight", f"{PROJ}.{'x' * 5000}\nERROR forged.hada_w1_a"]
+    tensors = dict.fromkeys(names, torch.ones(4, 32))
+    message = str(
+        refused(
+            saved(tmp_path / "a.safetensors", {k: t.clone() for k, t in tensors.items()}), targets
+        )
+    )
+    assert "a LoHa" in message
+    assert "\n" not in message
+    assert len(message) < 2000
+    path = saved(tmp_path / "a.safetensors", wrong(A=torch.ones(*[1] * 500)))
+    assert len(str(refused(path, targets))) < 2000
+
+
 def test_mutated_files_are_read_or_refused(targets: Targets, tmp_path: Path) -> None:
     """Bytes of header and numbers changed, cut and repeated at random."""
     path = tmp_path / "a.safetensors"
