@@ -375,8 +375,6 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def _log_skipped(adapter: Adapter) -> None:
-    shown = ", ".join(map(readable, adapter.skipped[:8])) + (
-        ", …" if len(adapter.skipped) > 8 else ""
-    )
     count = len(adapter.skipped)
+    shown = ", ".join(map(readable, adapter.skipped[:8])) + (", …" if count > 8 else "")
     logger.warning("LoRA %s: %d tensors have no effect here: %s", adapter.name, count, shown)

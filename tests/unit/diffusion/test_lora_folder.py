@@ -65,6 +65,13 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert list(look(tmp_path / "loras").files) == ["a", "more/b"]
 
 
+def test_a_folder_that_is_too_deep(tmp_path: Path) -> None:
+    touch(tmp_path, "1/2/3/4/5/6/7/8/a.safetensors", "1/2/3/4/5/6/7/8/9/b.safetensors")
+    found = look(tmp_path)
+    assert list(found.files) == ["1/2/3/4/5/6/7/8/a"]
+    assert found.passed_over == {"1/2/3/4/5/6/7/8/9": "it is deeper than 8 folders"}
+
+
 def test_a_folder_of_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_folder, "MOST_FILES", 2)
     touch(tmp_path, "a.safetensors", "b.safetensors", "c.safetensors")
