@@ -118,6 +118,10 @@ async def test_nan_in_one_request_harms_no_other(generator: Generator, faulty: F
     faulty.poisoned = 1000 // 12 * 7 + 1
     good, bad = await together(generator, request(seed=3), twelve)
     assert isinstance(bad, NumericalError)
+    assert "LoRA outlined, striped" not in str(bad)
+    with_two = request(num_inference_steps=12, loras=[{"name": "striped"}, {"name": "outlined"}])
+    with pytest.raises(NumericalError, match="drawn with the LoRA outlined, striped"):
+        await draw(generator, with_two)
     assert largest_difference(good.images[0].image, expected.images[0].image) <= 1
 
 
