@@ -44,7 +44,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.lora_contenders import CONTENDERS, make
-from sdxl_bento.diffusion.lora.files import LowRank
+from sdxl_bento.diffusion.lora.factors import LowRank
 from sdxl_bento.diffusion.lora.layers import Mix
 from sdxl_bento.dtypes import DTYPES, torch_dtype
 

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdxl_bento.diffusion.lora.files import LowRank, Modules
+from sdxl_bento.diffusion.lora.factors import LowRank
+from sdxl_bento.diffusion.lora.fitting import Modules
 from sdxl_bento.diffusion.lora.layers import Composition, LayerRows, Mix, Mixed
 
 Adapters = Mapping[str, Mapping[str, LowRank]]

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import dumps as dump_json
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -21,7 +20,7 @@ from export.job import Options, Result, run
 from export.progress import Durations, Progress
 from sdxl_bento.config import load_export_settings
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import Exporter, Quantization, Variant, WeightDtype
+from sdxl_bento.manifest import Exporter, PredictionType, Quantization, Variant, WeightDtype
 
 
 def export(
@@ -36,7 +35,10 @@ def export(
     ] = "",
     refiner: Annotated[str | None, typer.Option(help="Source of a refiner to go with it.")] = None,
     lora: Annotated[
-        list[Path] | None, typer.Option(help="A LoRA's .safetensors file; may be given again.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="A LoRA's .safetensors file, or NAME=FILE; may be given again."
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name in the store; made from the source if not given.")
@@ -54,6 +56,17 @@ def export(
     variant: Annotated[
         Variant | None,
         typer.Option(help="Kind of model, where its scheduler's config does not say it."),
+    ] = None,
+    prediction_type: Annotated[
+        PredictionType | None,
+        typer.Option(help="What the model predicts, where its source does not say it, or errs."),
+    ] = None,
+    zero_terminal_snr: Annotated[
+        bool | None,
+        typer.Option(
+            "--zero-terminal-snr/--no-zero-terminal-snr",
+            help="Whether the model was trained with zero terminal SNR, where its source errs.",
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -117,6 +130,8 @@ def export(
         revision=revision,
         config=config,
         variant=variant,
+        prediction=prediction_type,
+        zero_terminal_snr=zero_terminal_snr,
         force=force,
         targets=targets,
         pictures=pictures,

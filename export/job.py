@@ -14,8 +14,9 @@ from export import store as bento
 from export.check import eager
 from export.compile.requests import PICTURES, TargetRequest, same_build
 from export.errors import ExportError
-from export.model import weights, writer
+from export.model import prediction, weights, writer
 from export.model.inspection import Pipeline, read_pipeline, slug
+from export.model.loras import check_loras, name_loras, write_loras
 from export.model.preview import fit_latent_rgb
 from export.progress import Progress
 from export.source import resolution
@@ -23,12 +24,14 @@ from export.source.downloads import Workspace
 from export.source.resolution import LocalSource
 from export.source.transfer import show_transfer
 from sdxl_bento import __version__
+from sdxl_bento.diffusion.schedules import scheduler_note
 from sdxl_bento.integrity import describe
 from sdxl_bento.manifest import (
     BackendInfo,
     Manifest,
     ParityFigure,
     PipelineInfo,
+    PredictionType,
     SizeLimits,
     SourceInfo,
     Variant,
@@ -46,11 +49,12 @@ class Options:
     Attributes:
         source: a name as in `export.source.resolution`; empty takes the environment's.
         refiner: the source of a refiner that goes with it.
-        loras: files of adapters to add.
+        loras: files of adapters to add, or `NAME=FILE`.
         name: of the model in the store; None derives it from the source.
         dtype: of the written weights; None keeps the source's.
         revision: branch, tag or commit of a hub repository.
         config, variant: as in `resolution.SourceRequest`.
+        prediction, zero_terminal_snr: of the base model, in place of what its source says.
         force: export even if the store has the same model.
         targets: what to compile beside the eager model.
         pictures: how many each target draws to be verified; 0 for none.
@@ -59,12 +63,14 @@ class Options:
 
     source: str
     refiner: str | None = None
-    loras: tuple[Path, ...] = ()
+    loras: tuple[Path | str, ...] = ()
     name: str | None = None
     dtype: WeightDtype | None = None
     revision: str | None = None
     config: str | None = None
     variant: Variant | None = None
+    prediction: PredictionType | None = None
+    zero_terminal_snr: bool | None = None
     force: bool = False
     targets: tuple[TargetRequest, ...] = ()
     pictures: int = PICTURES
@@ -81,7 +87,12 @@ class Result:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A checked source and the choices for its model; `sha256` covers the model's content."""
+    """A checked source and the choices for its model.
+
+    Attributes:
+        sha256: covers the model's content.
+        notes: what the user should know of it.
+    """
 
     name: str
     source: LocalSource
@@ -91,6 +102,7 @@ class _Plan:
     sha256: str
     dtype: WeightDtype
     variant: Variant
+    notes: tuple[str, ...] = ()
 
     @property
     def pipelines(self) -> list[Pipeline]:
@@ -126,6 +138,8 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
     started = time.perf_counter()
     wanted = [request.info() for request in options.targets]
     plan = _plan(options, progress, workspace)
+    for note in plan.notes:
+        progress.say(f"Note: {note}")
 
     def has_targets(manifest: Manifest) -> bool:
         attention = manifest.backends[0].attention
@@ -159,10 +173,13 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
 def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
     """Fetch and check everything that is needed. No part of the model is written yet."""
     with progress.stage(f"Read and check {resolution.printable(options.source)}"):
-        source, refiner, loras = _sources(options, workspace)
+        loras = name_loras((*(_embedded_loras(options)), *options.loras))
+        source, refiner = _sources(options, workspace)
         name = options.name or slug(source.name)
         bento.check_name(name)
-        base = read_pipeline(source.folder, "base", options.dtype)
+        base = read_pipeline(
+            source.folder, "base", options.dtype, options.prediction, options.zero_terminal_snr
+        )
         second = read_pipeline(refiner.folder, "refiner", options.dtype) if refiner else None
         _check_pair(base, second)
         plan = _Plan(
@@ -170,8 +187,9 @@ def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
             source=source,
             base=base,
             refiner=second,
-            loras=writer.check_loras(loras),
+            loras=loras,
             sha256="",
+            notes=(*source.notes, *_notes(source, base, options), *check_loras(loras, base)),
             dtype=options.dtype or base.dtype,
             variant=options.variant or base.variant,
         )
@@ -181,35 +199,54 @@ def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
         return replace(plan, sha256=weights.combined_digest(digests))
 
 
+def _notes(source: LocalSource, base: Pipeline, options: Options) -> list[str]:
+    notes = [scheduler_note(base.components["scheduler"].config)]
+    if options.prediction is None:
+        notes.append(prediction.hint(source.location, base.geometry.prediction_type))
+    return [note for note in notes if note]
+
+
 def _choices(pipeline: Pipeline, dtype: WeightDtype | None) -> str:
     """What the result depends on beside the copied files, as a text to be hashed.
 
-    These are the flags, which go into a new `model_index.json`, and which components change their
-    dtype.
+    These are the flags, which go into a new `model_index.json`, which components change their
+    dtype, and configs that are written anew.
     """
     changed = [
         part.name
         for part in pipeline.components.values()
         if dtype is not None and part.dtype not in (None, dtype)
     ]
-    return f"{sorted(pipeline.flags.items())} {changed}"
+    rewritten = {
+        part.name: sorted(part.config.items(), key=str)
+        for part in pipeline.components.values()
+        if part.rewritten
+    }
+    return f"{sorted(pipeline.flags.items())} {changed}" + (f" {rewritten}" if rewritten else "")
 
 
-def _sources(
-    options: Options, workspace: Workspace
-) -> tuple[LocalSource, LocalSource | None, list[Path]]:
+def _sources(options: Options, workspace: Workspace) -> tuple[LocalSource, LocalSource | None]:
     if options.source == resolution.EMBEDDED:
-        base, refiner, loras = resolution.embedded()
-        return base, refiner, [*loras, *options.loras]
+        base, refiner, _ = resolution.embedded()
+        return base, refiner
     request = resolution.SourceRequest(
-        "base", options.revision, options.dtype, options.config, options.variant
+        "base",
+        options.revision,
+        options.dtype,
+        options.config,
+        options.variant,
+        options.prediction,
     )
     base = resolution.resolve(options.source, workspace, request)
     refiner_source = None
     if options.refiner:
         request = resolution.SourceRequest("refiner", dtype=options.dtype)
         refiner_source = resolution.resolve(options.refiner, workspace, request)
-    return base, refiner_source, list(options.loras)
+    return base, refiner_source
+
+
+def _embedded_loras(options: Options) -> list[Path]:
+    return resolution.embedded()[2] if options.source == resolution.EMBEDDED else []
 
 
 def _check_pair(base: Pipeline, refiner: Pipeline | None) -> None:
@@ -250,7 +287,7 @@ def _stage(
     attention = choose_attention(
         folder / "base" / "unet", infos["base"], options.attention, progress
     )
-    loras = writer.write_loras(plan.loras, folder)
+    loras = write_loras(plan.loras, folder)
     weights.share_equal(folder)
     return Manifest(
         name=plan.name,
@@ -267,6 +304,7 @@ def _stage(
         base=infos["base"],
         refiner=infos.get("refiner"),
         loras=loras,
+        notes=plan.notes,
         backends=(_eager(tuple(figures), attention),),
         size_limits=_limits(plan.base),
         latent_rgb=latent_rgb,

@@ -106,6 +106,8 @@ class Drawing:
         Raises:
             InvalidInput, NotFound, Refused, RequestCancelled, RequestFailed: see `errors`.
         """
+        if order.params.loras:
+            await self._generator.look_up_adapters(order)
         resolved = self._generator.resolve(order)
         request_id = request_id or secrets.token_hex(8)
         if self._cache is None:

@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_MOST_NAMES = 50
+
 
 class SDXLError(Exception):
     """Root of every error that this package raises on purpose."""
@@ -42,23 +44,27 @@ class InvalidInput(SDXLError):
 
 
 class AdapterMismatch(InvalidInput):
-    """A LoRA file has tensors that the model has no place for; `keys` names them."""
+    """A LoRA file cannot be used with the model; `keys` names the tensors that are the `reason`."""
 
     def __init__(self, name: str, keys: Sequence[str], reason: str) -> None:
         self.name = name
         self.keys = tuple(keys)
-        shown = ", ".join(self.keys[:8]) + (", …" if len(self.keys) > 8 else "")
-        super().__init__("loras", name, f"an adapter that fits the model ({reason}: {shown})")
+        self.reason = readable(reason, 400)
+        shown = readable(", ".join(readable(key) for key in self.keys[:8]), 800)
+        shown += ", …" if len(self.keys) > 8 else ""
+        super().__init__("loras", name, f"an adapter that fits the model ({self.reason}: {shown})")
 
 
 class NotFound(SDXLError):
-    """There is no `kind` with the name `name`; `available` lists the names that exist."""
+    """There is no `kind` with the name `name`; `available` lists names that exist, not too many."""
 
     kind = "thing"
 
     def __init__(self, name: str, available: Sequence[str] = (), hint: str = "") -> None:
         self.name = name
-        self.available = tuple(available)
+        self.available = tuple(available[:_MOST_NAMES])
+        if len(available) > _MOST_NAMES:
+            self.available += (f"and {len(available) - _MOST_NAMES} more",)
         known = f"; available: {', '.join(self.available)}" if self.available else ""
         super().__init__(f"no {self.kind} named {_short(name)}{known}{'; ' + hint if hint else ''}")
 
@@ -144,6 +150,12 @@ class ConfigurationError(SDXLError):
 
 class ArtifactMismatch(ConfigurationError):
     """A compiled part was built for another version, device, dtype or shape."""
+
+
+def readable(text: str, limit: int = 200) -> str:
+    """`text` in one line of at most `limit` characters, with escapes for what cannot be shown."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
+    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -276,6 +276,7 @@ class Manifest(_Part):
     latent_rgb: LatentRGB | None = Field(
         None, description="[channels + 1, 3]: colours in -1 to 1 from latents; None: SDXL's own."
     )
+    notes: tuple[str, ...] = Field((), description="What the export found worth telling.")
     bytes: int = Field(ge=0, description="Size of the model folder without this file.")
     export_seconds: float = Field(ge=0)
 

@@ -34,6 +34,20 @@ SAMPLER_OF_CLASS: Mapping[str, SamplerName] = {
     "TCDScheduler": "tcd",
 }
 
+# Classes that are no sampler here → the sampler whose pictures are nearest, by the mean difference
+# after 25 steps on the embedded model. `DPMSolverSDEScheduler` was not measured.
+NEAREST_OF_CLASS: Mapping[str, SamplerName] = {
+    "DDPMScheduler": "euler_a",
+    "DPMSolverSDEScheduler": "dpmpp_2m_sde_karras",
+    "DPMSolverSinglestepScheduler": "dpmpp_2m",
+    "HeunDiscreteScheduler": "dpmpp_2m_karras",
+    "KDPM2AncestralDiscreteScheduler": "dpmpp_2m_sde_karras",
+    "KDPM2DiscreteScheduler": "dpmpp_2m_karras",
+    "LMSDiscreteScheduler": "euler",
+    "PNDMScheduler": "euler",
+    "UniPCMultistepScheduler": "dpmpp_2m",
+}
+
 AUTOMATIC = "automatic"
 # AUTOMATIC1111's sampler → its scheduler → our sampler. There, each sampler has its own default
 # schedule, which `automatic` stands for. Names that contain a schedule are those used before

@@ -9,7 +9,7 @@ text encoder, ``conditioner.embedders.1.model.*`` (open_clip's names) for the se
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,32 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from export.embedded import WEIGHTS
+from sdxl_bento.diffusion.lora.original_names import original_name, swap_prefix
 
 Weights = dict[str, Tensor]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 FIRST, SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 
-_UNET_TOP = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
 _VAE_ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",
@@ -65,52 +46,13 @@ _OPEN_CLIP_TOP = {
 }
 
 
-def _swap_prefix(name: str, table: Mapping[str, str]) -> str:
-    """Replace the part of a dotted name that ``table`` lists, if it starts with one."""
-    for old, new in table.items():
-        if name.startswith(old + "."):
-            return new + name[len(old) :]
-    return name
-
-
-def unet_name(name: str, layers: int, has_attention: Callable[[str], bool]) -> str:
-    """Original name of a UNet weight; ``layers`` is the config's ``layers_per_block``.
-
-    The original numbers all blocks of a half in one row, a resnet and its attention together.
-    """
-    match = re.match(
-        r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.*)", name
-    )
-    if match is None:
-        top = _swap_prefix(name, _UNET_TOP)
-        if re.match(r"mid_block\.resnets", name):
-            head, rest = top.split(".", 2)[:2], top.split(".", 2)[2]
-            return ".".join([*head, _swap_prefix(rest, _UNET_RESNET)])
-        return top
-    half, block, kind, index, rest = match.groups()
-    row = int(block) * (layers + 1)
-    if half == "down":
-        number = 1 + row + (layers if kind == "downsamplers" else int(index))
-        place = f"input_blocks.{number}"
-    else:
-        number = row + (layers if kind == "upsamplers" else int(index))
-        place = f"output_blocks.{number}"
-    if kind == "resnets":
-        return f"{place}.0.{_swap_prefix(rest, _UNET_RESNET)}"
-    if kind == "attentions":
-        return f"{place}.1.{rest}"
-    if kind == "downsamplers":
-        return f"{place}.0.{rest.replace('conv.', 'op.', 1)}"
-    return f"{place}.{2 if has_attention(block) else 1}.{rest}"
-
-
 def pack_unet(weights: Weights, layers: int) -> Weights:
     """UNet weights under their original names."""
 
     def has_attention(block: str) -> bool:
         return any(name.startswith(f"up_blocks.{block}.attentions.") for name in weights)
 
-    return {UNET + unet_name(name, layers, has_attention): v for name, v in weights.items()}
+    return {UNET + original_name(name, layers, has_attention): v for name, v in weights.items()}
 
 
 def vae_name(name: str, levels: int) -> str:
@@ -121,7 +63,7 @@ def vae_name(name: str, levels: int) -> str:
         half, kind, index, rest = match.groups()
         if kind == "resnets":
             return f"{half}.mid.block_{int(index) + 1}.{rest}"
-        return f"{half}.mid.attn_1.{_swap_prefix(rest, _VAE_ATTENTION)}"
+        return f"{half}.mid.attn_1.{swap_prefix(rest, _VAE_ATTENTION)}"
     match = re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.*)", name)
     if match is None:
         return name
@@ -162,7 +104,7 @@ def pack_second(weights: Weights) -> Weights:
                 parts = [plain[name.replace(".q_proj.", f".{p}_proj.")] for p in "qkv"]
                 result[f"{block}attn.in_proj_{kind}"] = torch.cat(parts)
             elif not re.match(r"self_attn\.[kv]_proj\.", match[2]):
-                result[block + _swap_prefix(match[2], _OPEN_CLIP_LAYER)] = value
+                result[block + swap_prefix(match[2], _OPEN_CLIP_LAYER)] = value
     return result
 
 

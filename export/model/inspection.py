@@ -6,16 +6,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from export.errors import NotSDXLError, SourceError, UnsafeSourceError
 from export.model import variants, weights
 from export.model.geometry import Geometry, check_geometry
 from export.model.layout import COMPONENTS, IGNORED, KINDS, PIPELINE_CLASSES, Library
+from export.model.prediction import scheduler_changes
 from sdxl_bento.layout import custom_code, leads_out, unknown_class
-from sdxl_bento.manifest import Role, Variant, WeightDtype
+from sdxl_bento.manifest import PredictionType, Role, Variant, WeightDtype
 
 Json = dict[str, Any]
 FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
@@ -23,7 +24,10 @@ FAMILY_VAE = [128, 256, 512, 512]  # block_out_channels
 
 @dataclass(frozen=True)
 class Component:
-    """One component of a source. `files` maps names in the written model to files of the source."""
+    """One component of a source. `files` maps names in the written model to files of the source.
+
+    `rewritten`: its config is not the source's and has to be written anew.
+    """
 
     name: str
     library: Library
@@ -32,6 +36,7 @@ class Component:
     files: Mapping[str, Path]
     dtype: WeightDtype | None = None
     index: Json | None = None
+    rewritten: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,20 @@ class Folder:
         return content
 
 
-def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipeline:
+def read_pipeline(
+    folder: Folder,
+    role: Role,
+    dtype: WeightDtype | None,
+    prediction: PredictionType | None = None,
+    zero_terminal_snr: bool | None = None,
+) -> Pipeline:
     """Check everything that can be checked without loading weights.
 
     Args:
         folder: of the pipeline.
         role: that the pipeline is to have.
         dtype: the variant of the weights to prefer where there are several.
+        prediction, zero_terminal_snr: in place of what the source says; None: as it says.
 
     Raises:
         SourceError: a file is missing or broken.
@@ -117,6 +129,9 @@ def read_pipeline(folder: Folder, role: Role, dtype: WeightDtype | None) -> Pipe
     """
     index = read_index(folder, role)
     components = {name: _read_component(folder, name, index, dtype) for name in COMPONENTS[role]}
+    components["scheduler"] = _scheduler(
+        folder, components["scheduler"], prediction, zero_terminal_snr
+    )
     geometry = check_geometry(
         folder.root, role, {name: part.config for name, part in components.items()}
     )
@@ -135,8 +150,7 @@ def read_index(folder: Folder, role: Role) -> Json:
     """The content of `model_index.json`. Custom code and other kinds of pipeline are refused."""
     where = folder.root / "model_index.json"
     if not where.is_file():
-        others = ", ".join(folder.names()[:6]) or "an empty folder"
-        raise SourceError(where, f"no such file beside {others}", "a pipeline in diffusers' layout")
+        _refuse_without_index(folder, where)
     index = folder.json("model_index.json")
     _refuse_custom_code(where, index)
     for name, entry in index.items():
@@ -144,6 +158,31 @@ def read_index(folder: Folder, role: Role) -> Json:
             _check_entry(where, name, entry)
     _check_role(where, index, role)
     return index
+
+
+def _refuse_without_index(folder: Folder, where: Path) -> NoReturn:
+    """Say what a folder without `model_index.json` seems to be."""
+    names = folder.names()
+    parts = [name for name in names if name in KINDS]
+    checkpoints = [name for name in names if name.endswith(".safetensors")]
+    pickles = [name for name in names if name.endswith(weights.PICKLES)]
+    if parts:
+        raise SourceError(
+            where, f"no such file, but {', '.join(parts)}",
+            "the model_index.json that belongs to them",
+        )  # fmt: skip
+    if len(checkpoints) > 1:
+        raise SourceError(
+            folder.root, f"{len(checkpoints)} checkpoints ({', '.join(checkpoints[:3])})",
+            f"one of them, as {folder.root / checkpoints[0]}",
+        )  # fmt: skip
+    if pickles:
+        raise UnsafeSourceError(
+            folder.root / pickles[0], "a pickled checkpoint, which can run code when loaded",
+            "safetensors",
+        )  # fmt: skip
+    others = ", ".join(names[:6]) or "an empty folder"
+    raise SourceError(where, f"no such file beside {others}", "a pipeline in diffusers' layout")
 
 
 def _refuse_custom_code(where: Path, config: Json) -> None:
@@ -220,11 +259,37 @@ def _read_component(
         return Component(name, kind.library, class_name, config, files)
     chosen = weights.choose(names, kind.stem, dtype, folder.root / name)
     stored, index = _weight_files(folder, name, chosen, kind.stem)
-    dtypes = [
-        weights.inspect(path)[0] for file, path in stored.items() if not file.endswith("json")
-    ]
-    most = Counter(dtypes).most_common(1)[0][0]
+    dtypes: Counter[WeightDtype] = Counter()
+    for file, path in stored.items():
+        if not file.endswith("json"):
+            dtype_of_file, tensors = weights.inspect(path)
+            _refuse_wrapped(path, tensors)
+            dtypes[dtype_of_file] += 1
+    most = dtypes.most_common(1)[0][0]
     return Component(name, kind.library, class_name, config, files | stored, most, index)
+
+
+def _refuse_wrapped(path: Path, tensors: tuple[str, ...]) -> None:
+    for wrapper, program in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
+        if any(name.startswith(wrapper) for name in tensors):
+            raise SourceError(
+                path, f"tensors under {wrapper!r}, as {program} names them",
+                "the weights of the module inside, saved by its own save_pretrained",
+            )  # fmt: skip
+
+
+def _scheduler(
+    folder: Folder,
+    scheduler: Component,
+    prediction: PredictionType | None,
+    zero_terminal_snr: bool | None,
+) -> Component:
+    """With the prediction type in diffusers' spelling, and with what the user has said."""
+    where = folder.root / "scheduler" / "scheduler_config.json"
+    changes = scheduler_changes(where, scheduler.config, prediction, zero_terminal_snr)
+    if not changes:
+        return scheduler
+    return replace(scheduler, config=scheduler.config | changes, rewritten=True)
 
 
 def _check_tokenizer(folder: Folder, name: str, files: Mapping[str, Path]) -> None:
@@ -249,9 +314,9 @@ def _weight_files(
     return {f"{stem}.safetensors.index.json": path, **files}, index
 
 
-def slug(text: str) -> str:
-    """`text` as a BentoML model name or the name of a LoRA."""
+def slug(text: str, needed: str = "--name with some") -> str:
+    """`text` as a BentoML model name or the name of a LoRA; `needed` is said if nothing is left."""
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
     if not name:
-        raise SourceError(text, "a name without letters or digits", "--name with some")
+        raise SourceError(text, "a name without letters or digits of a-z and 0-9", needed)
     return name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -33,23 +34,16 @@ def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: 
     """The name of the weight file, or of the index of shards, to take from `names`.
 
     With `dtype`, the variant of that dtype is preferred to the plain file. Without, the fp16
-    variant is preferred, which is half the download and the dtype in which SDXL is served.
+    variant is preferred, which is half the download and the dtype in which SDXL is served. If
+    neither is there, the variant of another dtype is taken.
     Raises `SourceError` if there is none, `UnsafeSourceError` if there are only pickles.
     """
     variant = VARIANTS.get(dtype) if dtype else "fp16"
-    plain = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
-    wanted = list(plain)
-    if variant:
-        wanted = [
-            f"{stem}.{variant}.safetensors",
-            f"{stem}.safetensors.index.{variant}.json",
-            *plain,
-        ]
-    elif f"{stem}.fp16.safetensors" in names:
-        wanted.append(f"{stem}.fp16.safetensors")
-    for name in wanted:
-        if name in names:
-            return name
+    order = dict.fromkeys([*([variant] if variant else []), "", "bf16", "fp16", "fp32"])
+    for each in order:
+        for name in _names(stem, each):
+            if name in names:
+                return name
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         raise UnsafeSourceError(
@@ -57,7 +51,26 @@ def choose(names: Collection[str], stem: str, dtype: WeightDtype | None, where: 
             f"pickled weights only ({', '.join(pickles[:3])}), which can run code when loaded",
             f"{stem}.safetensors; convert them on a machine you can throw away",
         )
-    raise SourceError(where, "no weights", f"{stem}.safetensors, or its shards with an index")
+    raise SourceError(
+        where, _without_weights(names, stem), f"{stem}.safetensors, or its shards with an index"
+    )
+
+
+def _names(stem: str, variant: str) -> tuple[str, str]:
+    """The file of a variant, and the index of its shards."""
+    dotted = f".{variant}" if variant else ""
+    return f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"
+
+
+def _without_weights(names: Collection[str], stem: str) -> str:
+    """What there is in place of a component's weights."""
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+    if any(re.match(rf"{stem}.*-\d+-of-\d+", name) for name in found):
+        return f"shards without their index ({shown})"
+    if any(name.startswith(f"{stem}.") for name in found):
+        return f"weights of an unknown variant only ({shown})"
+    return f"no weights under that name, but {shown}" if found else "no weights"
 
 
 def shards(index: Path) -> tuple[dict[str, object], list[str]]:

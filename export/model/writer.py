@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from export.errors import ExportError, SourceError
+from export.errors import ExportError
 from export.model import weights
-from export.model.inspection import Component, Json, Pipeline, slug
-from export.model.layout import WRITTEN_CLASS
+from export.model.inspection import Component, Json, Pipeline
+from export.model.layout import KINDS, WRITTEN_CLASS
 from sdxl_bento.dtypes import DTYPES
-from sdxl_bento.manifest import ComponentInfo, LoraInfo, PipelineInfo, WeightDtype
+from sdxl_bento.manifest import ComponentInfo, PipelineInfo, WeightDtype
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,9 @@ def _write_component(component: Component, target: Path, dtype: WeightDtype | No
             weights.copy(source, target / name)
     if changes:
         _correct_json(component, target, dtype)
+    if component.rewritten:
+        config = json.dumps(component.config, indent=2) + "\n"
+        (target / KINDS[component.name].config).write_text(config)
     return changes
 
 
@@ -104,43 +107,3 @@ def _describe(component: Component, folder: Path) -> ComponentInfo:
         bytes=sum(path.stat().st_size for path in files),
         sha256=weights.combined_digest({path.name: weights.digest(path) for path in files}),
     )
-
-
-def check_loras(paths: Iterable[Path]) -> dict[str, Path]:
-    """LoRA files by the name that they will have. Raises `SourceError` for other files."""
-    loras: dict[str, Path] = {}
-    for path in paths:
-        if not path.is_file():
-            raise SourceError(path, "no such file", "a LoRA in a .safetensors file")
-        if path.suffix != ".safetensors":
-            raise SourceError(path, f"a {path.suffix or 'nameless'} file", "a .safetensors file")
-        _, names = weights.inspect(path)
-        if not any("lora" in name.lower() for name in names):
-            raise SourceError(
-                path, f"tensors such as {names[0]!r}, none of them of a LoRA",
-                "a LoRA as diffusers, PEFT or kohya write it",
-            )  # fmt: skip
-        name = slug(path.stem)
-        if name in loras:
-            raise SourceError(path, f"a second LoRA named {name!r}", "one file for each name")
-        loras[name] = path
-    return loras
-
-
-def write_loras(loras: dict[str, Path], folder: Path) -> tuple[LoraInfo, ...]:
-    """Copy LoRA files into `folder/loras/`."""
-    if loras:
-        (folder / "loras").mkdir()
-    infos = []
-    for name, source in sorted(loras.items()):
-        target = folder / "loras" / f"{name}.safetensors"
-        weights.copy(source, target)
-        infos.append(
-            LoraInfo(
-                name=name,
-                path=f"loras/{name}.safetensors",
-                bytes=target.stat().st_size,
-                sha256=weights.digest(target),
-            )
-        )
-    return tuple(infos)

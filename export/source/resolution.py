@@ -24,8 +24,9 @@ from urllib.parse import unquote, urlsplit
 
 from export.embedded import WEIGHTS
 from export.errors import ExportError, SourceError, UnsafeSourceError
-from export.model import variants, weights
+from export.model import prediction, variants, weights
 from export.model.inspection import Folder
+from export.model.prediction import Stated
 from export.model.writer import check_space
 from export.source import hub, selection, single_file, unpack, vocabulary
 from export.source.downloads import Workspace
@@ -34,7 +35,7 @@ from export.source.single_file import Checkpoint
 from export.source.web import Web, public
 from sdxl_bento.config import ExportSettings, load_export_settings
 from sdxl_bento.errors import ConfigurationError
-from sdxl_bento.manifest import Role, Variant, WeightDtype
+from sdxl_bento.manifest import PredictionType, Role, Variant, WeightDtype
 
 EMBEDDED = "embedded"
 Kind = Literal["embedded", "folder", "file", "hub", "url", "object", "mounted"]
@@ -46,6 +47,7 @@ class LocalSource:
     """A pipeline folder on this machine.
 
     `kind`, `location` and `revision` go into the manifest. `name` is the default name of the model.
+    `notes` are what the user should know of it.
     """
 
     kind: Kind
@@ -53,14 +55,15 @@ class LocalSource:
     folder: Folder
     revision: str | None = None
     name: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class SourceRequest:
     """Which files of a source are request.
 
-    `dtype` selects a variant of the weights. `config` (a folder or hub id) and `variant` complete a
-    checkpoint in one file, which holds no configs.
+    `dtype` selects a variant of the weights. `config` (a folder or hub id), `variant` and
+    `prediction` complete a checkpoint in one file, which holds no configs.
     """
 
     role: Role = "base"
@@ -68,6 +71,7 @@ class SourceRequest:
     dtype: WeightDtype | None = None
     config: str | None = None
     variant: Variant | None = None
+    prediction: PredictionType | None = None
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,15 @@ def resolve(text: str, workspace: Workspace, request: SourceRequest | None = Non
         singles = selection.single_files(item.name for item in path.iterdir())
         if len(singles) == 1:
             path = Folder(path, located.guard).file(singles[0])
+    notes: tuple[str, ...] = ()
     if path.is_dir():
         folder = _folder(path, located.guard)
     else:
         _refuse_file_kind(path.name, located.location)
-        folder = _unpack(path, workspace, request)
-    return LocalSource(
-        located.kind, located.location, folder, located.revision, name.removesuffix(".safetensors")
-    )
+        folder, note = _unpack(path, workspace, request)
+        notes = (note,) if note else ()
+    name = name.removesuffix(".safetensors")
+    return LocalSource(located.kind, located.location, folder, located.revision, name, notes)
 
 
 def _locate(text: str, workspace: Workspace, request: SourceRequest) -> _Located:
@@ -266,18 +271,19 @@ def _refuse_file_kind(name: str, where: str, *, unknown_ok: bool = False) -> Non
         )
 
 
-def _unpack(path: Path, workspace: Workspace, request: SourceRequest) -> Folder:
-    """The pipeline in a checkpoint file, as a folder in diffusers' layout."""
+def _unpack(path: Path, workspace: Workspace, request: SourceRequest) -> tuple[Folder, str]:
+    """The pipeline in a checkpoint file, as a folder in diffusers' layout; and a note or none."""
     checkpoint = Checkpoint.read(path)
     single_file.check_role(checkpoint, request.role)
+    said = prediction.stated(path, checkpoint.shapes, checkpoint.metadata, request.prediction)
     config = _config(request.config, workspace) if request.config else None
     template = single_file.find_template(checkpoint, request.role, config)
     target = workspace.scratch / f"unpacked-{request.role}"
     check_space(workspace.scratch, [path])
     unpack.unpack(checkpoint, request.role, template, target)
     vocabulary.complete(target, workspace.settings.hf_token)
-    _adapt_scheduler(target, checkpoint, request.variant)
-    return Folder(target)
+    _adapt_scheduler(target, said, request.variant)
+    return Folder(target), said.note
 
 
 def _config(text: str, workspace: Workspace) -> Folder:
@@ -288,14 +294,14 @@ def _config(text: str, workspace: Workspace) -> Folder:
     return _folder(path, None)
 
 
-def _adapt_scheduler(folder: Path, checkpoint: Checkpoint, variant: Variant | None) -> None:
-    """Complete the scheduler's config by the checkpoint's markers and the user's variant."""
+def _adapt_scheduler(folder: Path, said: Stated, variant: Variant | None) -> None:
+    """Complete the scheduler's config by what the checkpoint says and the user's variant."""
     path = folder / "scheduler" / "scheduler_config.json"
     changes = dict(variants.SCHEDULERS[variant]) if variant else {}
-    if checkpoint.predicts_velocity:
-        changes["prediction_type"] = "v_prediction"
-    if checkpoint.zero_terminal_snr:
-        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if said.prediction:
+        changes["prediction_type"] = said.prediction
+    if said.zero_terminal_snr:
+        changes |= prediction.ZERO_TERMINAL_SNR
     if changes:
         config = json.loads(path.read_text()) | changes
         path.write_text(json.dumps(config, indent=2) + "\n")

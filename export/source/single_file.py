@@ -8,8 +8,9 @@ SDXL refiner and the embedded model come with this package, and `--config` names
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,45 +44,50 @@ _OTHERS = {
     "double_blocks.": "Flux",
     "edm_vpred.": "CosXL (EDM noise)",
     "edm_": "Playground 2.5 (EDM noise)",
-    "lora_": "a LoRA; give it with --lora",
     "down_blocks.": "a UNet alone, in diffusers' layout",
+    "input_blocks.": "a UNet alone",
+    "diffusion_model.": "a UNet alone",
     "decoder.": "a VAE alone",
+    "text_model.": "a text encoder alone",
 }  # fmt: skip
+
+_ADAPTER = re.compile(r"[._]lora[._]|^lora_|^lycoris_|\.lora_[AB]|lora_linear_layer|\.(hada|lokr)_")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The header of a file: shapes by tensor name, and metadata."""
+    """The header of a file: shapes by tensor name, and metadata.
+
+    `keys` maps names to those in the file, if wrappers stand in front of modules there.
+    """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
         """Read the header. Raises `SourceError` if the file is broken."""
         weights.inspect(path)
         with safe_open(path, framework="numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return cls(path, shapes, file.metadata() or {})
+            keys = {_unwrapped(name): name for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in keys.items()}
+            return cls(path, shapes, file.metadata() or {}, keys)
 
     def has(self, prefix: str) -> bool:
         """Whether a tensor's name starts with `prefix`."""
         return any(name.startswith(prefix) for name in self.shapes)
 
-    @property
-    def predicts_velocity(self) -> bool:
-        """Whether it is marked for v-prediction, by a tensor `v_pred` or in its metadata."""
-        return "v_pred" in self.shapes or self.metadata.get("modelspec.prediction_type") == "v"
 
-    @property
-    def zero_terminal_snr(self) -> bool:
-        """Whether a tensor `ztsnr` marks it for the rescaled schedule of arXiv 2305.08891."""
-        return "ztsnr" in self.shapes
+def _unwrapped(name: str) -> str:
+    """A tensor's name without what torch.compile and DataParallel put in front of modules."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def recognise(checkpoint: Checkpoint) -> Role:
     """The role of the checkpoint. Raises `NotSDXLError` for other models, and for parts of one."""
+    _refuse_adapters(checkpoint)
     _refuse_others(checkpoint)
     missing = [
         what
@@ -190,6 +196,15 @@ def _attentions(unet: Mapping[str, Any]) -> int:
         if "CrossAttn" in kind:
             count += (layers + 1) * blocks
     return count
+
+
+def _refuse_adapters(checkpoint: Checkpoint) -> None:
+    marked = [name for name in checkpoint.shapes if _ADAPTER.search(name)]
+    if marked:
+        raise NotSDXLError(
+            checkpoint.path, f"tensors of a LoRA or another adapter ({marked[0]})",
+            "a whole SDXL checkpoint; an adapter is added to one with --lora",
+        )  # fmt: skip
 
 
 def _refuse_others(checkpoint: Checkpoint) -> None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from export.errors import NotSDXLError, SourceError
+from export.errors import NotSDXLError
 from export.model.inspection import Folder
 from export.model.layout import COMPONENTS, KINDS
+from export.model.skeleton import skeleton
 from export.source.selection import INDEX
 from export.source.single_file import FIRST_ENCODER, SECOND_ENCODER, UNET, VAE, Checkpoint
 from sdxl_bento.manifest import Role
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Weights = dict[str, "Tensor"]
 
 # Tensors of some files that no model has: buffers, and state of the training.
-_LEFT_OUT = ("position_ids", "logit_scale", "model_ema.")
+_LEFT_OUT = ("position_ids", "logit_scale", "model_ema.", "v_pred", "ztsnr")
 
 
 def unpack(checkpoint: Checkpoint, role: Role, template: Folder, target: Path) -> None:
@@ -78,7 +79,7 @@ def _prefix(name: str, role: Role) -> str:
 def _take(checkpoint: Checkpoint, prefix: str) -> Weights:
     with safe_open(checkpoint.path, framework="pt") as file:
         return {
-            key: file.get_tensor(key)
+            key: file.get_tensor(checkpoint.keys.get(key, key))
             for key in checkpoint.shapes
             if key.startswith(prefix) and not any(part in key for part in _LEFT_OUT)
         }
@@ -125,28 +126,5 @@ def _plain(key: str) -> str:
 
 def _shapes(name: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Tensors of an empty model of this config."""
-    from accelerate import init_empty_weights
-
-    try:
-        with init_empty_weights():
-            model = _empty(name, config)
-    except Exception as error:  # a config can be wrong in as many ways as libraries have errors
-        raise SourceError(
-            f"{name}/config.json", f"no model ({error!r})"[:300], "the config of an SDXL model"
-        ) from error
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-def _empty(name: str, config: Mapping[str, Any]) -> Any:
-    import diffusers
-    import transformers
-
-    classes: Any = transformers
-    if name == "unet":
-        make: Any = diffusers.UNet2DConditionModel
-        return make.from_config(dict(config))
-    if name == "vae":
-        make = diffusers.AutoencoderKL
-        return make.from_config(dict(config))
-    make = classes.CLIPTextModel if name == "text_encoder" else classes.CLIPTextModelWithProjection
-    return make(classes.CLIPTextConfig(**config))
+    state = skeleton(name, config).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}

@@ -22,7 +22,7 @@ from torch import nn
 from sdxl_bento.diffusion.backend import Mix
 
 if TYPE_CHECKING:
-    from sdxl_bento.diffusion.lora.files import LowRank
+    from sdxl_bento.diffusion.lora.factors import LowRank
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 RANK_STEP = 8  # ranks are padded to a multiple, so that graphs see few different shapes

@@ -41,7 +41,8 @@ def lora_names() -> list[str]:
     """Names of adapters of the models in the local store and of SDXL_LORA_DIR."""
     from sdxl_bento.cli.store import folders
     from sdxl_bento.config import load_settings
+    from sdxl_bento.diffusion.lora.folder import look
 
     inside = {path.stem for folder in folders() for path in folder.glob("loras/*.safetensors")}
     more = load_settings().lora_dir
-    return sorted(inside | {path.stem for path in (more.glob("*.safetensors") if more else ())})
+    return sorted(inside | (look(more).files.keys() if more else set()))

@@ -169,17 +169,18 @@ def _stored_loras() -> list[Row]:
     """The adapters that a server with these settings would have."""
     from sdxl_bento.cli.store import stored
     from sdxl_bento.config import load_settings
+    from sdxl_bento.diffusion.lora.folder import Found, look
 
     settings = load_settings()
     served = [m for m in stored() if any(_is(m, tag) for tag in settings.model_tags)]
+    found = Found() if settings.lora_dir is None else look(settings.lora_dir)
     rows: dict[str, Row] = {}
     for model in served:
         inside = model.manifest.loras if model.manifest is not None else ()
-        more = () if settings.lora_dir is None else sorted(settings.lora_dir.glob("*.safetensors"))
-        files = {lora.name: model.folder / lora.path for lora in inside}
-        files |= {path.stem: path for path in more if path.is_file()}
-        for name, path in files.items():
-            row = rows.setdefault(name, {"name": name, "models": [], "size_bytes": _size(path)})
+        sizes = {lora.name: _size(model.folder / lora.path) for lora in inside}
+        sizes |= {name: file.size_bytes for name, file in found.files.items()}
+        for name, size in sizes.items():
+            row = rows.setdefault(name, {"name": name, "models": [], "size_bytes": size})
             row["models"].append(model.name)
             row["pinned"] = name in settings.lora_pinned
     return _by_name(rows.values())

@@ -198,10 +198,7 @@ class Runner:
             if launched.finite[name]:
                 results[name] = preview.to_image(pixels)
             else:
-                failures[name] = NumericalError(
-                    "the latents hold NaN or infinity; try another dtype (SDXL_DTYPE=bf16), "
-                    "a lower guidance_scale, or other LoRA scales"
-                )
+                failures[name] = _not_finite(launched.unit, name)
         previews = {name: preview.to_image(rgb) for name, rgb in launched.previews.items()}
         return Completion(launched.unit, seconds, failures, results, previews)
 
@@ -209,6 +206,15 @@ class Runner:
 def _timing_events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
     make: Callable[..., torch.cuda.Event] = torch.cuda.Event
     return make(enable_timing=True), make(enable_timing=True)
+
+
+def _not_finite(unit: Unit, request_id: str) -> NumericalError:
+    """What to tell of a picture that is no picture. Its adapters are the likeliest cause."""
+    request = next(each for each in unit.requests if each.id == request_id)
+    names = [name for name, _ in _job(request).mix]
+    advice = "try another dtype (SDXL_DTYPE=bf16), a lower guidance_scale, or other LoRA scales"
+    used = f", drawn with the LoRA {', '.join(names)}" if names else ""
+    return NumericalError(f"the latents hold NaN or infinity{used}; {advice}")
 
 
 def _job(request: Request) -> Job:

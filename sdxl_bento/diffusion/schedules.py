@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.sampler_names import SAMPLER_OF_CLASS, SAMPLERS, SamplerName
+from sdxl_bento.sampler_names import NEAREST_OF_CLASS, SAMPLER_OF_CLASS, SAMPLERS, SamplerName
 
 Floats = npt.NDArray[np.float64]
 DEFAULT_SAMPLER: SamplerName = "euler"
@@ -118,9 +118,29 @@ def make_scheduler(sampler: str, config: Mapping[str, object]) -> Any:
         return make(dict(config), **extra)
 
 
+def scheduler_note(config: Mapping[str, object]) -> str:
+    """How requests that name no sampler differ from the model's own scheduler; empty if not."""
+    own = str(config.get("_class_name"))
+    sampler = default_sampler(config)
+    if own not in SAMPLER_OF_CLASS:
+        return (
+            f"the model's scheduler {own} is no sampler here; {sampler} is the default in its place"
+        )
+    name, forced = _CLASS_OF_SAMPLER[sampler]
+    if name == "DPMSolverMultistepScheduler":
+        forced = {**forced, **_DPM}
+    ignored = [
+        f"{key}={config[key]}" for key, value in forced.items() if config.get(key, value) != value
+    ]
+    if not ignored:
+        return ""
+    return f"of the model's scheduler {own}, {', '.join(ignored)} is not followed by {sampler} here"
+
+
 def default_sampler(config: Mapping[str, object]) -> SamplerName:
-    """The sampler that a model's own scheduler config stands for; Euler if we have none like it."""
-    name = SAMPLER_OF_CLASS.get(str(config.get("_class_name")), DEFAULT_SAMPLER)
+    """The sampler that a model's own scheduler config stands for, or else the nearest one."""
+    own = str(config.get("_class_name"))
+    name = SAMPLER_OF_CLASS.get(own) or NEAREST_OF_CLASS.get(own, DEFAULT_SAMPLER)
     if name != "dpmpp_2m":
         return name
     karras = bool(config.get("use_karras_sigmas"))

@@ -35,13 +35,19 @@ def open_adapters(
     # A compiled UNet takes adapters only in the layers that have slots for them.
     layers = {"unet": SlotLayout(model.base.unet).columns} if "base/unet" in compiled else None
     budget = settings.lora_cache_mb * MIB
-    pool = LoraPool(_lora_targets(model), budget_bytes=budget, on_loaded=wake, layers=layers)
+    pool = LoraPool(
+        _lora_targets(model),
+        budget_bytes=budget,
+        on_loaded=wake,
+        layers=layers,
+        pinned=settings.lora_pinned,
+    )
     for lora in model.manifest.loras:
         check_link(model.folder / lora.path, model.folder)
-        pinned = lora.name in settings.lora_pinned
-        pool.register(lora.name, model.folder / lora.path, pinned=pinned)
+        pool.register(lora.name, model.folder / lora.path)
     if settings.lora_dir is not None:
         pool.scan(settings.lora_dir)
+    pool.load_pinned()
     return pool
 
 

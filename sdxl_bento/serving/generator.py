@@ -81,6 +81,10 @@ class Generator:
         await self._engine.stop(self._settings.drain_s)
         self._keep_profiles()
 
+    async def look_up_adapters(self, order: Order) -> None:
+        """Look at the files of the adapters that an order names, and for those that are unknown."""
+        await self.models.adapter_files.check([lora.name for lora in order.params.loras])
+
     def resolve(self, order: Order) -> Resolved:
         """The order as it would be drawn now, with every default filled in.
 

@@ -56,7 +56,11 @@ class Loaded:
 
     def summary(self, *, default: bool) -> ModelSummary:
         """What clients may know. `default`: whether requests that name no model get this one."""
+        from sdxl_bento.diffusion.schedules import default_sampler, scheduler_note
+
         model, manifest = self.served.model, self.facts.manifest
+        note = scheduler_note(self.facts.base_scheduler)
+        notes = dict.fromkeys((*manifest.notes, *([note] if note else [])))
         return ModelSummary(
             name=self.name,
             tag=model.tag,
@@ -71,4 +75,6 @@ class Loaded:
             load_seconds=round(self.load_seconds, 3),
             warm_up_seconds=round(self.warm_up_seconds, 3),
             unused_backends={each.label: each.reason for each in self.misfits},
+            default_sampler=default_sampler(self.facts.base_scheduler),
+            notes=tuple(notes),
         )

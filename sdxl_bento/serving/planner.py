@@ -31,10 +31,11 @@ class Planner:
         from sdxl_bento.diffusion.plan import resolve
 
         model = self._models.get(order.params.model)
-        available = model.served.adapters.names()
-        for lora in order.params.loras:
-            if lora.name not in available:
-                raise AdapterNotFound(lora.name, sorted(available))
+        if order.params.loras:
+            available = model.served.adapters.names()
+            for lora in order.params.loras:
+                if lora.name not in available:
+                    raise AdapterNotFound(lora.name, sorted(available))
         resolved = resolve(order, model.facts, secrets.randbits(32))
         self._check_limits(resolved)
         self._check_pixels(resolved, order)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdxl_bento.errors import ModelNotFound, NotReady
+from sdxl_bento.errors import ModelNotFound, NotReady, readable
+from sdxl_bento.serving.adapter_files import AdapterFiles
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
 
 if TYPE_CHECKING:
+    from sdxl_bento.diffusion.lora.pool import LoraPool
     from sdxl_bento.params import ResolvedParams
     from sdxl_bento.serving.loaded import Loaded
 
+_MOST_KEYS = 20
+
 
 class ModelRegistry:
-    """The models that this process serves. The first one is the default. It is empty at first."""
+    """The models that this process serves. The first one is the default. It is empty at first.
+
+    Attributes:
+        adapter_files: keeps the adapters as the disk has them.
+    """
 
     def __init__(self, state: Callable[[], str]) -> None:
         """`state` gives the engine's state, which errors name while there is no model."""
         self._state = state
         self._models: Mapping[str, Loaded] = {}
+        self.adapter_files = AdapterFiles(self._pools)
 
     def publish(self, models: Mapping[str, Loaded]) -> None:
         """Serve these models from now on, by their names."""
@@ -80,17 +89,27 @@ class ModelRegistry:
         return resolve(order, self.get(name).facts, seed=0).params
 
     def adapters(self) -> list[LoraSummary]:
-        """The adapters of all models, by name."""
+        """The adapters of all models, by name, as `adapter_files` has seen them last."""
         summaries: dict[str, LoraSummary] = {}
         for model in self.loaded():
-            pool = model.served.adapters
-            for name in pool.names():
-                other = summaries.get(name)
-                summaries[name] = LoraSummary(
-                    name=name,
+            for lora in model.served.adapters.listed():
+                other = summaries.get(lora.name)
+                summaries[lora.name] = LoraSummary(
+                    name=lora.name,
                     models=(*(other.models if other else ()), model.name),
-                    size_bytes=pool.size_bytes(name),
-                    loaded=pool.is_loaded(name) or (other is not None and other.loaded),
-                    pinned=pool.is_pinned(name),
+                    size_bytes=lora.size_bytes,
+                    loaded=lora.loaded or (other is not None and other.loaded),
+                    pinned=lora.pinned,
+                    skipped=_some(lora.skipped) or (other.skipped if other else ()),
                 )
         return [summaries[name] for name in sorted(summaries)]
+
+    def _pools(self) -> list[LoraPool]:
+        return [model.served.adapters for model in self.loaded()]
+
+
+def _some(keys: Sequence[str]) -> tuple[str, ...]:
+    """As many as a list can show."""
+    more = len(keys) - _MOST_KEYS
+    shown = map(readable, keys[:_MOST_KEYS])
+    return (*shown, f"and {more} more") if more > 0 else tuple(shown)

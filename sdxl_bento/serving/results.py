@@ -107,7 +107,8 @@ class ModelSummary:
     """What a client may know about a loaded model. Sizes are in pixels, times in seconds.
 
     `unused_backends` are compiled backends that would have been preferred, with the reasons why
-    they are not used.
+    they are not used. `default_sampler` draws the requests that name none. `notes` are worth knowing before using the
+    model, for example that its own scheduler is no sampler here.
     """
 
     name: str
@@ -123,14 +124,21 @@ class ModelSummary:
     load_seconds: float
     warm_up_seconds: float
     unused_backends: dict[str, str] = field(default_factory=dict)
+    default_sampler: str = "euler"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LoraSummary:
-    """An adapter that requests may name. `size_bytes` is the size of its file."""
+    """An adapter that requests may name. `size_bytes` is the size of its file.
+
+    `skipped` names the tensors of the file that have no effect here, such as differences of biases;
+    it is known once the adapter has been loaded.
+    """
 
     name: str
     models: tuple[str, ...]
     size_bytes: int
     loaded: bool
     pinned: bool
+    skipped: tuple[str, ...] = ()

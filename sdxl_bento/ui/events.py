@@ -94,6 +94,8 @@ class Events:
         on, generator = self._on, self._api.generator
         state = generator.state
         head = render.headline(generator.models.summaries(), state, generator.state_reason)
+        if state == "ready":
+            await generator.models.adapter_files.look()
         offered = choices(generator)
         if offered is None:  # ask again, unless the engine has ended for good
             return {on.head: head, on.timer: gr.Timer(active=state != "dead")}

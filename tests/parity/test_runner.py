@@ -31,6 +31,8 @@ from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.results import Generation, Progress, Provenance
 from tests.parity.conftest import draw, largest_difference, psnr, started
 
+EMBEDDED = Path(__file__).parents[2] / "export" / "embedded" / "weights"
+
 
 def request(**changes: Any) -> GenerateParams:
     given = {"prompt": "a red circle on a blue background", "num_inference_steps": 6, **changes}
@@ -116,6 +118,10 @@ async def test_nan_in_one_request_harms_no_other(generator: Generator, faulty: F
     faulty.poisoned = 1000 // 12 * 7 + 1
     good, bad = await together(generator, request(seed=3), twelve)
     assert isinstance(bad, NumericalError)
+    assert "LoRA outlined, striped" not in str(bad)
+    with_two = request(num_inference_steps=12, loras=[{"name": "striped"}, {"name": "outlined"}])
+    with pytest.raises(NumericalError, match="drawn with the LoRA outlined, striped"):
+        await draw(generator, with_two)
     assert largest_difference(good.images[0].image, expected.images[0].image) <= 1
 
 
@@ -181,6 +187,33 @@ async def test_a_lora_for_another_model_says_which_keys(embedded_tag: str, tmp_p
     with pytest.raises(AdapterMismatch, match=r"attn1\.to_q"):
         await draw(generator, request(loras=[{"name": "alien"}]))
     await draw(generator, request())
+    await generator.stop()
+
+
+async def test_a_lora_that_arrives_and_leaves(embedded_tag: str, tmp_path: Path) -> None:
+    generator = await started(Settings(model=embedded_tag, lora_dir=tmp_path))
+    path = tmp_path / "styles" / "New.SAFETENSORS"
+    params = request(seed=1, loras=[{"name": "styles/New"}])
+    order = Order("generate", params)
+    with pytest.raises(AdapterNotFound):
+        await draw(generator, params)
+    path.parent.mkdir()
+    path.write_bytes((EMBEDDED / "loras" / "striped.safetensors").read_bytes())
+    await generator.look_up_adapters(order)
+    new = await draw(generator, params)
+    same = await draw(generator, request(seed=1, loras=[{"name": "striped"}]))
+    assert largest_difference(new.images[0].image, same.images[0].image) <= 1
+    [listed] = [each for each in generator.models.adapters() if each.name == "styles/New"]
+    assert (listed.loaded, listed.size_bytes) == (True, path.stat().st_size)
+    path.write_bytes((EMBEDDED / "loras" / "outlined.safetensors").read_bytes())
+    await generator.look_up_adapters(order)
+    other = await draw(generator, params)
+    assert largest_difference(new.images[0].image, other.images[0].image) > 1, "it has changed"
+    path.unlink()
+    await generator.look_up_adapters(order)
+    with pytest.raises(AdapterNotFound):
+        await draw(generator, params)
+    assert "styles/New" not in [each.name for each in generator.models.adapters()]
     await generator.stop()
 
 

@@ -66,6 +66,9 @@ class FakeLoaded(Loaded):
 class FakeModels(ModelRegistry):
     """The real look-up, over a faked model with one adapter."""
 
+    def _pools(self) -> list[Any]:
+        return []
+
     def adapters(self) -> list[LoraSummary]:
         return [LoraSummary("striped", ("fake",), 1000, False, False)]
 
@@ -152,6 +155,9 @@ class FakeGenerator:
                     on_progress(Progress(request_id, 0, "base", step + 1, 4, preview=preview))
         finally:
             del self.ended[request_id]
+
+    async def look_up_adapters(self, order: Order) -> None:
+        await self.models.adapter_files.check([lora.name for lora in order.params.loras])
 
     def resolve(self, order: Order) -> Resolved:
         params, image = order.params, order.image

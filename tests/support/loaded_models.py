@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdxl_bento.diffusion.lora.pool import Listed
 from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.diffusion.plan import ModelFacts
 from sdxl_bento.errors import AdapterNotFound
@@ -36,6 +37,7 @@ class FakePool:
     sizes: Mapping[str, int] = field(default_factory=dict)
     in_memory: Collection[str] = ()
     pinned: Collection[str] = ()
+    skipped: tuple[str, ...] = ()
     hits: int = 0
     loads: int = 0
     failures: int = 0
@@ -43,14 +45,11 @@ class FakePool:
     def names(self) -> list[str]:
         return list(self.sizes)
 
-    def size_bytes(self, name: str) -> int:
-        return self.sizes[name]
-
-    def is_loaded(self, name: str) -> bool:
-        return name in self.in_memory
-
-    def is_pinned(self, name: str) -> bool:
-        return name in self.pinned
+    def listed(self) -> list[Listed]:
+        return [
+            Listed(name, size, name in self.in_memory, name in self.pinned, self.skipped)
+            for name, size in self.sizes.items()
+        ]
 
     def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
         wanted = sorted(names)

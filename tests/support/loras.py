@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.lora.original_names import original_name
 from sdxl_bento.diffusion.lora.pool import LoraPool
 
 ATTENTION = r"attn\d\.to_[qkv]$|attn\d\.to_out\.0$"
@@ -199,6 +200,67 @@ def _sgm(key: str) -> str:
         key = re.sub(r"(_\d_0|block_[02])_conv1", r"\1_in_layers_2", key)
         key = re.sub(r"(_\d_0|block_[02])_conv2", r"\1_out_layers_3", key)
     return key
+
+
+def _forms() -> dict[str, Callable[[str, str, str, str], str]]:
+    """Name of a form → a tensor's name, from the target, diffusers' and the original name of the
+    layer, and "A" or "B". The original name of a text encoder's layer is transformers'."""
+    way = {"A": "down", "B": "up"}
+    kohya = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
+    comfy = {
+        "unet": "diffusion_model",
+        "text_encoder": "text_encoders.clip_l.transformer",
+        "text_encoder_2": "text_encoders.clip_g.transformer",
+    }
+    trainer = {"unet": "unet", "text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
+    def flat(name: str) -> str:
+        return name.replace(".", "_")
+
+    return {
+        "diffusers, dotted": lambda t, d, o, p: f"{t}.{d}.lora_{way[p]}.weight",
+        "diffusers, older": lambda t, d, o, p: f"{t}.{d}.lora.{way[p]}.weight",
+        "diffusers, linear": lambda t, d, o, p: f"{t}.{d}.lora_linear_layer.{way[p]}.weight",
+        "kohya": lambda t, d, o, p: f"lora_{kohya[t]}_{flat(d)}.lora_{way[p]}.weight",
+        "kohya, original": lambda t, d, o, p: f"lora_{kohya[t]}_{flat(o)}.lora_{way[p]}.weight",
+        "kohya, compiled": lambda t, d, o, p: (
+            f"lora_{kohya[t]}__orig_mod_{flat(o)}.lora_{way[p]}.weight"
+        ),
+        "ComfyUI": lambda t, d, o, p: f"{comfy[t]}.{o}.lora_{way[p]}.weight",
+        "ComfyUI, model": lambda t, d, o, p: (
+            f"{'model.' if t == 'unet' else ''}{comfy[t]}.{o}.lora_{p}.weight"
+        ),
+        "OneTrainer": lambda t, d, o, p: f"{trainer[t]}.{o}.lora_{way[p]}.weight",
+        "LyCORIS": lambda t, d, o, p: f"lycoris_{flat(d)}.lora_{way[p]}.weight",
+        "PEFT": lambda t, d, o, p: f"base_model.model.{d}.lora_{p}.weight",
+        "PEFT, named": lambda t, d, o, p: f"{t}.base_model.model.{d}.lora_{p}.default.weight",
+        "PEFT, compiled": lambda t, d, o, p: f"{t}._orig_mod.{d}.lora_{p}.weight",
+        "no prefix": lambda t, d, o, p: f"{d}.lora_{p}",
+    }
+
+
+FORMS = _forms()
+UNET_FORMS = ("LyCORIS", "PEFT", "no prefix")  # which say nothing of the target
+
+
+def renamed(tensors: Tensors, form: str, layers_per_block: int = 2) -> Tensors:
+    """The same LoRA as another program names it, with an alpha of 2 for each layer."""
+    other: Tensors = {}
+    attentions = {key.split(".")[2] for key in tensors if key.startswith("unet.up_blocks.")
+                  and ".attentions." in key}  # fmt: skip
+    for key, tensor in tensors.items():
+        target, _, rest = key.partition(".")
+        layer, part = rest.removesuffix(".weight").rsplit(".lora_", 1)
+        original = layer
+        if target == "unet":
+            original = original_name(layer, layers_per_block, attentions.__contains__)
+        name = FORMS[form](target, layer, original, part)
+        other[name] = tensor
+        stem = re.sub(
+            r"[._]lora(_linear_layer)?[._](A|B|down|up)(\.default)?(\.weight)?$", "", name
+        )
+        other[f"{stem}.alpha"] = torch.tensor(2.0)
+    return other
 
 
 def pool_of(targets: Mapping[str, nn.Module], **files: Path) -> LoraPool:

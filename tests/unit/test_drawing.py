@@ -42,6 +42,9 @@ class FakeGenerator:
         self.threads: list[threading.Thread] = []
         self.error: Exception | None = None
 
+    async def look_up_adapters(self, order: Order) -> None:
+        self.looked_up = [lora.name for lora in order.params.loras]
+
     def resolve(self, order: Order) -> Resolved:
         if order.params.prompt == "wrong":
             raise InvalidInput("prompt", "wrong", "another one")

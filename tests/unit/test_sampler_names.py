@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_bento.diffusion.schedules import make_scheduler
+from export.model import layout
+from sdxl_bento.diffusion.schedules import default_sampler, make_scheduler, scheduler_note
 from sdxl_bento.sampler_names import (
     A1111_SAMPLERS,
     A1111_SCHEDULERS,
+    NEAREST_OF_CLASS,
     SAMPLER_OF_CLASS,
     SAMPLERS,
     a1111_name,
@@ -56,6 +58,35 @@ def test_every_schedulers_class_stands_for_a_sampler(sampler: str) -> None:
     name = type(make_scheduler(sampler, {"num_train_timesteps": 1000})).__name__
     assert name in SAMPLER_OF_CLASS, f"a model whose scheduler is {name} would be drawn with Euler"
     assert SAMPLER_OF_CLASS[name] == sampler or sampler in VARIANTS
+
+
+@pytest.mark.parametrize("name", layout.SCHEDULERS)
+def test_every_scheduler_that_an_export_takes_has_its_sampler(name: str) -> None:
+    config = {"_class_name": name, "num_train_timesteps": 1000}
+    assert (name in SAMPLER_OF_CLASS) != (name in NEAREST_OF_CLASS)
+    note = scheduler_note(config)
+    assert (f"{name} is no sampler here" in note) == (name in NEAREST_OF_CLASS)
+    assert (default_sampler(config) in note) == (name in NEAREST_OF_CLASS)
+
+
+@pytest.mark.parametrize(
+    ("config", "ignored"),
+    [
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
+          "solver_order": 2, "use_karras_sigmas": True}, ""),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order=3"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"},
+         "algorithm_type=dpmsolver"),
+        ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample=True"),
+        ({"_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear"}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_not_followed_of_a_scheduler_is_named(
+    config: dict[str, object], ignored: str
+) -> None:
+    note = scheduler_note(config)
+    assert bool(note) is bool(ignored)
+    assert ignored in note
 
 
 def test_the_tables_name_no_sampler_that_does_not_exist() -> None:

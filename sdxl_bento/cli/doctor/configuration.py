@@ -45,6 +45,8 @@ def misspelt() -> Iterator[Finding]:
 
 def loras(settings: Settings) -> Iterator[Finding]:
     """The folder of adapters: whether it can be read, and whether its files are complete."""
+    from sdxl_bento.diffusion.lora.folder import look
+
     folder = settings.lora_dir
     if folder is None:
         return
@@ -54,7 +56,10 @@ def loras(settings: Settings) -> Iterator[Finding]:
             "make it, mend its permissions, or unset SDXL_LORA_DIR",
         )  # fmt: skip
         return
-    files = sorted(folder.glob("*.safetensors"))
+    found = look(folder)
+    for below, reason in found.passed_over.items():
+        yield warning("LoRAs", f"{folder}: {below} is not used: {reason}", "rename or remove it")
+    files = [file.path for file in found.files.values()]
     broken = 0
     for path in files:
         reason = not_safetensors(path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-from sdxl_bento.diffusion.lora.files import LowRank, Modules
+from sdxl_bento.diffusion.lora.factors import LowRank
+from sdxl_bento.diffusion.lora.fitting import Modules
 from sdxl_bento.diffusion.lora.layers import Composition, Mix, Mixed
 
 # Batches of different sizes and targets take turns, but soon one with new rows follows.

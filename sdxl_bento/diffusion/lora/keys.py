@@ -1,212 +1,209 @@
 """The names inside a LoRA file: which layer of which target each tensor belongs to.
 
-Renaming is left to diffusers and PEFT, whose converters know the formats that are around:
+A name is a layer's name with a prefix for the target and an ending for the part:
 
-- PEFT / diffusers: `unet.<layer>.lora_A.weight`
-- older diffusers: `unet.<layer>.lora.down.weight`, `<layer>.processor.to_q_lora.down.weight`,
-  `text_encoder.<layer>.lora_linear_layer.down.weight`
-- kohya / civitai: `lora_unet_<layer>.lora_down.weight` with `.alpha`, layers named as in diffusers
-  or as in the original SGM code (`input_blocks_4_1_…`)
+=========================================  ===================================================
+prefix                                     written by
+=========================================  ===================================================
+`lora_unet_`, `lora_te1_`, `lora_te2_`     kohya and most files on civitai; `_` instead of dots
+`lycoris_`                                 LyCORIS around a UNet
+`unet.`, `text_encoder.`, …                diffusers
+`diffusion_model.`, `text_encoders.clip_l.transformer.`   ComfyUI; also with `model.` in front
+`clip_l.`, `clip_g.`                       OneTrainer
+none, `base_model.model.`                  diffusers' first format; PEFT
+=========================================  ===================================================
+
+The endings are `.lora_down.weight`, `.lora_A.weight`, `.lora_A.<adapter>.weight`,
+`.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`, and the same for the
+other factor; `.lora_mid.weight` and `.alpha`. Any prefix may be combined with any ending. The
+layer's name may be diffusers' or the original one (`lora.original_names`), with dots or with `_`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from sdxl_bento.errors import AdapterMismatch
 
 TARGETS = ("unet", "text_encoder", "text_encoder_2")
-KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-SGM = ("input_blocks", "middle_block", "output_blocks")
-DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
-# A plain LoRA holds tensors with these endings and no others.
-_PLAIN = (
-    *(f"{join}{way}.weight" for join in (".lora_", ".lora.", "_lora.") for way in ("down", "up")),
-    *(f".lora_linear_layer.{way}.weight" for way in ("down", "up")),
-    DOWN,
-    UP,
-    ALPHA,
-)
-# What else is called a LoRA, by what gives it away in the names of its tensors.
-_OTHER_KINDS = {
-    "hada_": "it is a LoHa",
-    "lokr_": "it is a LoKr",
-    "dora_scale": "it is a DoRA",
-    "lora_magnitude_vector": "it is a DoRA",
-    "oft_": "it is an OFT adapter",
-    "lora_mid": "it is a LoCon with a third factor",
-    "lora_embedding": "it changes an embedding table",
-    ".diff": "it holds full weight differences",
-    "lora_B.bias": "it changes biases",
-    "bundle_emb": "it carries a textual inversion",
+# With `_` for dots. The longer of two prefixes that begin alike comes first.
+_PREFIXES = {
+    "lora_unet_": "unet",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te_": "text_encoder",
+    "lycoris_": "unet",
+    "model_diffusion_model_": "unet",
+    "diffusion_model_": "unet",
+    "unet_": "unet",
+    "text_encoder_2_": "text_encoder_2",
+    "text_encoder_": "text_encoder",
+    "conditioner_embedders_0_transformer_": "text_encoder",
+    "text_encoders_clip_l_transformer_": "text_encoder",
+    "text_encoders_clip_g_transformer_": "text_encoder_2",
+    "text_encoders_clip_l_": "text_encoder",
+    "text_encoders_clip_g_": "text_encoder_2",
+    "clip_l_": "text_encoder",
+    "clip_g_": "text_encoder_2",
 }
+# What PEFT, torch.compile and DataParallel put in front of a module's names.
+_WRAPPERS = ("base_model_model_", "_orig_mod_", "module_")
+_FACTOR = re.compile(
+    r"[._]lora(?:_linear_layer)?[._](?P<part>down|up|mid|A|B)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$"
+)
+_ALPHA = re.compile(r"(?:[._]lora(?:_linear_layer)?)?\.alpha$")
+_PARTS = {"A": "down", "B": "up"}
 
-Tensors = dict[str, torch.Tensor]
+# What else is called a LoRA, by what gives it away in the names of its tensors. These change every
+# layer in another way, so that what a LoRA can express of them would be another adapter.
+_OTHER_KINDS = {
+    r"\.hada_": "a LoHa",
+    r"\.lokr_": "a LoKr",
+    r"[._]dora_scale|lora_magnitude_vector": "a DoRA",
+    r"[._]b?oft_": "an OFT adapter",
+    r"\.[ab][12]\.weight$": "a GLoRA",
+    r"ia3_l|\.on_input$": "an (IA)³ adapter",
+    r"vera_lambda": "a VeRA",
+}
+_DIFFERENCE = re.compile(r"\.(diff|diff_b|w_norm|b_norm|set_weight)$")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The two factors of one layer as the file has them.
+@dataclass
+class Layer:
+    """The tensors of one layer, by their names in the file.
 
     Attributes:
-        down: [r, in] or [r, in, kh, kw].
-        up: [out, r] or [out, r, 1, 1].
-        scaling: alpha / r, which multiplies `up @ down`.
-        keys: the two names in the file, for messages.
+        target: one of `TARGETS`.
+        stem: the layer's name in the file without prefix and ending, with `_` for dots.
+        parts: "down", "up", "mid" and "alpha", those that there are → the tensor's name.
     """
 
-    down: torch.Tensor
-    up: torch.Tensor
-    scaling: float
-    keys: tuple[str, str]
+    target: str
+    stem: str
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the factors."""
+        return tuple(key for part, key in self.parts.items() if part != "alpha")
 
 
-def pairs_by_target(
-    name: str, tensors: Tensors, metadata: Mapping[str, str], unet_config: object
-) -> dict[str, dict[str, Pair]]:
-    """Sort a file's tensors by target and layer.
+def group(name: str, keys: Iterable[str]) -> tuple[list[Layer], list[str]]:
+    """Sort the names of a file's tensors by layer.
 
     Args:
         name: of the adapter, for messages.
-        tensors: everything in the file.
-        metadata: the safetensors header's `__metadata__`.
-        unet_config: config of the UNet, which numbers the blocks of SGM names.
+        keys: the names of all tensors in the file.
 
     Returns:
-        target → layer (its module name in diffusers' or transformers' model) → factors.
+        The layers, and the names of tensors that belong to no LoRA layer: differences of biases
+        and norms, embeddings, notes of the training.
 
     Raises:
-        AdapterMismatch: tensors of another kind of adapter, half a pair, unknown names.
+        AdapterMismatch: the file is another kind of adapter, or none; a factor is missing or
+            there twice.
     """
-    _refuse_other_kinds(name, tensors)
-    origin = {id(tensor): key for key, tensor in tensors.items()}
-    renamed, alphas = _rename(name, tensors, unet_config)
-    config = json.loads(metadata.get("lora_adapter_metadata", "null")) or {}
-
-    pairs: dict[str, dict[str, Pair]] = {}
-    strangers: list[str] = []
-    for key, down, up in _couples(renamed):
-        target, _, layer = key.partition(".")
-        keys = tuple(origin[id(t)] for t in (down, up) if t is not None)
-        if down is None or up is None or target not in TARGETS:
-            strangers += keys
+    keys = sorted(keys)
+    _refuse_other_kinds(name, keys)
+    layers: dict[tuple[str, str], Layer] = {}
+    strays: list[str] = []
+    for key in keys:
+        split = _split(key)
+        if split is None:
+            strays.append(key)
             continue
-        scaling = _scaling(target, layer, down.shape[0], alphas.get(key), config)
-        pairs.setdefault(target, {})[layer] = Pair(down, up, scaling, (keys[0], keys[1]))
-    if strangers:
-        raise AdapterMismatch(name, strangers, "tensors that belong to no layer, or half a pair")
-    return pairs
+        target, stem, part = split
+        layer = layers.setdefault((target, stem), Layer(target, stem))
+        if part in layer.parts:
+            raise AdapterMismatch(name, [layer.parts[part], key], "two tensors for one factor")
+        layer.parts[part] = key
+    whole = _whole_pairs(name, layers.values())
+    strays += [each.parts["alpha"] for each in layers.values() if not each.keys]
+    if not whole:
+        _refuse_without_factors(name, keys)
+    return whole, sorted(strays)
 
 
-def _refuse_other_kinds(name: str, tensors: Tensors) -> None:
-    if not tensors:
+def _split(key: str) -> tuple[str, str, str] | None:
+    """(target, stem, part) of a tensor's name; None if it is none of a LoRA's."""
+    if factor := _FACTOR.search(key):
+        part = _PARTS.get(factor["part"], factor["part"])
+        stem = key[: factor.start()]
+    elif alpha := _ALPHA.search(key):
+        part, stem = "alpha", key[: alpha.start()]
+    else:
+        return None
+    stem = _unwrapped(_flat(stem))
+    for prefix, target in _PREFIXES.items():
+        if stem.startswith(prefix):
+            return target, _unwrapped(stem.removeprefix(prefix)), part
+    return "unet", stem, part
+
+
+def _unwrapped(stem: str) -> str:
+    while stem.startswith(_WRAPPERS):
+        for wrapper in _WRAPPERS:
+            stem = stem.removeprefix(wrapper)
+    return stem
+
+
+def _refuse_other_kinds(name: str, keys: Collection[str]) -> None:
+    if not keys:
         raise AdapterMismatch(name, (), "the file holds no tensors")
     for mark, kind in _OTHER_KINDS.items():
-        marked = [key for key in tensors if mark in key]
+        marked = [key for key in keys if re.search(mark, key)]
         if marked:
-            raise AdapterMismatch(name, marked, f"only plain LoRA is supported, and {kind}")
-    odd = [key for key in tensors if not key.endswith(_PLAIN)]
-    if odd:
-        raise AdapterMismatch(name, odd, "these are not tensors of a LoRA")
+            raise AdapterMismatch(name, marked, f"only plain LoRA is supported, and it is {kind}")
 
 
-def _rename(name: str, tensors: Tensors, unet_config: object) -> tuple[Tensors, dict[str, float]]:
-    """All formats to `<target>.<layer>.lora_A.weight`, and alphas by `<target>.<layer>`."""
-    if any(key.startswith(KOHYA) for key in tensors):
-        state, raw_alphas = _from_kohya(name, tensors, unet_config)
-    else:
-        if not any(key.startswith(tuple(f"{target}." for target in TARGETS)) for key in tensors):
-            # diffusers' first format was the UNet's alone and had no prefix.
-            tensors = {f"unet.{key}": tensor for key, tensor in tensors.items()}
-        state = {key: tensor for key, tensor in tensors.items() if not key.endswith(ALPHA)}
-        raw_alphas = {
-            key: float(tensor.item()) for key, tensor in tensors.items() if key.endswith(ALPHA)
-        }
-    alphas = {_layer_of_alpha(key): alpha for key, alpha in raw_alphas.items()}
-    return {_peft_key(key): tensor for key, tensor in state.items()}, alphas
-
-
-def _from_kohya(
-    name: str, tensors: Tensors, unet_config: object
-) -> tuple[Tensors, dict[str, float]]:
-    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
-
-    strangers = [key for key in tensors if not key.startswith(KOHYA)]
+def _whole_pairs(name: str, layers: Iterable[Layer]) -> list[Layer]:
+    """The layers that have factors. Raises AdapterMismatch if one of a pair is missing."""
+    found = [layer for layer in layers if layer.keys]
     halves = [
-        key
-        for key in tensors
-        for this, other in (("lora_down", "lora_up"), ("lora_up", "lora_down"))
-        if this in key and key.replace(this, other) not in tensors
+        key for layer in found if not {"down", "up"} <= layer.parts.keys() for key in layer.keys
     ]
-    if strangers or halves:
+    if halves:
+        raise AdapterMismatch(name, halves, "half a pair, the other factor is missing")
+    return found
+
+
+def _refuse_without_factors(name: str, keys: Collection[str]) -> None:
+    differences = [key for key in keys if _DIFFERENCE.search(key)]
+    if differences:
         raise AdapterMismatch(
-            name, strangers + halves, "tensors that belong to no layer, or half a pair"
+            name, differences, "only plain LoRA is supported, and it holds full weight differences"
         )
-    sgm = [key for key in tensors if any(block in key for block in SGM)]
-    try:
-        # The converter empties its argument.
-        state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
-            dict(tensors), unet_config=unet_config if sgm else None
-        )
-    except (ValueError, KeyError, IndexError) as error:
-        raise AdapterMismatch(
-            name, sgm or list(tensors), f"diffusers cannot read the layers' names: {error}"
-        ) from error
-    return state, alphas or {}
+    raise AdapterMismatch(name, list(keys), "these are not tensors of a LoRA")
 
 
-def _peft_key(key: str) -> str:
-    """Any of diffusers' spellings of one `<target>.…` key as PEFT's."""
-    from diffusers.utils.state_dict_utils import (
-        StateDictType,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    renamed: dict[str, None] = {key: None}
-    if key.startswith("text_encoder"):
-        # Both tables, because a kohya file comes out in a mix of the two.
-        for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
-            renamed = convert_state_dict_to_peft(renamed, original_type=kind)  # type: ignore[no-untyped-call]
-    else:
-        renamed = convert_unet_state_dict_to_peft(renamed)  # type: ignore[no-untyped-call]
-    return next(iter(renamed))
+def _flat(name: str) -> str:
+    """A name with `_` for dots, as kohya writes it; the form in which names are compared."""
+    return name.replace(".", "_")
 
 
-def _layer_of_alpha(key: str) -> str:
-    """`<target>.<layer>` of an alpha, which kohya's converter may name after the down factor."""
-    stem = key.removesuffix(ALPHA)
-    return _peft_key(stem).removesuffix(DOWN)
+class LayerNames:
+    """Finds a target's modules by the names that LoRA files use for them."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        """`names`: of the modules, and any other name of theirs → the module's name."""
+        self._by_flat = {_bare(_flat(alias)): name for alias, name in names.items()}
+
+    def find(self, stem: str) -> str | None:
+        """The module's name for a `Layer.stem`; None if there is no such module."""
+        wanted = _bare(stem)
+        # The names of diffusers' attention processors, which it used for CLIP's attention, too.
+        older = wanted.replace("_processor_to_", "_to_")
+        clip = re.sub(r"_to_([qkv]|out)$", r"_\1_proj", older)
+        for candidate in (wanted, older, re.sub(r"_to_out$", "_to_out_0", older), clip):
+            if candidate in self._by_flat:
+                return self._by_flat[candidate]
+        return None
 
 
-def _couples(
-    state: Tensors,
-) -> Iterator[tuple[str, torch.Tensor | None, torch.Tensor | None]]:
-    """Each layer with its down and up factors, in a fixed order."""
-    layers = sorted({key.removesuffix(DOWN).removesuffix(UP) for key in state})
-    for layer in layers:
-        down, up = state.get(layer + DOWN), state.get(layer + UP)
-        # A name that no converter knew ends in neither: report it as its own half.
-        yield layer, down if down is not None else state.get(layer), up
-
-
-def _scaling(
-    target: str, layer: str, rank: int, alpha: float | None, config: Mapping[str, Any]
-) -> float:
-    """alpha / r: from the file's `.alpha`, else from PEFT's config, else 1."""
-    if alpha is not None:
-        return alpha / rank
-    if f"{target}.lora_alpha" not in config:
-        return 1.0
-    from peft.utils.other import get_pattern_key
-
-    pattern = config.get(f"{target}.alpha_pattern") or {}
-    alpha = pattern.get(get_pattern_key(list(pattern), layer), config[f"{target}.lora_alpha"])
-    # Rank-stabilised LoRA, arXiv 2312.03732.
-    return float(alpha) / (rank**0.5 if config.get(f"{target}.use_rslora") else rank)
+def _bare(name: str) -> str:
+    """Without the level of CLIP's that transformers has moved layers into and out of."""
+    return name.removeprefix("text_model_")

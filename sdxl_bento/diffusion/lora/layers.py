@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdxl_bento.diffusion.lora.files import LowRank, Modules
+from sdxl_bento.diffusion.lora.factors import LowRank
+from sdxl_bento.diffusion.lora.fitting import Modules
 from sdxl_bento.errors import RequestFailed
 
 Mix = tuple[tuple[str, float], ...]

@@ -1,12 +1,14 @@
 """Adapters (LoRA): known by name, loaded in the background, evicted by bytes, applied per row.
 
 Threads: one thread, the engine's, calls `ready`, `use`, `release` and `applied`. A loader thread
-reads files and publishes whole adapters under the lock; it touches no module.
+reads files and publishes whole adapters under the lock; it touches no module. Any thread may look
+at the folders again; what that makes stale is dropped by the engine's thread.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,35 +21,39 @@ from threading import RLock
 from torch import nn
 
 from sdxl_bento.diffusion.lora.batches import Batches
-from sdxl_bento.diffusion.lora.files import (
-    SUFFIX,
-    Adapter,
-    LowRank,
-    Modules,
-    Stamp,
-    fingerprint_of,
-    read_adapter,
-    stamp_of,
-)
+from sdxl_bento.diffusion.lora.catalogue import Catalogue
+from sdxl_bento.diffusion.lora.factors import LowRank
+from sdxl_bento.diffusion.lora.files import Adapter, read_adapter
+from sdxl_bento.diffusion.lora.fitting import Modules
+from sdxl_bento.diffusion.lora.folder import LoraFile, Stamp, stamp_of
 from sdxl_bento.diffusion.lora.layers import Mix
+from sdxl_bento.diffusion.lora.tensors import fingerprint_of
 from sdxl_bento.diffusion.memory import out_of_memory_typed
 from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import (
     AdapterMismatch,
     AdapterNotFound,
-    ConfigurationError,
     OutOfMemory,
     RequestFailed,
     SDXLError,
+    readable,
 )
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 
 @dataclass(frozen=True)
-class _File:
-    path: Path
+class Listed:
+    """An adapter that requests may name. `size_bytes` is its file's, as it was looked at last.
+
+    `skipped` names the tensors of its file that have no effect; none until it has been loaded.
+    """
+
+    name: str
+    size_bytes: int
+    loaded: bool
     pinned: bool
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class LoraPool:
         budget_bytes: int,
         on_loaded: Callable[[], None],
         layers: Mapping[str, Collection[str]] | None = None,
+        pinned: Collection[str] = (),
     ) -> None:
         """
         Args:
@@ -73,17 +80,20 @@ class LoraPool:
             layers: target → the only layers that can take an adapter, where not all can.
             budget_bytes: of loaded adapters. Pinned ones and those in use may exceed it.
             on_loaded: called from the loader thread when one load has ended, well or badly.
+            pinned: names of adapters that are never evicted.
         """
         only = layers or {}
         self._targets = {name: Modules(module, only.get(name)) for name, module in targets.items()}
         self._budget = budget_bytes
         self._on_loaded = on_loaded
         self._lock = RLock()
-        self._files: dict[str, _File] = {}
+        self._catalogue = Catalogue()
+        self._pinned = set(pinned)
         # Least recently asked for first. No ready-made cache: pinned ones and those in use stay.
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._loading: set[str] = set()
         self._failures: dict[str, _Failure] = {}
+        self._skipped: dict[str, tuple[Stamp, tuple[str, ...]]] = {}
         self._users: Counter[str] = Counter()
         self._batches = Batches(self._targets, budget_bytes)
         self._hashed: dict[Path, tuple[Stamp, str]] = {}
@@ -95,44 +105,65 @@ class LoraPool:
 
     # What there is
 
-    def register(self, name: str, path: Path, *, pinned: bool = False) -> None:
+    def register(self, name: str, path: Path) -> None:
         """Make a file known under a name. Loads nothing.
-
-        A loaded adapter whose file has changed is dropped, unless it is in use.
 
         Raises:
             ConfigurationError: not a .safetensors file, or none at all.
         """
-        if path.suffix != SUFFIX or not path.is_file():
-            raise ConfigurationError(f"LoRA {name}: {path} is not a {SUFFIX} file")
-        with self._lock:
-            adapter = self._loaded.get(name)
-            changed = adapter and (path != self._files[name].path or adapter.stamp != _stamp(path))
-            if changed and not self._users[name]:
-                self._evict(name)
-            self._files[name] = _File(path, pinned)
+        self._catalogue.register(name, path)
 
     def scan(self, folder: Path) -> list[str]:
-        """Register every .safetensors file of a folder by its stem; returns the names."""
-        paths = sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_file())
-        for path in paths:
-            known = self._files.get(path.stem)
-            self.register(path.stem, path, pinned=known is not None and known.pinned)
-        return [path.stem for path in paths]
+        """Register the adapters of a folder, which `rescan` looks at again; returns their names.
+
+        They take the place of registered ones of the same names.
+        """
+        return self._catalogue.scan(folder)
+
+    def rescan(self) -> None:
+        """Look at all folders and registered files again.
+
+        Files that are new can be used from now on, and those that are gone cannot. A loaded
+        adapter whose file has changed or is gone is dropped as soon as no running request uses it.
+        """
+        self._catalogue.rescan()
+
+    def outdated(self, names: Iterable[str]) -> bool:
+        """Whether a file of these has changed or is gone since it was looked at. It looks."""
+        return self._catalogue.outdated(names)
 
     def names(self) -> list[str]:
-        return sorted(self._files)
+        return sorted(self._catalogue.files)
+
+    def listed(self) -> list[Listed]:
+        """All adapters by name. Looks at no file."""
+        files = self._catalogue.files
+        with self._lock:
+            return [self._described(name, files[name]) for name in sorted(files)]
+
+    def _described(self, name: str, file: LoraFile) -> Listed:
+        stamp, skipped = self._skipped.get(name, (None, ()))
+        if stamp != file.stamp:
+            skipped = ()
+        return Listed(name, file.size_bytes, self.is_loaded(name), name in self._pinned, skipped)
 
     def is_loaded(self, name: str) -> bool:
-        return name in self._loaded
+        """Whether requests with it can start at once, or some are running."""
+        return name in self._loaded and (self._users[name] > 0 or not self._is_stale(name))
+
+    def _is_stale(self, name: str) -> bool:
+        """Whether the file of a loaded adapter is another one by now, or gone."""
+        adapter, file = self._loaded.get(name), self._catalogue.files.get(name)
+        return adapter is not None and (file is None or file.stamp != adapter.stamp)
 
     def is_pinned(self, name: str) -> bool:
-        return self._file(name).pinned
+        """Raises AdapterNotFound."""
+        self._catalogue.file(name)
+        return name in self._pinned
 
     def size_bytes(self, name: str) -> int:
-        """In memory if loaded, else of the file."""
-        adapter = self._loaded.get(name)
-        return adapter.nbytes if adapter else self._file(name).path.stat().st_size
+        """Of the file, as it was looked at last. Raises AdapterNotFound."""
+        return self._catalogue.file(name).size_bytes
 
     def changes(self, name: str, target: str) -> bool:
         """Whether a loaded adapter has anything for a target."""
@@ -150,15 +181,16 @@ class LoraPool:
 
         Raises:
             AdapterNotFound: no such name, or its file is gone.
+            AdapterMismatch: its file cannot be read.
         """
         hashes = {}
         for name in sorted(set(names)):
-            adapter = self._loaded.get(name)
+            adapter = None if self._is_stale(name) else self._loaded.get(name)
             hashes[name] = adapter.fingerprint if adapter else self._fingerprint(name)
         return hashes
 
     def _fingerprint(self, name: str) -> str:
-        path = self._file(name).path
+        path = self._catalogue.file(name).path
         try:
             stamp = stamp_of(path)
             known = self._hashed.get(path)
@@ -166,9 +198,20 @@ class LoraPool:
                 known = self._hashed[path] = (stamp, fingerprint_of(path))
         except FileNotFoundError as error:
             raise AdapterNotFound(name, hint=f"its file {path.name} is gone") from error
+        except OSError as error:
+            reason = f"the file cannot be read, {os.strerror(error.errno or 0)}"
+            raise AdapterMismatch(name, [path.name], reason) from error
         return known[1]
 
     # Loading and evicting
+
+    def load_pinned(self) -> None:
+        """Begin to load the pinned adapters. The log says why one cannot be loaded."""
+        known = set(self._catalogue.files)
+        for name in sorted(self._pinned - known):
+            logger.warning("SDXL_LORA_PINNED names %s, which is no adapter here", name)
+        with self._lock:
+            self._begin_to_load(self._pinned & known)
 
     def ready(self, names: Iterable[str]) -> bool:
         """Whether all are loaded; if not, begins to load the missing ones in the background.
@@ -183,17 +226,21 @@ class LoraPool:
         """
         wanted = set(names)
         with self._lock:
+            self._drop_stale()
             for name in wanted:
-                self._file(name)
-                self._raise_failure(name)
+                self._raise_failure(name, self._catalogue.file(name).path)
             for name in sorted(wanted & self._loaded.keys()):
                 self._loaded.move_to_end(name)
             missing = wanted - self._loaded.keys()
-            for name in sorted(missing - self._loading):
-                self._loading.add(name)
-                self._loader.submit(self._load, name)
+            self._begin_to_load(missing)
             self._shrink(keep=wanted)
         return not missing
+
+    def _begin_to_load(self, names: Iterable[str]) -> None:
+        for name in sorted(set(names) - self._loading):
+            path = self._catalogue.file(name).path
+            self._loading.add(name)
+            self._loader.submit(self._load, name, path)
 
     def use(self, names: Iterable[str]) -> None:
         """A request with these begins to run: none of them is evicted until it is released."""
@@ -207,31 +254,25 @@ class LoraPool:
         with self._lock:
             self._users.subtract(names)
             self._users = +self._users
+            self._drop_stale()
             self._shrink(keep=())
 
     def close(self) -> None:
         """Start no more loads and wait for the one under way."""
         self._loader.shutdown(cancel_futures=True)
 
-    def _file(self, name: str) -> _File:
-        file = self._files.get(name)
-        if file is None:
-            raise AdapterNotFound(name, self.names())
-        return file
-
-    def _raise_failure(self, name: str) -> None:
+    def _raise_failure(self, name: str, path: Path) -> None:
         failure = self._failures.get(name)
         if failure is None:
             return
         if failure.stamp is None:
             del self._failures[name]  # said once, then tried again
-        elif _stamp(self._files[name].path) != failure.stamp:
+        elif _stamp(path) != failure.stamp:
             del self._failures[name]
             return
         raise failure.error.with_traceback(None)
 
-    def _load(self, name: str) -> None:
-        path = self._files[name].path
+    def _load(self, name: str, path: Path) -> None:
         stamp = _stamp(path)
         failure = None
         try:
@@ -251,10 +292,16 @@ class LoraPool:
             if failure:
                 self._failures[name] = failure
                 self.failures += 1
+                if name in self._pinned:
+                    logger.warning("The pinned LoRA %s is not loaded: %s", name, failure.error)
             else:
                 self._loaded[name] = adapter
+                self._catalogue.update(name, LoraFile(path, adapter.stamp))
                 self._unused.add(name)
+                self._skipped[name] = adapter.stamp, adapter.skipped
                 self.loads += 1
+                if adapter.skipped:
+                    _log_skipped(adapter)
         self._on_loaded()
 
     def _shrink(self, keep: Iterable[str]) -> None:
@@ -263,9 +310,14 @@ class LoraPool:
         for name in list(self._loaded):
             if held <= self._budget:
                 return
-            if name in keep or self._users[name] or self._files[name].pinned:
+            if name in keep or self._users[name] or name in self._pinned:
                 continue
             held -= self._evict(name).nbytes
+
+    def _drop_stale(self) -> None:
+        for name in list(self._loaded):
+            if self._is_stale(name) and not self._users[name]:
+                self._evict(name)
 
     def _evict(self, name: str) -> Adapter:
         self._batches.forget(name)
@@ -320,3 +372,9 @@ def _stamp(path: Path) -> Stamp | None:
         return stamp_of(path)
     except OSError:
         return None
+
+
+def _log_skipped(adapter: Adapter) -> None:
+    count = len(adapter.skipped)
+    shown = ", ".join(map(readable, adapter.skipped[:8])) + (", …" if count > 8 else "")
+    logger.warning("LoRA %s: %d tensors have no effect here: %s", adapter.name, count, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -64,6 +65,7 @@ class Automatic1111:
             Route("/sdapi/v1/samplers", _samplers),
             Route("/sdapi/v1/schedulers", _schedulers),
             Route("/sdapi/v1/loras", _loras),
+            Route("/sdapi/v1/refresh-loras", _refresh_loras, methods=post),
             Route("/sdapi/v1/scripts", _scripts),
         ]
 
@@ -160,8 +162,15 @@ async def _schedulers(request: Request) -> Response:
 
 
 async def _loras(request: Request) -> Response:
-    loras = api_of(request).generator.models.adapters()
+    models = api_of(request).generator.models
+    await models.adapter_files.look()
+    loras = await asyncio.to_thread(models.adapters)
     return JSONResponse([lora_json(lora) for lora in loras])
+
+
+async def _refresh_loras(request: Request) -> Response:
+    await api_of(request).generator.models.adapter_files.look()
+    return JSONResponse(None)
 
 
 async def _scripts(request: Request) -> Response:

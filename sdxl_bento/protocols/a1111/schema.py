@@ -133,9 +133,12 @@ def _lists() -> dict[str, Any]:
         ),
         ("scripts", "There are none.", ref(answers.Automatic1111Scripts)),
     )
+    refresh = A1111.post(
+        "Look for adapters again.", response("It was done.", media(JSON, {"type": "null"}))
+    )
     return {
         path: A1111.get(text, response(text, media(JSON, schema))) for path, text, schema in lists
-    }
+    } | {"refresh-loras": refresh}
 
 
 def _fields(native: Schema) -> dict[str, Schema]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -22,6 +23,7 @@ def routes() -> list[Route]:
     return [
         Route("/models", _models),
         Route("/loras", _loras),
+        Route("/loras/refresh", _loras, methods=["POST"]),
         Route("/samplers", _samplers),
         Route("/stats", _stats),
         Route("/images/{image_id}", _image),
@@ -37,8 +39,11 @@ async def _models(request: Request) -> Response:
 
 
 async def _loras(request: Request) -> Response:
-    body: LoraList = {"loras": api_of(request).generator.models.adapters()}
-    return JSONResponse({"loras": [asdict(lora) for lora in body["loras"]]})
+    models = api_of(request).generator.models
+    await models.adapter_files.look()
+    body: LoraList = {"loras": await asyncio.to_thread(models.adapters)}
+    rows = await asyncio.to_thread(lambda: [asdict(lora) for lora in body["loras"]])
+    return JSONResponse({"loras": rows})
 
 
 async def _samplers(request: Request) -> Response:

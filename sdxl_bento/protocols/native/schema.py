@@ -162,6 +162,10 @@ def _lists() -> dict[str, Any]:
             ("/samplers", "The samplers that a call may name.", ref(SamplerList)),
             ("/stats", "What the engine is doing.", stats),
         )
+    } | {
+        "/loras/refresh": NATIVE.post(
+            "Look for adapters again.", response("The adapters.", media(JSON, ref(LoraList)))
+        )
     }
 
 

@@ -16,7 +16,7 @@ from sdxl_bento.backends.compiled import CompiledBackend
 from sdxl_bento.backends.parts import MOST_ROWS
 from sdxl_bento.backends.slots import RANK_STEP
 from sdxl_bento.diffusion.backend import Mix, UNetInputs
-from sdxl_bento.diffusion.lora.files import LowRank
+from sdxl_bento.diffusion.lora.factors import LowRank
 from sdxl_bento.diffusion.model import Model, Placement
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.manifest import BackendInfo, Size

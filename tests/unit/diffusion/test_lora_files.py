@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import random
 import re
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sdxl_bento.diffusion.lora.files import Adapter, Modules, read_adapter
+from sdxl_bento.diffusion.lora.files import Adapter, read_adapter
+from sdxl_bento.diffusion.lora.fitting import Modules
 from sdxl_bento.errors import AdapterMismatch, AdapterNotFound
 from tests.support import loras
-from tests.support.loras import CLIP, CONVOLUTIONS
+from tests.support.loras import CLIP, CONVOLUTIONS, EVERYTHING
 
 Targets = dict[str, nn.Module]
 EMBEDDED = Path(__file__).parents[3] / "export" / "embedded" / "weights"
@@ -86,6 +89,41 @@ def test_clip_layers_with_and_without_text_model(targets: Targets, tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize("form", loras.FORMS)
+def test_every_form_gives_the_same_factors(targets: Targets, tmp_path: Path, form: str) -> None:
+    clip = "" if form in loras.UNET_FORMS else f"{CLIP}|text_projection"
+    tensors = loras.factors(targets, f"{EVERYTHING}|_embedding.linear", clip)
+    assert "unet.add_embedding.linear_1.lora_A.weight" in tensors
+    plain = read(loras.write_peft(tmp_path / "plain.safetensors", tensors), targets)
+    path = saved(tmp_path / "a.safetensors", loras.renamed(tensors, form))
+    adapter = read(path, targets)
+    assert adapter.skipped == ()
+    assert {t: set(layers) for t, layers in adapter.layers.items()} == {
+        t: set(layers) for t, layers in plain.layers.items()
+    }
+    for target, layers in plain.layers.items():
+        for name, factors in layers.items():
+            assert torch.equal(adapter.layers[target][name].down, factors.down)
+            assert torch.allclose(adapter.layers[target][name].up, factors.up * 2 / 4)
+
+
+def test_a_third_factor_is_the_kernel(targets: Targets, tmp_path: Path) -> None:
+    """LyCORIS' LoCon of a convolution: 1x1 down, 3x3 in the middle, 1x1 up."""
+    generator = torch.Generator().manual_seed(0)
+    stem = "lora_unet_mid_block_resnets_0_conv1"
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((4, 32, 1, 1), (32, 4)))
+    mid = torch.randn(4, 4, 3, 3, generator=generator)
+    parts = {"down": down, "mid": mid, "up": up[:, :, None, None]}
+    tensors = {f"{stem}.lora_{part}.weight": tensor for part, tensor in parts.items()}
+    path = saved(tmp_path / "a.safetensors", tensors)
+    (layer,) = read(path, targets).layers["unet"].values()
+    picture = torch.randn(1, 32, 5, 5, generator=generator)
+    convolve = torch.nn.functional.conv2d
+    want = convolve(convolve(convolve(picture, down), mid, padding=1), up[:, :, None, None])
+    got = convolve(convolve(picture, layer.down, padding=1), layer.up[:, :, None, None])
+    assert torch.allclose(got, want, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
@@ -93,21 +131,190 @@ def test_clip_layers_with_and_without_text_model(targets: Targets, tmp_path: Pat
         ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "LoKr"),
         ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "DoRA"),
         ("unet.mid_block.attentions.0.proj_in.lora_magnitude_vector", "DoRA"),
-        ("lora_unet_mid_block_attentions_0_proj_in.diff", "full weight differences"),
-        ("lora_unet_mid_block_resnets_0_conv1.lora_mid.weight", "third factor"),
-        ("unet.mid_block.attentions.0.proj_in.lora_B.bias", "biases"),
-        ("unet.conv_in.weight", "not tensors of a LoRA"),
+        ("unet.mid_block.attentions.0.proj_in.lora_magnitude_vector.default.weight", "DoRA"),
+        ("oft_unet_mid_block_attentions_0_proj_in.oft_blocks", "OFT"),
+        ("lora_unet_mid_block_attentions_0_proj_in.a1.weight", "GLoRA"),
+        ("lora_unet_mid_block_attentions_0_proj_in.on_input", "(IA)³"),
     ],
 )
 def test_other_kinds_are_refused_by_name(
     targets: Targets, tmp_path: Path, key: str, kind: str
 ) -> None:
     tensors = loras.factors(targets)
-    if key.startswith("lora_unet"):
-        tensors = loras.to_kohya(tensors)
     error = refused(saved(tmp_path / "a.safetensors", tensors | {key: torch.ones(2)}), targets)
     assert error.keys == (key,)
     assert kind in str(error)
+
+
+STRAYS = (
+    "bundle_emb.mine.clip_l",
+    "lora_te1_text_model_final_layer_norm.diff",
+    "lora_unet_mid_block_attentions_0_norm.w_norm",
+    "lora_unet_mid_block_attentions_0_proj_in.diff_b",
+    "lora_unet_mid_block_resnets_0_conv1.alpha",
+    "train_steps",
+    "unet.conv_in.weight",
+    "unet.mid_block.attentions.0.proj_in.lora_B.bias",
+    "unet.time_embedding.cond_proj.lora_A.weight",
+    "unet.time_embedding.cond_proj.lora_B.weight",
+)
+
+
+def test_what_fits_is_taken_and_the_rest_is_named(targets: Targets, tmp_path: Path) -> None:
+    tensors = loras.factors(targets)
+    plain = read(loras.write_peft(tmp_path / "plain.safetensors", tensors), targets)
+    more = {key: torch.ones(2, 2) for key in STRAYS} | {"train_steps": torch.tensor([9])}
+    adapter = read(saved(tmp_path / "a.safetensors", tensors | more), targets)
+    assert tuple(sorted(adapter.skipped)) == STRAYS
+    assert set(adapter.layers["unet"]) == set(plain.layers["unet"])
+
+
+@pytest.mark.parametrize("key", STRAYS[:-2])
+def test_a_file_of_such_tensors_alone_is_refused(
+    targets: Targets, tmp_path: Path, key: str
+) -> None:
+    error = refused(saved(tmp_path / "a.safetensors", {key: torch.ones(2)}), targets)
+    assert error.keys == (key,)
+    assert ("full weight differences" if "diff" in key or "_norm" in key else "a LoRA") in str(
+        error
+    )
+
+
+def test_one_layer_under_two_names(targets: Targets, tmp_path: Path) -> None:
+    tensors = loras.factors(targets, "mid_block.*to_q$")
+    both = tensors | {k: t.clone() for k, t in loras.renamed(tensors, "ComfyUI").items()}
+    error = refused(saved(tmp_path / "a.safetensors", both), targets)
+    assert "two pairs for one layer" in str(error)
+    both = tensors | {k.replace("lora_A.", "lora_A.b."): t.clone() for k, t in tensors.items()}
+    error = refused(saved(tmp_path / "a.safetensors", both), targets)
+    assert "two tensors for one factor" in str(error)
+
+
+PROJ = "unet.mid_block.attentions.0.proj_in"
+
+
+def wrong(**parts: object) -> dict[str, torch.Tensor]:
+    """The factors of one layer of 32 inputs and outputs, some of them replaced."""
+    names = {"A": "lora_A.weight", "B": "lora_B.weight", "alpha": "alpha"}
+    sound = {"A": torch.ones(4, 32), "B": torch.ones(32, 4), "alpha": torch.tensor(4.0)} | parts
+    return {f"{PROJ}.{names[part]}": tensor for part, tensor in sound.items()}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "part", "reason"),
+    [
+        (wrong(alpha=torch.ones(2)), "alpha", "not one number"),
+        (wrong(alpha=torch.tensor(torch.nan)), "alpha", "alpha is nan"),
+        (wrong(alpha=torch.tensor(torch.inf)), "alpha", "alpha is inf"),
+        (wrong(alpha=torch.tensor(True)), "alpha", "BOOL"),
+        (wrong(alpha=torch.empty(0)), "alpha", "not one number"),
+        (wrong(A=torch.full((4, 32), torch.nan)), "lora_A.weight", "NaN"),
+        (wrong(B=torch.full((32, 4), -torch.inf)), "lora_B.weight", "infinity"),
+        (wrong(B=torch.full((32, 4), 1e300, dtype=torch.float64)), "lora_B.weight", "float32"),
+        (wrong(B=torch.full((32, 4), 1e38), alpha=torch.tensor(1e3)), "lora_B.weight", "float32"),
+        (wrong(A=torch.ones(4, 32, dtype=torch.int64)), "lora_A.weight", "I64"),
+        (wrong(A=torch.ones(4, 32, dtype=torch.complex64)), "lora_A.weight", "C64"),
+        (wrong(A=torch.empty(0, 32), B=torch.empty(32, 0)), "lora_A.weight", "rank of zero"),
+        (wrong(A=torch.tensor(1.0)), "lora_A.weight", "rank of zero"),
+        (wrong(A=torch.ones(32)), "lora_A.weight", "do not fit"),
+        (wrong(A=torch.ones(4, 32, 1)), "lora_A.weight", "do not fit"),
+        (wrong(B=torch.ones(4)), "lora_B.weight", "do not fit"),
+        (wrong(B=torch.tensor(1.0)), "lora_B.weight", "do not fit"),
+        (wrong(B=torch.ones(32, 5)), "lora_B.weight", "do not fit"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_used(
+    targets: Targets, tmp_path: Path, tensors: dict[str, torch.Tensor], part: str, reason: str
+) -> None:
+    error = refused(saved(tmp_path / "a.safetensors", tensors), targets)
+    assert f"{PROJ}.{part}" in error.keys
+    assert reason in str(error)
+
+
+def test_numbers_that_leave_the_layers_dtype(tmp_path: Path) -> None:
+    unet = nn.Module()
+    unet.conv_in = nn.Linear(2, 2, dtype=torch.float16)
+    tensors = {"unet.conv_in.lora_A.weight": torch.full((1, 2), 1e6)}
+    tensors["unet.conv_in.lora_B.weight"] = torch.ones(2, 1)
+    error = refused(saved(tmp_path / "a.safetensors", tensors), {"unet": unet})
+    assert "float16" in str(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_every_type_of_numbers(targets: Targets, tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {key: t.to(dtype) for key, t in wrong(alpha=torch.tensor(2.0)).items()}
+    tensors[f"{PROJ}.alpha"] = torch.tensor(2)  # a whole number, as some write it
+    (layer,) = read(saved(tmp_path / "a.safetensors", tensors), targets).layers["unet"].values()
+    assert torch.equal(layer.up, torch.full((32, 4), 0.5))
+
+
+CONFIG = "lora_adapter_metadata"
+
+
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        ("{", CONFIG),
+        ("[" * 100_000, CONFIG),
+        ("1" * 5000, CONFIG),
+        ("[]", CONFIG),
+        ('"unet"', CONFIG),
+        ('{"unet.lora_alpha": null}', "unet.lora_alpha"),
+        ('{"unet.lora_alpha": [4]}', "unet.lora_alpha"),
+        ('{"unet.lora_alpha": "4"}', "unet.lora_alpha"),
+        ('{"unet.lora_alpha": true}', "unet.lora_alpha"),
+        ('{"unet.lora_alpha": NaN}', "unet.lora_alpha"),
+        (f'{{"unet.lora_alpha": 1{"0" * 400}}}', "unet.lora_alpha"),
+        ('{"unet.lora_alpha": 4, "unet.alpha_pattern": ["to_q"]}', "unet.alpha_pattern"),
+        ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"(": 4}}', "unet.alpha_pattern"),
+        ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"(a+)+": 4}}', "unet.alpha_pattern"),
+        ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"to_q": null}}', "unet.alpha_pattern.to_q"),
+        ('{"unet.lora_alpha": 4, "unet.use_rslora": "no"}', "unet.use_rslora"),
+    ],
+)
+def test_headers_that_cannot_be_used(
+    targets: Targets, tmp_path: Path, header: str, key: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(loras.factors(targets), path, metadata={CONFIG: header})
+    error = refused(path, targets)
+    assert error.keys == (key,)
+    assert "header" in str(error)
+
+
+@pytest.mark.parametrize("header", ["{}", "null", '{"unet.lora_alpha": 2, "vae.lora_alpha": 1}'])
+def test_headers_that_say_little(targets: Targets, tmp_path: Path, header: str) -> None:
+    save_file(wrong(), tmp_path / "a.safetensors", metadata={CONFIG: header, "other": "{"})
+    assert read(tmp_path / "a.safetensors", targets).layers
+
+
+def test_names_that_would_fill_or_forge_a_log(targets: Targets, tmp_path: Path) -> None:
+    names = [f"{PROJ}.lora_A.weight", f"{PROJ}.{'x' * 5000}\nERROR forged.hada_w1_a"]
+    tensors = {name: torch.ones(4, 32) for name in names}
+    message = str(refused(saved(tmp_path / "a.safetensors", tensors), targets))
+    assert "a LoHa" in message
+    assert "\n" not in message
+    assert len(message) < 2000
+    path = saved(tmp_path / "a.safetensors", wrong(A=torch.ones(*[1] * 500)))
+    assert len(str(refused(path, targets))) < 2000
+
+
+def test_mutated_files_are_read_or_refused(targets: Targets, tmp_path: Path) -> None:
+    """Bytes of header and numbers changed, cut and repeated at random."""
+    path = tmp_path / "a.safetensors"
+    save_file(wrong() | {"x": torch.ones(1)}, path, metadata={CONFIG: '{"unet.lora_alpha": 4}'})
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            at = rng.randrange(rng.choice([8, 400, len(data)]))
+            data[at : at + rng.choice([0, 1, 1, 5])] = rng.choices(
+                rng.choice([bytes(range(256)), b'0129-{}[]:,"']), k=rng.choice([0, 1, 1, 5])
+            )
+        path.write_bytes(data)
+        with contextlib.suppress(AdapterMismatch):
+            read(path, targets)
 
 
 @pytest.mark.parametrize("kohya", [False, True])
@@ -132,15 +339,20 @@ def test_a_lora_of_another_model_names_the_files_keys(targets: Targets, tmp_path
 
 def test_a_layer_that_is_no_linear_or_convolution(targets: Targets, tmp_path: Path) -> None:
     tensors = loras.random_factors("unet", nn.ModuleDict({"time_proj": nn.Linear(2, 2)}), "time")
-    assert "Timesteps" in str(
-        refused(loras.write_peft(tmp_path / "a.safetensors", tensors), targets)
-    )
+    error = refused(loras.write_peft(tmp_path / "a.safetensors", tensors), targets)
+    assert "no such layer" in str(error)
 
 
 def test_no_second_text_encoder_here(targets: Targets, tmp_path: Path) -> None:
-    path = loras.write_kohya(tmp_path / "a.safetensors", loras.factors(targets, clip=CLIP))
-    error = refused(path, {"unet": targets["unet"], "text_encoder": targets["text_encoder"]})
-    assert all(key.startswith("lora_te2_") for key in error.keys)
+    tensors = loras.factors(targets, clip=CLIP)
+    path = loras.write_kohya(tmp_path / "a.safetensors", tensors)
+    adapter = read(path, {"unet": targets["unet"], "text_encoder": targets["text_encoder"]})
+    assert adapter.skipped
+    assert all(key.startswith("lora_te2_") for key in adapter.skipped)
+    tensors = loras.factors(targets, "", CLIP)
+    path = loras.write_kohya(path, tensors)
+    error = refused(path, {"text_encoder_2": targets["text_encoder_2"]})
+    assert all(key.startswith("lora_te1_") for key in error.keys), "half of them is too little"
 
 
 def test_unreadable_files(targets: Targets, tmp_path: Path) -> None:
@@ -171,8 +383,8 @@ def test_a_failed_read_leaves_the_model_alone(targets: Targets, tmp_path: Path) 
 
     before = state()
     tensors = loras.factors(targets)
-    tensors["unet.nowhere.lora_A.weight"] = torch.ones(1, 2)
-    tensors["unet.nowhere.lora_B.weight"] = torch.ones(2, 1)
+    tensors["unet.conv_in.lora_A.weight"] = torch.ones(1, 2)
+    tensors["unet.conv_in.lora_B.weight"] = torch.ones(2, 1)
     refused(loras.write_peft(tmp_path / "a.safetensors", tensors), targets)
     assert state() == before
 

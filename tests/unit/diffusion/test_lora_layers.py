@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sdxl_bento.diffusion.lora.files import LowRank, Modules
+from sdxl_bento.diffusion.lora.factors import LowRank
+from sdxl_bento.diffusion.lora.fitting import Modules
 from sdxl_bento.diffusion.lora.layers import Composition, Mix, Mixed
 from sdxl_bento.errors import RequestFailed
 from tests.support.loras import mix

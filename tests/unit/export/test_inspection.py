@@ -62,7 +62,7 @@ def put(name: str, **values: Any) -> Any:
 INDEX, CONFIG = "model_index.json", "unet/config.json"
 
 REFUSED = {
-    "no index": (drop(INDEX), SourceError, "diffusers' layout"),
+    "no index": (drop(INDEX), SourceError, "the model_index.json that belongs to them"),
     "broken index": (lambda c: c.write(INDEX, b"{"), SourceError, "broken JSON"),
     "index is a list": (lambda c: c.write(INDEX, b"[]"), SourceError, "type list"),
     "binary index": (lambda c: c.write(INDEX, b"\xff\xfe\x00"), SourceError, "broken JSON"),
@@ -139,6 +139,34 @@ def test_roles_are_not_mixed_up(base: Any, refiner: Any) -> None:
         read(refiner, "base")
     with pytest.raises(NotSDXLError, match="a base model"):
         read(base, "refiner")
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "words"),
+    [
+        ((), SourceError, "an empty folder"),
+        (("readme.txt",), SourceError, "diffusers' layout"),
+        (("a.safetensors", "b.safetensors"), SourceError, r"one of them, as .*/a\.safetensors"),
+        (("a.ckpt", "readme.txt"), UnsafeSourceError, r"a\.ckpt(?s:.)*a pickled checkpoint"),
+    ],
+)
+def test_folders_that_are_no_pipeline(
+    tmp_path: Path, names: tuple[str, ...], error: type[SourceError], words: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(error, match=words):
+        read_pipeline(Folder(tmp_path), "base", None)
+
+
+def test_weights_as_wrappers_name_them(base: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(base.path / UNET)
+    (base.path / UNET).unlink()
+    save_file({f"_orig_mod.{name}": each for name, each in tensors.items()}, base.path / UNET)
+    with pytest.raises(SourceError, match=r"_orig_mod\.', as torch\.compile"):
+        read(base)
 
 
 def test_pickles_only(base: Any) -> None:

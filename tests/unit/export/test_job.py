@@ -201,7 +201,11 @@ class TestLoras:
 
     @pytest.mark.parametrize(
         ("name", "words"),
-        [("none.safetensors", "no such file"), ("a.pt", "a .pt file"), ("b.safetensors", "broken")],
+        [
+            ("none.safetensors", "no such file"),
+            ("a.pt", "a .pt file"),
+            ("b.safetensors", "short"),
+        ],
     )
     def test_refused(self, home: Path, base: Any, tmp_path: Path, name: str, words: str) -> None:
         if not name.startswith("none"):
@@ -210,8 +214,31 @@ class TestLoras:
             run(home, base.path, loras=(tmp_path / name,))
 
     def test_not_a_lora(self, home: Path, base: Any) -> None:
-        with pytest.raises(SourceError, match="none of them of a LoRA"):
+        with pytest.raises(SourceError, match="not tensors of a LoRA"):
             run(home, base.path, loras=(base.path / UNET,))
+
+    def test_notes_and_the_users_word(
+        self, home: Path, base: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Printed, written into the manifest; the written config is what the user has said."""
+        base.set("scheduler/scheduler_config.json", _class_name="PNDMScheduler")
+        base.edit("model_index.json", lambda c: c.update(scheduler=["diffusers", "PNDMScheduler"]))
+        vpred = base.path.with_name("some-vpred")
+        base.path.rename(vpred)
+        said: list[str] = []
+        monkeypatch.setattr(Progress, "say", lambda _, text: said.append(text))
+        folder, manifest = run(home, vpred)
+        assert "PNDMScheduler is no sampler here" in manifest.notes[0]
+        assert "suggests v-prediction" in manifest.notes[1]
+        assert [text for text in said if text.startswith("Note: ")] == [
+            f"Note: {note}" for note in manifest.notes
+        ]
+        path = "scheduler/scheduler_config.json"
+        assert (folder / "base" / path).read_bytes() == (vpred / path).read_bytes()
+        changed, other = run(home, vpred, prediction="v_prediction")
+        assert other.base.prediction_type == "v_prediction"
+        assert len(other.notes) == 1
+        assert '"prediction_type": "v_prediction"' in (changed / "base" / path).read_text()
 
     def test_same_name_twice(self, home: Path, base: Any) -> None:
         lora = WEIGHTS / "loras" / "striped.safetensors"

@@ -74,6 +74,19 @@ def test_base_given_as_the_refiner(workspace: Workspace, checkpoint: Path) -> No
         resolution.resolve(str(checkpoint), workspace, SourceRequest("refiner"))
 
 
+@pytest.mark.parametrize(
+    ("at", "wrapped"), [("", "_orig_mod."), ("", "module."), (UNET, f"{UNET}_orig_mod.")]
+)
+def test_what_compilers_put_into_names(
+    workspace: Workspace, tmp_path: Path, packed: dict[str, Any], at: str, wrapped: str
+) -> None:
+    renamed = {name.replace(at, wrapped, 1) if name.startswith(at) else name: value
+               for name, value in packed.items()}  # fmt: skip
+    path = checkpoints.write(tmp_path / "x.safetensors", renamed)
+    source = resolution.resolve(str(path), workspace)
+    same_weights(source.folder.root, WEIGHTS / "base")
+
+
 def test_a_folder_that_holds_nothing_else(workspace: Workspace, checkpoint: Path) -> None:
     """As KServe's storage initializer leaves it at /mnt/models."""
     source = resolution.resolve(str(checkpoint.parent), workspace)
@@ -151,6 +164,16 @@ class TestScheduler:
         path = checkpoints.write(tmp_path / "x.safetensors", packed, **metadata)
         assert self.config(workspace, path)["prediction_type"] == "v_prediction"
 
+    def test_the_users_word_counts_for_most(
+        self, workspace: Workspace, tmp_path: Path, packed: dict[str, Any]
+    ) -> None:
+        metadata = {"modelspec.prediction_type": "flow"}
+        path = checkpoints.write(tmp_path / "x.safetensors", packed, **metadata)
+        with pytest.raises(SourceError, match="flow"):
+            self.config(workspace, path)
+        wanted = SourceRequest(prediction="v_prediction")
+        assert self.config(workspace, path, wanted)["prediction_type"] == "v_prediction"
+
     @pytest.mark.parametrize("variant", ["turbo", "lightning", "lcm"])
     def test_variant(self, workspace: Workspace, checkpoint: Path, variant: Any) -> None:
         source = resolution.resolve(str(checkpoint), workspace, SourceRequest(variant=variant))
@@ -179,7 +202,12 @@ class TestRefused:
             ("double_blocks.0.x", "Flux"),
             ("edm_mean", "Playground"),
             ("edm_vpred.sigma_max", "CosXL"),
-            ("lora_unet_x.lora_down.weight", "--lora"),
+            ("lora_unet_x.lora_down.weight", "a LoRA"),
+            ("unet.x.lora_A.weight", "a LoRA"),
+            ("diffusion_model.x.lora_down.weight", "a LoRA"),
+            ("lycoris_x.lokr_w1", "a LoRA"),
+            ("diffusion_model.input_blocks.0.0.weight", "a UNet alone"),
+            ("text_model.embeddings.x", "a text encoder alone"),
             ("down_blocks.0.x", "a UNet alone"),
             ("decoder.conv_in.weight", "a VAE alone"),
             ("model.diffusion_model.x", "without VAE and text encoders"),

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from export.errors import SourceError, UnsafeSourceError
 from export.model import weights
 
-PLAIN, HALF = "model.safetensors", "model.fp16.safetensors"
+PLAIN, HALF, BRAIN = "model.safetensors", "model.fp16.safetensors", "model.bf16.safetensors"
 INDEX = "model.safetensors.index.json"
 HALF_INDEX = "model.safetensors.index.fp16.json"
 
@@ -26,6 +26,12 @@ HALF_INDEX = "model.safetensors.index.fp16.json"
         ([PLAIN, HALF], "fp32", PLAIN),
         ([PLAIN, HALF], "bf16", PLAIN),
         ([HALF], "fp32", HALF),
+        ([BRAIN], None, BRAIN),
+        ([BRAIN], "fp16", BRAIN),
+        ([BRAIN, HALF], "bf16", BRAIN),
+        ([BRAIN, PLAIN], None, PLAIN),
+        (["model.safetensors.index.bf16.json"], None, "model.safetensors.index.bf16.json"),
+        (["model.fp32.safetensors"], None, "model.fp32.safetensors"),
         ([INDEX, HALF_INDEX], None, HALF_INDEX),
         ([INDEX, HALF_INDEX], "fp32", INDEX),
         ([PLAIN, "pytorch_model.bin"], None, PLAIN),
@@ -41,9 +47,18 @@ def test_choose_refuses_pickles(name: str) -> None:
         weights.choose([name, "config.json"], "model", None, "here")
 
 
-def test_choose_finds_nothing() -> None:
-    with pytest.raises(SourceError, match="no weights"):
-        weights.choose(["config.json", "other.safetensors"], "model", None, "here")
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("notes.txt", "no weights\n"),
+        ("other.safetensors", "no weights under that name, but other.safetensors"),
+        ("model.non_ema.safetensors", r"an unknown variant only \(model\.non_ema\.safetensors\)"),
+        ("model-00001-of-00002.safetensors", "shards without their index"),
+    ],
+)
+def test_choose_finds_nothing(name: str, found: str) -> None:
+    with pytest.raises(SourceError, match=found):
+        weights.choose(["config.json", name], "model", None, "here")
 
 
 def write(path: Path, **arrays: Any) -> Path:

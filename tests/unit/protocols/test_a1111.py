@@ -651,6 +651,8 @@ def test_lists(http: TestClient) -> None:
         "loras": [{"name": "striped", "alias": "striped", "path": "", "metadata": {}}],
         "scripts": {"txt2img": [], "img2img": []},
     }
+    refreshed = http.post(f"{URL}/refresh-loras")
+    assert (refreshed.status_code, refreshed.json()) == (200, None)
 
 
 def test_info_has_the_values_of_fields_in_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,8 +344,10 @@ def test_lists(http: TestClient, bed: Bed) -> None:
         "load_seconds": 0.5,
         "warm_up_seconds": 0.1,
         "unused_backends": {},
+        "default_sampler": "euler",
+        "notes": [],
     }
-    assert http.get("/loras").json() == {
+    loras = {
         "loras": [
             {
                 "name": "striped",
@@ -353,9 +355,13 @@ def test_lists(http: TestClient, bed: Bed) -> None:
                 "size_bytes": 1000,
                 "loaded": False,
                 "pinned": False,
+                "skipped": [],
             }
         ]
     }
+    assert http.get("/loras").json() == loras
+    assert http.post("/loras/refresh").json() == loras
+    assert http.get("/loras/refresh").status_code == 405
     assert http.get("/samplers").json() == {"samplers": list(SAMPLERS)}
     bed.generator.state_reason = "because"
     assert http.get("/stats").json() == {

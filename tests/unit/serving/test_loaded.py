@@ -90,3 +90,24 @@ def test_adapters_of_all_models_by_name() -> None:
     pool.in_memory = ()  # type: ignore[attr-defined]
     assert not registry(neither).adapters()[0].loaded
     assert registry().adapters() == []
+
+
+def test_few_of_many_skipped_tensors_are_listed() -> None:
+    keys = tuple(f"{index}.diff_b" for index in range(25))
+    some, none = (loaded(name, pool=FakePool({"x": 1}, skipped=skipped))
+                  for name, skipped in (("a", keys), ("b", ())))  # fmt: skip
+    [listed] = registry(some, none).adapters()
+    assert listed.skipped == (*keys[:20], "and 5 more")
+
+
+def test_notes_are_told_once() -> None:
+    """What the export noted, and what is known of the scheduler in any case."""
+    described = manifest(notes=("mind the step",))
+    model = loaded(description=described)
+    assert model.summary(default=True).notes == ("mind the step",)
+    config = {**model.facts.base_scheduler, "_class_name": "PNDMScheduler"}
+    model = replace(model, facts=replace(model.facts, base_scheduler=config))
+    [step, note] = model.summary(default=True).notes
+    assert "PNDMScheduler is no sampler here" in note
+    again = replace(model.facts, manifest=manifest(notes=(note, step)))
+    assert replace(model, facts=again).summary(default=True).notes == (note, step)

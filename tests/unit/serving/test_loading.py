@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,8 +176,8 @@ class Stubs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.sliced: list[tuple[bool, bool]] = []
         self.attention: list[object] = []
-        self.pinned: dict[str, tuple[Path, bool]] = {}
-        self.scanned: list[Path] = []
+        self.registered: dict[str, Path] = {}
+        self.scanned: list[object] = []
         self.made: dict[str, Any] = {}
         self.folder = folder
         self.encoders = [torch.nn.Identity(), torch.nn.Identity()]
@@ -219,10 +220,9 @@ class Stubs:
     def pool(self, targets: Any, **options: Any) -> Any:
         self.made["pool"] = (targets, options)
 
-        def register(name: str, path: Path, *, pinned: bool) -> None:
-            self.pinned[name] = (path, pinned)
-
-        return SimpleNamespace(register=register, scan=self.scanned.append)
+        register = self.registered.__setitem__
+        load_pinned = partial(self.scanned.append, "pinned")
+        return SimpleNamespace(register=register, scan=self.scanned.append, load_pinned=load_pinned)
 
     def apply(self, unet: object, name: str) -> None:
         if self.attention_error is not None:
@@ -257,7 +257,9 @@ def test_an_eager_model(stubs: Stubs, caplog: pytest.LogCaptureFixture) -> None:
     assert targets == {
         "unet": "base unet", "text_encoder": stubs.encoders[0], "text_encoder_2": stubs.encoders[1],
     }  # fmt: skip
-    assert options == {"budget_bytes": 3 << 20, "on_loaded": wake, "layers": None}
+    assert options == {
+        "budget_bytes": 3 << 20, "on_loaded": wake, "layers": None, "pinned": (),
+    }  # fmt: skip
     assert stubs.made["conditioner"][:2] == (stubs.loaded, model.served.adapters)
     assert (model.facts.base_scheduler, model.facts.refiner_scheduler) == (
         {"of": "base"}, {"of": "refiner"},
@@ -308,11 +310,11 @@ def test_a_model_with_one_text_encoder_has_the_second(stubs: Stubs) -> None:
 def test_adapters_of_the_model_and_of_a_folder(stubs: Stubs, tmp_path: Path) -> None:
     load_one(stubs, backend="eager")
     path = stubs.folder / "loras/striped.safetensors"
-    assert stubs.pinned == {"striped": (path, False)}
-    assert not stubs.scanned
+    assert stubs.registered == {"striped": path}
+    assert stubs.scanned == ["pinned"]
     load_one(stubs, backend="eager", lora_pinned="striped,other", lora_dir=tmp_path)
-    assert stubs.pinned == {"striped": (path, True)}
-    assert stubs.scanned == [tmp_path]
+    assert stubs.made["pool"][1]["pinned"] == ("striped", "other")
+    assert stubs.scanned == ["pinned", tmp_path, "pinned"], "loaded when all are known"
 
 
 @pytest.mark.parametrize("attention", [False, True])
