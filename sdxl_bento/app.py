@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.protocols import openapi
 from sdxl_bento.protocols.a1111 import routes as a1111
+from sdxl_bento.protocols.http.caller import known_request_id
 from sdxl_bento.protocols.http.errors import error_response
 from sdxl_bento.protocols.kserve.v1 import routes as kserve_v1
 from sdxl_bento.protocols.kserve.v2 import repository
@@ -65,4 +66,4 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return error_response(error, request.headers.get("x-request-id"))
+    return error_response(error, known_request_id(request.headers))

@@ -148,10 +148,15 @@ def logged(error: Exception, request_id: str) -> Exception:
 
 def _shown(value: object) -> object:
     """The caller's value in a form that JSON can represent, shortened."""
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, bool):
         return value
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 1] + "…"
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if not isinstance(value, str):
+        return errors.shown(value, _MAX_VALUE_CHARS)
+    return value if len(value) <= _MAX_VALUE_CHARS else value[: _MAX_VALUE_CHARS - 1] + "…"
 
 
 def _snake(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdxl_bento.protocols.http.caller import known_request_id
 from sdxl_bento.protocols.http.envelopes import envelope_of
 from sdxl_bento.protocols.http.errors import MAX_MESSAGE_CHARS, ErrorDetail
 
@@ -35,7 +36,7 @@ class ErrorBodies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = Headers(scope=scope).get("x-request-id")
+        request_id = known_request_id(Headers(scope=scope))
         start: Message | None = None
         chunks: list[bytes] = []
 

@@ -15,6 +15,7 @@ import pydantic_core
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.http.bodies import read_json, with_headers
+from sdxl_bento.protocols.http.json_bounds import check_json
 from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH, Tensor, read_tensors, split_body
 
@@ -106,7 +107,9 @@ def _decoded(name: str, value: Any) -> Any:
     if name not in _list_fields() or not isinstance(value, str):
         return value
     try:
-        return pydantic_core.from_json(value or "[]")
+        data = (value or "[]").encode()
+        check_json(data, name)
+        return pydantic_core.from_json(data, allow_inf_nan=False)
     except ValueError:
         raise InvalidInput(name, value, 'a list in JSON, such as [{"name": "striped"}]') from None
 
