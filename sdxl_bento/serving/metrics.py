@@ -77,6 +77,11 @@ class Metrics:
         self._slo = Counter(
             "sdxl_slo", "Calls with slo_ms: met, missed, or refused at the door.", ["outcome"]
         )
+        self._turned_away = Counter(
+            "sdxl_turned_away",
+            "Requests and connections that ended before they became calls.",
+            ["reason"],
+        )
         self._result_cache = Counter(
             "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
         )
@@ -187,6 +192,10 @@ class Metrics:
         """Count the pictures of one call that the result cache had, and those that it lacked."""
         self._result_cache.labels("hits").inc(hits)
         self._result_cache.labels("misses").inc(misses)
+
+    def turned_away(self, reason: str) -> None:
+        """Count a request or a connection that ended before it became a call."""
+        self._turned_away.labels(reason).inc()
 
     def _stage_times(self, generation: Generation) -> None:
         for name, seconds in asdict(generation.timings).items():

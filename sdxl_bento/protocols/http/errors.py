@@ -41,6 +41,14 @@ class BodyTooLarge(errors.InvalidInput):
     """The body, or the picture in it, is larger than this server accepts."""
 
 
+class MalformedRequest(errors.InvalidInput):
+    """The method, the address or a header is malformed or too long."""
+
+
+class BodyTimeout(errors.InvalidInput):
+    """The body was not complete in time."""
+
+
 class CrossOrigin(errors.InvalidInput):
     """A page of another site has sent the request: see `cross_origin`."""
 
@@ -62,6 +70,8 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    MalformedRequest: HTTPStatus.BAD_REQUEST,
+    BodyTimeout: HTTPStatus.REQUEST_TIMEOUT,
     CrossOrigin: HTTPStatus.FORBIDDEN,
     errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotFound: HTTPStatus.NOT_FOUND,

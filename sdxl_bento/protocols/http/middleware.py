@@ -18,12 +18,15 @@ _TYPES = {
     400: "malformed_body",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_timeout",
     413: "body_too_large",
     415: "unsupported_body",
     429: "overloaded",
     503: "unavailable",
     504: "timeout_error",
 }
+# Statuses that tell a client to come again. BentoML's own answers do not say when.
+_RETRIED = (429, 503)
 
 
 class ErrorBodies:
@@ -64,6 +67,8 @@ async def _send_error(
     data = json.dumps(envelope_of(path)(detail, status)).encode()
     replaced = (b"content-length", b"content-type")
     headers = [(key, value) for key, value in start["headers"] if key.lower() not in replaced]
+    if status in _RETRIED and all(key.lower() != b"retry-after" for key, _ in headers):
+        headers.append((b"retry-after", b"1"))
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     await send({**start, "headers": headers})
     await send({"type": "http.response.body", "body": data})
