@@ -31,7 +31,8 @@ from sdxl_bento.protocols.native import lookups
 from sdxl_bento.protocols.openai import routes as openai
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.ui import api_page, front_page
-from sdxl_bento.ui.page import MAX_BODY, Page
+from sdxl_bento.ui.page import Page
+from sdxl_bento.ui.posts import MAX_BODY
 
 # The routes whose bodies may be larger than `MAX_JSON_BYTES`.
 BODY_LIMITS = {

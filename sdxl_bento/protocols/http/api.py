@@ -11,6 +11,7 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
 from sdxl_bento.pictures.encode import decode
 from sdxl_bento.protocols.http.bodies import Call, picture_bytes
+from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.http.validation import parse_params
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class API:
         if (image is None) == (image_id is None):
             raise InvalidInput(role, image, f"a picture here, or the id of one in {role}_id")
         if image_id is None:
-            data = picture_bytes(image, role)
+            size = len(image) if isinstance(image, str) else 0
+            data = await off_loop(size, picture_bytes, image, role)
         else:
             data = (await self.pictures.get(image_id)).data
 

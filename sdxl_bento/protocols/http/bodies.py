@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pydantic_core
@@ -24,6 +24,7 @@ MAX_JSON_BYTES = 1 << 20
 MAX_BATCH_BYTES = 16 << 20
 MAX_UPLOAD_BYTES = 32 << 20
 MAX_BATCH_ITEMS = 256
+_BASE64_PIECE = 1 << 20  # characters, a multiple of four
 # Native fields that a call may have as headers instead, which a proxy can set for all calls.
 FIELD_HEADERS: Mapping[str, str] = {"X-SLO-MS": "slo_ms", "X-Priority": "priority"}
 # Fields of calls that redraw a picture, beside those of `GenerateParams`: each with what it holds,
@@ -139,6 +140,15 @@ def with_headers(fields: object, headers: Mapping[str, str]) -> object:
     return {**sent, **fields} if isinstance(fields, Mapping) else fields
 
 
+def _decoded(text: str) -> Iterator[bytes]:
+    """Base64 in pieces, because a long text would hold Python's lock. Raises ValueError."""
+    for begin in range(0, len(text), _BASE64_PIECE):
+        piece = text[begin : begin + _BASE64_PIECE]
+        if "=" in piece and begin + _BASE64_PIECE < len(text):
+            raise ValueError("there is padding before the end")
+        yield base64.b64decode(piece, validate=True)
+
+
 def picture_bytes(value: object, field: str = "image") -> bytes:
     """The file in a field: from a form, or base64 text. Raises InvalidInput."""
     if isinstance(value, bytes):
@@ -148,7 +158,7 @@ def picture_bytes(value: object, field: str = "image") -> bytes:
             raise BodyTooLarge(field, f"{len(value)} characters", f"at most {MAX_UPLOAD_BYTES}")
         data = value.partition(",")[2] if value.startswith("data:image/") else value
         try:
-            return base64.b64decode(data, validate=True)
+            return b"".join(_decoded(data))
         except (binascii.Error, ValueError):
             pass
     raise InvalidInput(field, value, "a PNG, JPEG or WebP file, or one in base64; no addresses")

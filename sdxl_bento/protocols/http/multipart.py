@@ -59,11 +59,6 @@ def parts_of(body: bytes, boundary: bytes, max_field_bytes: int) -> list[Part]:
     return parts
 
 
-def check_parts(body: bytes, boundary: bytes) -> None:
-    """Check the bounds of a form that another parser will read. Raises BrokenForm."""
-    parts_of(body, boundary, max_field_bytes=1 << 20)
-
-
 def _spans(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
     """Begin and end of every part with its headers."""
     opening = delimiter[2:]
