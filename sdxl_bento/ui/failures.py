@@ -32,4 +32,4 @@ def log_failures() -> None:
         logger.error("the page failed with %s", kind[0], exc_info=kind not in seen)
         seen.add(kind)
 
-    gradio.queueing.traceback = SimpleNamespace(print_exc=log)  # type: ignore[assignment]
+    gradio.queueing.traceback = SimpleNamespace(print_exc=log)

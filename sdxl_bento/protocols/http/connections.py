@@ -19,8 +19,7 @@ import uvicorn.config
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from sdxl_bento.errors import Overloaded
-from sdxl_bento.protocols.http.errors import error_response
+from sdxl_bento.protocols.http.errors import TooManyConnections, error_response
 from sdxl_bento.protocols.http.middleware import ErrorBodies
 
 logger = logging.getLogger(f"bentoml.{__name__}")
@@ -207,7 +206,7 @@ def refusing(app: ASGIApp) -> ASGIApp:
     """An app that refuses every request but those of probes, which `app` answers."""
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        error = Overloaded("this address has too many connections", retry_after_s=1.0)
+        error = TooManyConnections("this address has too many connections", retry_after_s=1.0)
         response = error_response(error)
         response.headers["Connection"] = "close"
         await response(scope, receive, send)

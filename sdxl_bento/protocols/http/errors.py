@@ -49,6 +49,10 @@ class BodyTimeout(errors.InvalidInput):
     """The body was not complete in time."""
 
 
+class TooManyConnections(errors.Overloaded):
+    """This address has too many connections, or all callers together send too much."""
+
+
 class CrossOrigin(errors.InvalidInput):
     """A page of another site has sent the request: see `cross_origin`."""
 

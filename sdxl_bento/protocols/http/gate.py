@@ -9,12 +9,13 @@ from functools import partial
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sdxl_bento.errors import Overloaded, SDXLError
+from sdxl_bento.errors import SDXLError
 from sdxl_bento.protocols.http.caller import declared_length, known_request_id
 from sdxl_bento.protocols.http.errors import (
     BodyTimeout,
     BodyTooLarge,
     MalformedRequest,
+    TooManyConnections,
     error_response,
 )
 from sdxl_bento.protocols.http.heads import check_head
@@ -32,7 +33,7 @@ _REASONS: Mapping[type[SDXLError], str] = {
     MalformedRequest: "malformed",
     BodyTooLarge: "too_large",
     BodyTimeout: "too_slow",
-    Overloaded: "memory",
+    TooManyConnections: "memory",
 }
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Receive
 
-from sdxl_bento.errors import Overloaded
-from sdxl_bento.protocols.http.errors import BodyTimeout, BodyTooLarge
+from sdxl_bento.protocols.http.errors import BodyTimeout, BodyTooLarge, TooManyConnections
 
 MIN_BYTES_PER_S = 64 << 10  # a body that arrives at least this fast may take longer
 
@@ -38,7 +37,7 @@ class Incoming:
         Raises:
             BodyTooLarge: it has more than `max_bytes`, which are not waited for.
             BodyTimeout: it was not complete in time.
-            Overloaded: other bodies needed its memory.
+            TooManyConnections: other bodies needed its memory.
             CallerLeft: the client has disconnected.
         """
         loop = asyncio.get_running_loop()
@@ -95,7 +94,7 @@ class BodyMemory:
     def take(self, incoming: Incoming, size: int) -> None:
         """Count `size` more bytes. The body that has waited for longest makes room if need be.
 
-        Raises Overloaded if no other body is arriving.
+        Raises TooManyConnections if no other body is arriving.
         """
         incoming.size += size
         self.used += size
@@ -123,5 +122,5 @@ def too_large(value: str, max_bytes: int) -> BodyTooLarge:
     return BodyTooLarge("body", value, f"at most {max_bytes} bytes")
 
 
-def _no_memory() -> Overloaded:
-    return Overloaded("too many large bodies arrive at the same time", retry_after_s=1.0)
+def _no_memory() -> TooManyConnections:
+    return TooManyConnections("too many large bodies arrive at the same time", retry_after_s=1.0)

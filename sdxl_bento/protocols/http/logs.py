@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from bentoml.exceptions import BentoMLException, ServiceUnavailable
+from bentoml.exceptions import ServiceUnavailable
 
 from sdxl_bento.errors import InvalidInput, NotFound, SDXLError
 
@@ -27,10 +27,6 @@ _MESSAGE = "(its message is withheld; SDXL_LOG_ERROR_MESSAGES shows it)"
 _BENTOML = "bentoml._internal.server.http_app"
 
 
-class CallerError(BentoMLException):
-    """A caller's mistake, whose answer is the message. It is no event for the log."""
-
-
 def keep_callers_out(loop: asyncio.AbstractEventLoop) -> None:
     """Keep what callers write out of all logs of this process, and of the loop's own errors."""
     make_record = logging.getLogRecordFactory()
@@ -39,7 +35,7 @@ def keep_callers_out(loop: asyncio.AbstractEventLoop) -> None:
         record = make_record(*args, **kwargs)
         if record.exc_info and record.exc_info[1] is not None:
             record.exc_text = describe(record.exc_info[1])
-            record.__dict__["error_type"] = type(record.exc_info[1])
+            record.__dict__["error_code"] = getattr(record.exc_info[1], "error_code", None)
             record.exc_info = None
         return record
 
@@ -76,8 +72,9 @@ def _message(error: BaseException) -> str:
 
 
 def _is_event(record: logging.LogRecord) -> bool:
-    kind = getattr(record, "error_type", None) or (record.exc_info or (None,))[0]
-    return kind is None or not issubclass(kind, CallerError | ServiceUnavailable)
+    error = record.exc_info[1] if record.exc_info else None
+    code = getattr(record, "error_code", getattr(error, "error_code", None))
+    return code is None or (code >= 500 and code != ServiceUnavailable.error_code)
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

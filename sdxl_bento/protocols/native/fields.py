@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import bentoml
 import pydantic
+from bentoml.exceptions import BentoMLException
 from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
 
@@ -33,7 +34,6 @@ from sdxl_bento.protocols.http.bodies import (
 )
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import error_body, status_of
-from sdxl_bento.protocols.http.logs import CallerError
 
 
 class _Arguments(pydantic.BaseModel):
@@ -88,7 +88,7 @@ class BatchBody(bentoml.IODescriptor):  # type: ignore[misc]
             return _BatchArguments(calls=await _read_batch(request))
         except SDXLError as error:
             body = json.dumps(error_body(error))
-            raise CallerError(body, error_code=status_of(error)) from None
+            raise BentoMLException(body, error_code=status_of(error)) from None
 
 
 async def _read_batch(request: Request) -> list[Call]:
