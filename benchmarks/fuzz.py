@@ -10,8 +10,10 @@ changed or cut, their headers, forms, tensors and addresses are spoilt. A reques
 - `uncaught` if an exception left the service, or a traceback was logged,
 - `told` if a log line held a text that was only in requests.
 
-`stall_ms` is the longest time for which the event loop was held, and `slowest_s` the longest answer,
-each with the number of its request.
+`stall_ms` is the longest time for which the event loop was held, and `slowest_s` the longest
+answer, each with the number of its request. `--worst` sends, before the others, the body of each
+kind that takes longest to read at the largest size allowed; `worst_ms` is the longest time for
+which any of these held the loop, and its kind.
 
     python -m benchmarks fuzz --count 100000 --seed 1
     python -m benchmarks fuzz --seed 1 --only 4711   # one request again, with its answer
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz_requests import MARK, Sent, request_of
+from benchmarks.fuzz_worst import worst_requests
 
 TICK_S = 0.005
 ENVELOPES: dict[str, Callable[[Any], bool]] = {
@@ -57,6 +60,7 @@ class Found:
     statuses: Counter[int] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     stall_ms: tuple[float, int] = (0.0, -1)
+    worst: list[tuple[float, str]] = field(default_factory=list)
     slowest: tuple[float, int] = (0.0, -1)
 
     def note(self, kind: str, number: int, text: str) -> None:
@@ -93,6 +97,7 @@ async def call(app: Any, sent: Sent) -> tuple[int, bytes]:
 
     async def receive() -> dict[str, Any]:
         if queue:
+            await asyncio.sleep(0)  # as if they came one after the other
             return queue.pop(0)
         if not sent.complete:
             return {"type": "http.disconnect"}
@@ -146,6 +151,22 @@ async def watch(found: Found, listener: Listener) -> None:
         found.stall_ms = max(found.stall_ms, (stall, listener.number))
 
 
+async def send_worst(app: Any, found: Found, page: bool) -> None:
+    """Send the worst body of each kind, and note how long the loop was held."""
+    for kind, sent in worst_requests(page=page):
+        await asyncio.sleep(2 * TICK_S)  # what it took to make the request does not count
+        found.stall_ms = (0.0, -1)
+        begin = time.perf_counter()
+        status, body = await call(app, sent)
+        await asyncio.sleep(2 * TICK_S)
+        judge(found, -1, sent, status, body)
+        seconds = time.perf_counter() - begin
+        found.worst.append((round(found.stall_ms[0], 1), kind))
+        line = f"{kind:45} {status} held {found.stall_ms[0]:7.1f} ms, answered in {seconds:.2f} s"
+        print(line, file=sys.stderr)
+    found.stall_ms = (0.0, -1)
+
+
 async def run(options: argparse.Namespace, found: Found) -> None:
     import tests.support.faked_service  # first: it replaces the engine
     from sdxl_bento.app import gate_around
@@ -166,6 +187,8 @@ async def run(options: argparse.Namespace, found: Found) -> None:
             await call(app, Sent("GET", "/ui/", [], [b""]))
             await call(app, Sent("GET", "/ui/config", [], [b""]))  # waits until it is built
         watching = asyncio.create_task(watch(found, listener))
+        if options.worst:
+            await send_worst(app, found, options.page)
         numbers = [options.only] if options.only is not None else range(options.count)
         begin = time.monotonic()
         for number in numbers:
@@ -191,6 +214,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="end after so many seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="the number of one request to repeat")
+    parser.add_argument("--worst", action="store_true", help="send the worst bodies, too")
     parser.add_argument("--no-page", dest="page", action="store_false", help="without Gradio")
     options = parser.parse_args()
     found = Found()
@@ -209,6 +233,7 @@ def main() -> None:
         "tried": sum(found.statuses.values()),
         **wrong,
         "stall_ms": [round(found.stall_ms[0], 1), found.stall_ms[1]],
+        "worst_ms": max(found.worst, default=None),
         "slowest_s": [round(found.slowest[0], 2), found.slowest[1]],
         "seconds": round(time.monotonic() - begin, 1),
         "statuses": {str(key): found.statuses[key] for key in sorted(found.statuses)},

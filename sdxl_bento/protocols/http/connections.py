@@ -80,10 +80,6 @@ class Connections:
         if not mates:
             self._by_client.pop(connection.address, None)
 
-    def far_too_many(self, connection: Connection) -> bool:
-        """Whether there is not even room to refuse a request with an answer."""
-        return len(self._by_client[connection.address]) > 2 * (self.per_client or self.total)
-
     def _make_room(self, among: Iterable[Connection], newcomer: Connection) -> bool:
         waiting = [each for each in among if each is not newcomer and each.waits_for_client]
         if not waiting:
@@ -128,8 +124,6 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if not self.bounds.add(self):
             self.bounds.count("connections")
             self.app = refusing(self.app)
-            if self.bounds.far_too_many(self):
-                transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.bounds.remove(self)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.http.errors import MalformedBody
+from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody
 from sdxl_bento.protocols.http.json_bounds import check_json
 from sdxl_bento.protocols.http.multipart import (
     MAX_FIELDS,
@@ -26,6 +26,7 @@ from sdxl_bento.protocols.http.off_loop import off_loop
 __all__ = ["MAX_FIELDS", "MAX_FILES", "read_multipart", "read_urlencoded"]
 
 MAX_NAME_CHARS = 128
+MAX_URLENCODED_BYTES = 1 << 20  # it has no files
 _OBJECTS = re.compile(r"(\w+)\[\]\[(\w+)\]\Z")
 _TEXTS = frozenset(
     name
@@ -42,7 +43,10 @@ async def read_multipart(request: Request, max_part_size: int) -> dict[str, obje
 
 
 def read_urlencoded(body: bytes) -> dict[str, object]:
-    """The fields of a form without files. Raises MalformedBody."""
+    """The fields of a form without files. Raises MalformedBody, BodyTooLarge."""
+    if len(body) > MAX_URLENCODED_BYTES:
+        allowed = f"at most {MAX_URLENCODED_BYTES} bytes of application/x-www-form-urlencoded"
+        raise BodyTooLarge("body", f"{len(body)} bytes", allowed)
     try:
         pairs = parse_qsl(body.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
     except ValueError:

@@ -23,6 +23,10 @@ def check_head(scope: Scope) -> None:
     size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
     if size > MAX_ADDRESS_BYTES:
         raise MalformedRequest("address", f"{size} bytes", f"at most {MAX_ADDRESS_BYTES} bytes")
+    if not scope.get("query_string", b"").isascii():
+        raise MalformedRequest(
+            "address", "a byte over 127", "ASCII, with other bytes as %80 to %FF"
+        )
     headers = scope["headers"]
     if len(headers) > MAX_HEADERS:
         raise MalformedRequest("headers", f"{len(headers)} headers", f"at most {MAX_HEADERS}")
