@@ -66,7 +66,8 @@ NO_PIXELS = {
     "max_queue", "max_queue_megapixels", "max_pixels", "max_steps", "max_images",
     "prompt_cache_mb", "ageing_s", "timeout_s", "drain_s", "store", "store_ttl_s", "store_max_mb",
     "embed_metadata", "result_cache", "png_level", "batch_max_size", "batch_max_latency_ms",
-    "workers", "ui", "cors_origins",
+    "workers", "ui", "cors_origins", "receive_timeout_s", "max_connections_per_client",
+    "max_bodies_mb", "log_error_messages",
 }  # fmt: skip
 
 
