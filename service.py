@@ -26,6 +26,7 @@ from sdxl_bento.protocols.http.connections import (
 from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection, cors_options
 from sdxl_bento.protocols.http.logs import ignore_callers_errors, keep_callers_out
 from sdxl_bento.protocols.http.masking import Unmask
+from sdxl_bento.protocols.http.middleware import Failures
 from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
@@ -152,6 +153,7 @@ class SDXLService:
 METHODS = [method.route for method in SDXLService.apis.values()]
 # The first one added is the outermost.
 SDXLService.add_asgi_middleware(Unmask)
+SDXLService.add_asgi_middleware(Failures)
 if SETTINGS.cors_origins:
     SDXLService.add_asgi_middleware(CORSMiddleware, **cors_options(SETTINGS.cors_origins))
 SDXLService.add_asgi_middleware(CrossOriginProtection, trusted=SETTINGS.cors_origins)

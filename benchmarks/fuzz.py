@@ -49,7 +49,9 @@ ENVELOPES: dict[str, Callable[[Any], bool]] = {
     "gradio": lambda body: isinstance(body["detail"], str),
 }
 # Of addresses that the document does not describe.
-UNDESCRIBED = frozenset((200, 204, 304, 307, 400, 403, 404, 405, 408, 409, 413, 415, 422, 429))
+UNDESCRIBED = frozenset(
+    (200, 204, 206, 304, 307, 400, 403, 404, 405, 408, 409, 413, 415, 416, 422, 429)
+)
 
 
 @dataclass

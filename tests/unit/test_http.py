@@ -27,7 +27,7 @@ from sdxl_bento.protocols.http.errors import (
     error_response,
     status_of,
 )
-from sdxl_bento.protocols.http.middleware import ErrorBodies
+from sdxl_bento.protocols.http.middleware import ErrorBodies, Failures
 
 
 @pytest.mark.parametrize(
@@ -245,3 +245,35 @@ def test_answers_that_are_no_errors_are_left_alone(client: TestClient) -> None:
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (1.0, "1"), (1.001, "2"), (3.2, "4")])
 def test_whoever_waits_as_told_is_not_too_early(seconds: float, header: str) -> None:
     assert error_response(errors.Overloaded("full", seconds)).headers["Retry-After"] == header
+
+
+@pytest.mark.parametrize(("before", "status"), [("", 500), ("start", None), ("start and end", 200)])
+async def test_what_routes_raise_is_answered(
+    before: str, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if before:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        if "end" in before:
+            await send({"type": "http.response.body", "body": b""})
+        raise RuntimeError("a bug")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [(b"x-request-id", b"r")],
+    }
+    answer = Failures(app)(scope, send, send)
+    if status is None:  # the connection has to be closed
+        with pytest.raises(RuntimeError):
+            await answer
+    else:
+        await answer
+        assert sent[0]["status"] == status
+    assert caplog.text.count("request r failed") == 1

@@ -11,7 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdxl_bento.protocols.http.caller import known_request_id
 from sdxl_bento.protocols.http.envelopes import envelope_of
-from sdxl_bento.protocols.http.errors import MAX_MESSAGE_CHARS, ErrorDetail
+from sdxl_bento.protocols.http.errors import (
+    MAX_MESSAGE_CHARS,
+    ErrorDetail,
+    error_response,
+    logged,
+)
 
 # The `type` of errors that were not raised by this package, by their status.
 _TYPES = {
@@ -56,6 +61,39 @@ class ErrorBodies:
                 await _send_error(send, start, b"".join(chunks), request_id, scope["path"])
 
         await self.app(scope, receive, reshape)
+
+
+class Failures:
+    """ASGI middleware that answers and logs every exception that comes out of the routes.
+
+    BentoML's `TimeoutMiddleware` would wait for an answer until its time is over.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = complete = False
+
+        async def note(message: Message) -> None:
+            nonlocal started, complete
+            started = True
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception as error:
+            request_id = known_request_id(Headers(scope=scope))
+            logged(error, request_id or "without an id")
+            if not started:
+                await error_response(error, request_id)(scope, receive, send)
+            elif not complete:
+                raise
 
 
 async def _send_error(
