@@ -13,7 +13,8 @@ changed or cut, their headers, forms, tensors and addresses are spoilt. A reques
 `stall_ms` is the longest time for which the event loop was held, and `slowest_s` the longest
 answer, each with the number of its request. `--worst` sends, before the others, the body of each
 kind that takes longest to read at the largest size allowed; `worst_ms` is the longest time for
-which any of these held the loop, and its kind.
+which any of these held the loop, and its kind. `scrape_bytes` and `scrape_s` are the size of
+`/metrics` after all these requests, and how long it takes.
 
     python -m benchmarks fuzz --count 100000 --seed 1
     python -m benchmarks fuzz --seed 1 --only 4711   # one request again, with its answer
@@ -62,6 +63,7 @@ class Found:
     statuses: Counter[int] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     stall_ms: tuple[float, int] = (0.0, -1)
+    scrape: tuple[int, float] = (0, 0.0)
     worst: list[tuple[float, str]] = field(default_factory=list)
     slowest: tuple[float, int] = (0.0, -1)
 
@@ -207,6 +209,9 @@ async def run(options: argparse.Namespace, found: Found) -> None:
             found.slowest = max(found.slowest, (time.perf_counter() - start, number))
             if options.only is not None:
                 print(sent, sent.headers, sent.pieces, status, body[:2000], sep="\n")
+        begin = time.perf_counter()
+        _, text = await call(app, Sent("GET", "/metrics", [], [b""]))
+        found.scrape = len(text), time.perf_counter() - begin
         watching.cancel()
 
 
@@ -236,6 +241,8 @@ def main() -> None:
         **wrong,
         "stall_ms": [round(found.stall_ms[0], 1), found.stall_ms[1]],
         "worst_ms": max(found.worst, default=None),
+        "scrape_bytes": found.scrape[0],
+        "scrape_s": round(found.scrape[1], 3),
         "slowest_s": [round(found.slowest[0], 2), found.slowest[1]],
         "seconds": round(time.monotonic() - begin, 1),
         "statuses": {str(key): found.statuses[key] for key in sorted(found.statuses)},

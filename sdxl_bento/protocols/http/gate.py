@@ -22,6 +22,7 @@ from sdxl_bento.protocols.http.heads import check_head
 from sdxl_bento.protocols.http.incoming import BodyMemory, CallerLeft, Incoming, too_large
 from sdxl_bento.protocols.http.masking import Labels, masked
 from sdxl_bento.protocols.http.middleware import ErrorBodies
+from sdxl_bento.protocols.http.shared import Shared
 
 # The methods whose body is read. That of another request is no part of it (RFC 9110, 9.3.1).
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
@@ -29,6 +30,7 @@ _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 # the connection, which would otherwise be reset.
 _LINGER_S = 1.0
 _LINGER_BYTES = 4 << 20
+_SCRAPE = "/metrics"
 _REASONS: Mapping[type[SDXLError], str] = {
     MalformedRequest: "malformed",
     BodyTooLarge: "too_large",
@@ -71,6 +73,7 @@ class Gate:
         self._timeout_s = timeout_s
         self._memory = memory
         self._count = count
+        self._shared = Shared(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # no route speaks it
@@ -100,7 +103,8 @@ class Gate:
             response.headers["Connection"] = "close"
             await response(scope, receive, send)
             return
-        await self.app(masked(scope, label), receive, send)
+        app = self._shared if label == _SCRAPE else self.app
+        await app(masked(scope, label), receive, send)
 
     async def _read(
         self, incoming: Incoming, scope: Scope, label: str, receive: Receive

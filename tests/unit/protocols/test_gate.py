@@ -224,3 +224,25 @@ async def test_websockets_are_closed() -> None:
 
     await gate_of(Inner())({"type": "websocket"}, Client().receive, send)
     assert [each["type"] for each in sent] == ["websocket.close"]
+
+
+async def test_scrapes_at_the_same_time_are_one() -> None:
+    inner = Inner()
+    go_on = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await go_on.wait()
+        await inner(scope, receive, send)
+
+    labels = Labels([], ["/metrics"])
+    gate = Gate(slow, labels, {}, default_limit=1, timeout_s=1, memory=BodyMemory(9))
+    clients = [Client() for _ in range(5)]
+    asked = [asyncio.create_task(each.ask(gate, "/metrics", method="GET")) for each in clients]
+    await asyncio.sleep(0.01)
+    asked[0].cancel()  # that one has left; the others still want it
+    go_on.set()
+    done = await asyncio.gather(*asked[1:])
+    assert done == [{"error": "Too many requests"}] * 4
+    assert len(inner.masked) == 1
+    await Client().ask(gate, "/metrics", method="GET")
+    assert len(inner.masked) == 2
