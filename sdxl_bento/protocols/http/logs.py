@@ -20,7 +20,7 @@ from sdxl_bento.errors import InvalidInput, NotFound, SDXLError
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 # Errors of the machine, the device and this package, and those among them that quote callers.
-_TOLD = (SDXLError, MemoryError, RuntimeError, ImportError)
+_TOLD = (SDXLError, OSError, MemoryError, RuntimeError, ImportError)
 _WITHHELD = (InvalidInput, NotFound, RecursionError, NotImplementedError)
 _MESSAGE = "(its message is withheld; SDXL_LOG_ERROR_MESSAGES shows it)"
 # BentoML logs the exceptions of its routes here.
@@ -37,6 +37,8 @@ def keep_callers_out(loop: asyncio.AbstractEventLoop) -> None:
             record.exc_text = describe(record.exc_info[1])
             record.__dict__["error_code"] = getattr(record.exc_info[1], "error_code", None)
             record.exc_info = None
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_without_path, record.args))
         return record
 
     logging.setLogRecordFactory(factory)
@@ -65,10 +67,15 @@ def _lines(error: BaseException, seen: set[int]) -> Iterator[str]:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, OSError):  # not the path, which may hold an id
-        return f"[Errno {error.errno}] {error.strerror}"
     told = isinstance(error, _TOLD) and not isinstance(error, _WITHHELD)
-    return str(error) if told else _MESSAGE
+    return str(_without_path(error)) if told else _MESSAGE
+
+
+def _without_path(argument: object) -> object:
+    """An error of the operating system without the path, which may hold the id of a picture."""
+    if isinstance(argument, OSError) and argument.filename is not None:
+        return f"[Errno {argument.errno}] {argument.strerror}"
+    return argument
 
 
 def _is_event(record: logging.LogRecord) -> bool:

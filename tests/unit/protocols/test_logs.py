@@ -61,11 +61,14 @@ async def test_log_lines(kept_out: None, caplog: pytest.LogCaptureFixture) -> No
     text = "my " + "prompt"
     try:
         logging.getLogger("any").error("it failed", exc_info=raised(ValueError(text)))
+        lost = OSError(28, "my device", "/images/my prompt")
+        logging.getLogger("any").warning("not stored: %s, %s", lost, OSError("no route"))
         loop.call_soon(lambda: int(text))
         await asyncio.sleep(0.01)
     finally:
         loop.set_exception_handler(None)
     assert "it failed" in caplog.text
+    assert "not stored: [Errno 28] my device, no route" in caplog.text
     assert caplog.text.count("Traceback") == 2
     assert "ValueError" in caplog.text
     assert "my prompt" not in caplog.text
