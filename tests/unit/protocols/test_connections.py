@@ -29,9 +29,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/wait":
         await receive()
         return
-    headers = [(b"content-length", b"2")]
+    body = b"x" * 20_000_000 if scope["path"] == "/large" else b"ok"
+    headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"ok"})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +144,17 @@ async def test_zero_is_any_number_and_all_together_are_bounded() -> None:
         for _ in range(8):
             await connect(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
         assert await status(connect) == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has it")
+async def test_whoever_does_not_read_an_answer_is_disconnected() -> None:
+    async with served() as connect:
+        _, writer = await connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.transport.pause_reading()
+        bounds = connections.Connection.bounds
+        async with asyncio.timeout(20):
+            while bounds._by_client:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
 
 
 async def test_upgrades_are_answered_in_http() -> None:
