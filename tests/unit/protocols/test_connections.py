@@ -123,6 +123,14 @@ async def test_half_sent_requests_make_room_for_others() -> None:
         assert (await half[1][0].readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_burst_is_bounded_too() -> None:
+    async with served(timeout_s=30) as connect:
+        await asyncio.gather(*(connect(HALF) for _ in range(40)))
+        [mates] = connections.Connection.bounds._by_client.values()
+        assert len(mates) <= 4
+        assert len([each for each in mates if not each.transport.is_closing()]) == 4
+
+
 async def test_an_address_with_its_share_of_running_requests_is_refused() -> None:
     async with served() as connect:
         for _ in range(4):

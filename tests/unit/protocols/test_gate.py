@@ -180,14 +180,15 @@ async def test_a_body_that_arrives_slowly_but_steadily_is_read() -> None:
 async def test_the_body_that_has_stalled_makes_room() -> None:
     inner = Inner()
     gate = gate_of(inner, memory=150, timeout_s=5)
-    stalled = Client(b"x" * 90, ends=False)
-    waiting = asyncio.create_task(stalled.ask(gate))
+    stalled, other = Client(b"x" * 60, ends=False), Client(b"x" * 60, ends=False)
+    waiting = [asyncio.create_task(each.ask(gate)) for each in (stalled, other)]
     await asyncio.sleep(0.01)
-    client = Client(b"y" * 90)
+    client = Client(b"y" * 60)
     await client.ask(gate)
-    await asyncio.wait_for(waiting, 2)
-    assert (client.status, stalled.status) == (200, 429)
+    await asyncio.wait_for(waiting[0], 2)
+    assert (client.status, stalled.status, other.status) == (200, 429, 0)
     assert stalled.headers[b"retry-after"] == b"1"
+    waiting[1].cancel()
 
 
 async def test_memory_is_given_back() -> None:
