@@ -18,9 +18,13 @@ INFER, PREDICT = (16 * MIB, "/v2/models/fake/infer"), (16 * MIB, "/v1/models/fak
 
 def worst_requests(*, page: bool) -> Iterator[tuple[str, Sent]]:
     """The kinds, each with its request. `page`: Gradio's routes are among them."""
-    for size, path in (SMALL, BATCH, UPLOAD, INFER):
+    for size, path in (SMALL, BATCH):
         for name, data in _json(size).items():
             yield f"{name} {path}", _sent(path, JSON, data)
+    for size, path in (UPLOAD, INFER):
+        kinds = _json(size)
+        for name in ("json: brackets", "json: escapes", "json: a picture", "json: a text"):
+            yield f"{name} {path}", _sent(path, JSON, kinds[name])
     for size, path in (SMALL, UPLOAD):
         for name, data in _multipart(size).items():
             yield f"form: {name} {path}", _sent(path, FORM, data)

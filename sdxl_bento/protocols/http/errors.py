@@ -42,7 +42,11 @@ class BodyTooLarge(errors.InvalidInput):
 
 
 class MalformedRequest(errors.InvalidInput):
-    """The method, the address or a header is malformed or too long."""
+    """The address or a header is malformed or too long."""
+
+
+class MethodNotAllowed(MalformedRequest):
+    """No route has this method."""
 
 
 class BodyTimeout(errors.InvalidInput):
@@ -75,6 +79,7 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     MalformedRequest: HTTPStatus.BAD_REQUEST,
+    MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     BodyTimeout: HTTPStatus.REQUEST_TIMEOUT,
     CrossOrigin: HTTPStatus.FORBIDDEN,
     errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -15,10 +15,11 @@ from sdxl_bento.protocols.http.errors import (
     BodyTimeout,
     BodyTooLarge,
     MalformedRequest,
+    MethodNotAllowed,
     TooManyConnections,
     error_response,
 )
-from sdxl_bento.protocols.http.heads import check_head
+from sdxl_bento.protocols.http.heads import METHODS, check_head
 from sdxl_bento.protocols.http.incoming import BodyMemory, CallerLeft, Incoming, too_large
 from sdxl_bento.protocols.http.masking import Labels, masked
 from sdxl_bento.protocols.http.middleware import ErrorBodies
@@ -31,7 +32,7 @@ _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 _LINGER_S = 1.0
 _LINGER_BYTES = 4 << 20
 _SCRAPE = "/metrics"
-_REASONS: Mapping[type[SDXLError], str] = {
+_REASONS: Mapping[type[Exception], str] = {
     MalformedRequest: "malformed",
     BodyTooLarge: "too_large",
     BodyTimeout: "too_slow",
@@ -98,9 +99,11 @@ class Gate:
             if scope["method"] in _WITH_BODY:
                 receive = await self._read(incoming, scope, label, receive)
         except SDXLError as error:
-            self._count(_REASONS[type(error)])
+            self._count(next(_REASONS[cls] for cls in type(error).__mro__ if cls in _REASONS))
             response = error_response(error, known_request_id(Headers(scope=scope)))
             response.headers["Connection"] = "close"
+            if isinstance(error, MethodNotAllowed):
+                response.headers["Allow"] = ", ".join(METHODS)
             await response(scope, receive, send)
             return
         app = self._shared if label == _SCRAPE else self.app

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
-from sdxl_bento.protocols.http.errors import MalformedRequest
+from sdxl_bento.protocols.http.errors import MalformedRequest, MethodNotAllowed
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MAX_ADDRESS_BYTES = 8192
@@ -17,9 +17,9 @@ _HOST = re.compile(rb"[A-Za-z0-9._~:\[\]-]{0,255}")
 
 
 def check_head(scope: Scope) -> None:
-    """Raise MalformedRequest, which says what is wrong with the address or a header."""
+    """Raise MalformedRequest, which says what is wrong with the method, the address or a header."""
     if scope["method"] not in METHODS:
-        raise MalformedRequest("method", scope["method"], f"one of {', '.join(METHODS)}")
+        raise MethodNotAllowed("method", scope["method"], f"one of {', '.join(METHODS)}")
     size = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
     if size > MAX_ADDRESS_BYTES:
         raise MalformedRequest("address", f"{size} bytes", f"at most {MAX_ADDRESS_BYTES} bytes")

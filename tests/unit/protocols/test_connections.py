@@ -43,7 +43,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def served(counted: list[str] | None = None, **more: Any) -> AsyncIterator[Open]:
     """A server in this loop. Yields a function that connects, sends, and returns the streams."""
-    limits = {"timeout_s": 0.4, "per_client": 4, "total": 100, "wrap": lambda app: app} | more
+    limits = {"timeout_s": 0.25, "per_client": 4, "total": 100, "wrap": lambda app: app} | more
     guard_connections(Connections(**limits, count=([] if counted is None else counted).append))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, lifespan="off", log_config=None)
@@ -96,7 +96,7 @@ async def test_a_head_that_does_not_come_ends_the_connection(begin: bytes) -> No
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
         for byte in b"GET / HT":
             writer.write(bytes([byte]))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.03)
         assert (await answer(reader)).startswith(b"HTTP/1.1 408")
 
 

@@ -113,7 +113,6 @@ def test_labels() -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"method": "PURGE"}, "method"),
         ({"query_string": b"a" * 9000}, "address"),
         ({"query_string": b"\xff"}, "address"),
         ({"headers": [(b"a", b"b")] * 129}, "headers"),
@@ -129,6 +128,13 @@ async def test_a_head_that_is_wrong(change: Any, field: str) -> None:
     assert answer["error"]["field"] == field
     assert client.headers[b"connection"] == b"close"
     assert not inner.masked
+
+
+async def test_a_method_that_no_route_has() -> None:
+    inner, client = Inner(), Client(b"{}")
+    answer = await client.ask(gate_of(inner), method="TRACE")
+    assert (client.status, answer["error"]["type"]) == (405, "method_not_allowed")
+    assert b"POST" in client.headers[b"allow"]
 
 
 async def test_errors_have_the_envelope_of_their_route() -> None:
