@@ -16,7 +16,13 @@ from starlette.testclient import TestClient
 
 from sdxl_bento import errors
 from sdxl_bento.pictures.encode import ImageTooLarge
-from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
+from sdxl_bento.protocols.http.caller import (
+    Caller,
+    declared_length,
+    limited,
+    request_id_of,
+)
+from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection
 from sdxl_bento.protocols.http.errors import (
     STATUS,
     BodyTooLarge,
@@ -28,6 +34,7 @@ from sdxl_bento.protocols.http.errors import (
     status_of,
 )
 from sdxl_bento.protocols.http.middleware import ErrorBodies, Failures
+from sdxl_bento.protocols.http.validation import parse_params
 
 
 @pytest.mark.parametrize(
@@ -277,3 +284,39 @@ async def test_what_routes_raise_is_answered(
         await answer
         assert sent[0]["status"] == status
     assert caplog.text.count("request r failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+        (10**5000, "an integer of 16610 bits"),
+        (2**63, 2**63),
+        ({"b": 1, "a": [None]}, "{'b': 1, 'a': [None]}"),
+        ([[["x" * 10**7]] * 10**6], "[[['" + "x" * 195 + "…"),
+    ],
+    ids=["infinite", "nan", "huge", "large", "an object", "a list"],
+)
+def test_any_value_can_be_shown(value: object, shown: object) -> None:
+    error = errors.InvalidInput("f", value, "less")
+    assert error_body(error)["error"]["value"] == shown
+    json.dumps(error_body(error), allow_nan=False)
+
+
+def test_too_many_fields_are_no_error_each() -> None:
+    with pytest.raises(errors.InvalidInput, match="at most 128 fields"):
+        parse_params({str(index): 1 for index in range(30_000)})
+
+
+@pytest.mark.parametrize("digits", ["²", "９", "1_0", "9" * 21, ""])
+def test_lengths_that_are_none(digits: str) -> None:
+    assert declared_length({"content-length": digits}) is None
+    assert declared_length({"content-length": "10"}) == 10
+
+
+def test_origins_that_are_no_address_are_refused() -> None:
+    app = CrossOriginProtection(PlainTextResponse("in"))
+    for origin in ("http://[", "http://a:x", "//", "\xff"):
+        answer = TestClient(app).post("/", headers=[(b"origin", origin.encode("latin-1"))])
+        assert answer.status_code == 403
