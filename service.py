@@ -12,15 +12,22 @@ from bentoml.validators import ContentType
 from starlette.middleware.cors import CORSMiddleware
 
 from sdxl_bento import scratch
-from sdxl_bento.app import web_app
+from sdxl_bento.app import gate_around, web_app
 from sdxl_bento.config import load_settings, remember_supervisor
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.pictures.location import check_store, open_store
 from sdxl_bento.pictures.publish import Pictures
 from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
+from sdxl_bento.protocols.http.connections import (
+    Connections,
+    guard_connections,
+    most_connections,
+)
 from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection, cors_options
-from sdxl_bento.protocols.http.middleware import ErrorBodies
+from sdxl_bento.protocols.http.logs import ignore_callers_errors, keep_callers_out
+from sdxl_bento.protocols.http.masking import Unmask
+from sdxl_bento.protocols.http.middleware import Failures
 from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
@@ -95,6 +102,9 @@ class SDXLService:
     @bentoml.on_startup
     async def start(self) -> None:
         """Start the engine. Its thread loads the models, so that probes are answered meanwhile."""
+        ignore_callers_errors()
+        if not self.settings.log_error_messages:
+            keep_callers_out(asyncio.get_running_loop())
         self.generator.start()
         drain_s = self.settings.drain_s
         Shutdown(self.drain, self.close, within_s=drain_s + GRACE_S).on_signal()
@@ -162,8 +172,20 @@ class SDXLService:
         return await draw(self.api, call, "refine")
 
 
+METHODS = [method.route for method in SDXLService.apis.values()]
+# The first one added is the outermost.
+SDXLService.add_asgi_middleware(Unmask)
+SDXLService.add_asgi_middleware(Failures)
 if SETTINGS.cors_origins:
     SDXLService.add_asgi_middleware(CORSMiddleware, **cors_options(SETTINGS.cors_origins))
-SDXLService.add_asgi_middleware(ErrorBodies)
 SDXLService.add_asgi_middleware(CrossOriginProtection, trusted=SETTINGS.cors_origins)
 SDXLService.models.extend(RequiredModel(tag) for tag in SETTINGS.model_tags)
+guard_connections(
+    Connections(
+        SETTINGS.receive_timeout_s,
+        SETTINGS.max_connections_per_client,
+        most_connections(),
+        lambda app: gate_around(app, WEB, METHODS, SETTINGS),
+        lambda reason: metrics().turned_away(reason),
+    )
+)

@@ -132,6 +132,20 @@ class Settings(BaseSettings):
     timeout_s: float = Field(
         600.0, gt=0, description="A call that takes longer than this many seconds is cancelled."
     )
+    receive_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which the head of a request has to arrive, and then its body.",
+    )
+    max_connections_per_client: int = Field(
+        256,
+        ge=0,
+        description="Maximum number of connections from one address; 0 is any number, for a "
+        "server behind a proxy.",
+    )
+    max_bodies_mb: int = Field(
+        512, ge=64, description="Memory for the bodies of all calls together in MiB."
+    )
     drain_s: float = Field(
         30.0, ge=0, description="At shutdown, running calls have this many seconds to finish."
     )
@@ -165,6 +179,10 @@ class Settings(BaseSettings):
         ge=1,
         description="For generate_batch: a call that would wait longer than this many "
         "milliseconds is refused.",
+    )
+    log_error_messages: bool = Field(
+        False,
+        description="Log the messages of unexpected errors in full. They may quote prompts.",
     )
     workers: int = Field(
         1, ge=1, description="Number of service processes; on GPUs, use one for each GPU."

@@ -24,7 +24,10 @@ SDXLError
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 _MOST_NAMES = 50
 
@@ -40,7 +43,7 @@ class InvalidInput(SDXLError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: got {_short(value)}, allowed: {allowed}")
+        super().__init__(f"{field}: got {shown(value)}, allowed: {allowed}")
 
 
 class AdapterMismatch(InvalidInput):
@@ -66,7 +69,7 @@ class NotFound(SDXLError):
         if len(available) > _MOST_NAMES:
             self.available += (f"and {len(available) - _MOST_NAMES} more",)
         known = f"; available: {', '.join(self.available)}" if self.available else ""
-        super().__init__(f"no {self.kind} named {_short(name)}{known}{'; ' + hint if hint else ''}")
+        super().__init__(f"no {self.kind} named {shown(name)}{known}{'; ' + hint if hint else ''}")
 
 
 class ModelNotFound(NotFound):
@@ -158,6 +161,32 @@ def readable(text: str, limit: int = 200) -> str:
     return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
 
 
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+def shown(value: object, limit: int = 80) -> str:
+    """The `repr` of a value in at most `limit` characters, however large the value is."""
+    text = _ShortRepr(limit).repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class _ShortRepr(reprlib.Repr):
+    """A `repr` that looks only at what will be shown."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = limit
+        self.maxlevel = limit
+        self._limit = limit
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: self._limit])
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[: self._limit])
+
+    def repr_int(self, x: int, level: int) -> str:
+        return (
+            repr(x) if x.bit_length() <= 4 * self._limit else f"an integer of {x.bit_length()} bits"
+        )
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        items = islice(x.items(), self._limit)  # in their order, unlike reprlib's
+        return "{" + ", ".join(f"{self.repr(key)}: {self.repr(each)}" for key, each in items) + "}"

@@ -64,7 +64,7 @@ class _Fields(BaseModel):
     interchangeable: `true` is not accepted as a number, nor `1` as `true`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -78,6 +78,11 @@ class Metrics:
         self._slo = Counter(
             "sdxl_slo", "Calls with slo_ms: met, missed, or refused at the door.", ["outcome"]
         )
+        self._turned_away = Counter(
+            "sdxl_turned_away",
+            "Requests and connections that ended before they became calls.",
+            ["reason"],
+        )
         self._result_cache = Counter(
             "sdxl_result_cache", "Pictures that were looked up before drawing.", ["result"]
         )
@@ -222,6 +227,10 @@ class Metrics:
     def store_available(self, available: bool) -> None:
         """Set whether the image store answers."""
         self._store_available.set(available)
+
+    def turned_away(self, reason: str) -> None:
+        """Count a request or a connection that ended before it became a call."""
+        self._turned_away.labels(reason).inc()
 
     def _stage_times(self, generation: Generation) -> None:
         for name, seconds in asdict(generation.timings).items():

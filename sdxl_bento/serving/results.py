@@ -107,8 +107,8 @@ class ModelSummary:
     """What a client may know about a loaded model. Sizes are in pixels, times in seconds.
 
     `unused_backends` are compiled backends that would have been preferred, with the reasons why
-    they are not used. `default_sampler` draws the requests that name none. `notes` are worth knowing before using the
-    model, for example that its own scheduler is no sampler here.
+    they are not used. `default_sampler` draws the requests that name none. `notes` are worth
+    knowing before using the model, for example that its own scheduler is no sampler here.
     """
 
     name: str

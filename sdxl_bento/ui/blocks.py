@@ -13,6 +13,7 @@ from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import MAX_UPLOAD_BYTES
 from sdxl_bento.ui.constants import CACHE_S, PATH
 from sdxl_bento.ui.events import Events
+from sdxl_bento.ui.failures import log_failures
 from sdxl_bento.ui.layout import build
 from sdxl_bento.ui.theme import theme
 
@@ -22,6 +23,7 @@ _HEAD = '<link rel="icon" href="data:,"><meta name="color-scheme" content="light
 
 def mounted(api: API, settings: Settings) -> Starlette:
     """An app with only the page in it. Its lifespan starts and stops the page."""
+    log_failures()
     with gr.Blocks(
         title=_TITLE, analytics_enabled=False, delete_cache=(CACHE_S // 12, CACHE_S)
     ) as blocks:

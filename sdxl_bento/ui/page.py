@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from sdxl_bento import scratch
-from sdxl_bento.protocols.http.caller import limited
 from sdxl_bento.ui.pages import waiting_page
+from sdxl_bento.ui.posts import answered, checked, is_plausible
 from sdxl_bento.ui.uploads import check_room
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 
-MAX_BODY = 33 << 20  # bytes: an upload of 32 MiB and the form around it
 # How many pages can be open at once, each of which holds a connection, beside all other calls.
 PAGES = 512
 
@@ -105,19 +103,20 @@ class Page:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request below `PATH`, which is the scope's `root_path`.
 
-        Raises BodyTooLarge, and Overloaded if there is no room for an upload.
+        Raises what `posts.checked` raises, and Overloaded if there is no room for an upload.
         """
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         wanted = _WANTED.get(scope.get("method", ""))
-        if wanted is None or not wanted.fullmatch(path):
+        if wanted is None or not wanted.fullmatch(path) or not is_plausible(path):
             await PlainTextResponse("Not Found", 404)(scope, receive, send)
             return
         self._visited.set()
         if path != "/":
             await self._built.wait()
         if scope["method"] == "POST":
-            receive = limited(Request(scope, receive), MAX_BODY).receive
-            if path.startswith("/gradio_api/upload"):
+            is_upload = path.startswith("/gradio_api/upload")
+            scope, receive = await checked(scope, receive, is_upload)
+            if is_upload:
                 await asyncio.to_thread(check_room, self._folder)
 
         async def send_with_policy(message: Message) -> None:
@@ -129,7 +128,7 @@ class Page:
             await send(message)
 
         if self._app is not None:
-            await self._app(_behind_proxy(scope), receive, send_with_policy)
+            await answered(self._app, _behind_proxy(scope), receive, send_with_policy)
         elif self._built.is_set():
             await PlainTextResponse("The page could not be made.", 503)(
                 scope, receive, send_with_policy

@@ -72,6 +72,10 @@ class FakeModels(ModelRegistry):
     def adapters(self) -> list[LoraSummary]:
         return [LoraSummary("striped", ("fake",), 1000, False, False)]
 
+    def defaults(self, name: str | None = None) -> ResolvedParams:
+        size = {"width": 64, "height": 64}
+        return ResolvedParams(prompt="", model="fake", sampler="euler", seed=0, **size)
+
 
 class FakeGenerator:
     """The surface of `sdxl_bento.serving.generator.Generator`; pictures of one colour, by seed."""

@@ -67,7 +67,8 @@ NO_PIXELS = {
     "decode_processes", "decode_timeout_s",
     "prompt_cache_mb", "ageing_s", "timeout_s", "drain_s", "store", "store_ttl_s", "store_max_mb",
     "store_timeout_s", "embed_metadata", "result_cache", "png_level", "batch_max_size",
-    "batch_max_latency_ms", "workers", "ui", "cors_origins",
+    "batch_max_latency_ms", "workers", "ui", "cors_origins", "receive_timeout_s",
+    "max_connections_per_client", "max_bodies_mb", "log_error_messages",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from sdxl_bento.protocols.http.errors import MalformedBody
+from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody
 from sdxl_bento.protocols.http.forms import read_urlencoded
 
 
@@ -50,3 +50,22 @@ def test_objects_that_do_not_pair_up() -> None:
 
 def test_a_name_that_comes_twice_is_a_list() -> None:
     assert read(("seed", "1"), ("seed", "2")) == {"seed": [1, 2]}
+
+
+@pytest.mark.parametrize("text", ["1e999", "NaN", "Infinity", "9" * 4000, "[" * 300])
+def test_what_json_would_not_take_is_left_to_the_fields_check(text: str) -> None:
+    assert read(("width", text)) == {"width": text}
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "allowed"),
+    [
+        (b"a" + b"[]" * 64 + b"=1", MalformedBody, "names of at most 128 characters"),
+        (b"a=1&" * 65, MalformedBody, "at most 64 fields"),
+        (b"a=" + b"x" * (1 << 20), BodyTooLarge, "at most 1048576 bytes"),
+    ],
+)
+def test_bounds(body: bytes, error: type[MalformedBody], allowed: str) -> None:
+    with pytest.raises(error) as caught:
+        read_urlencoded(body)
+    assert allowed in caught.value.allowed

@@ -16,7 +16,13 @@ from starlette.testclient import TestClient
 
 from sdxl_bento import errors
 from sdxl_bento.pictures.decode import ImageTooLarge
-from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
+from sdxl_bento.protocols.http.caller import (
+    Caller,
+    declared_length,
+    limited,
+    request_id_of,
+)
+from sdxl_bento.protocols.http.cross_origin import CrossOriginProtection
 from sdxl_bento.protocols.http.errors import (
     STATUS,
     BodyTooLarge,
@@ -27,7 +33,8 @@ from sdxl_bento.protocols.http.errors import (
     error_response,
     status_of,
 )
-from sdxl_bento.protocols.http.middleware import ErrorBodies
+from sdxl_bento.protocols.http.middleware import ErrorBodies, Failures
+from sdxl_bento.protocols.http.validation import parse_params
 
 
 @pytest.mark.parametrize(
@@ -245,3 +252,71 @@ def test_answers_that_are_no_errors_are_left_alone(client: TestClient) -> None:
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (1.0, "1"), (1.001, "2"), (3.2, "4")])
 def test_whoever_waits_as_told_is_not_too_early(seconds: float, header: str) -> None:
     assert error_response(errors.Overloaded("full", seconds)).headers["Retry-After"] == header
+
+
+@pytest.mark.parametrize(("before", "status"), [("", 500), ("start", None), ("start and end", 200)])
+async def test_what_routes_raise_is_answered(
+    before: str, status: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if before:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        if "end" in before:
+            await send({"type": "http.response.body", "body": b""})
+        raise RuntimeError("a bug")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": [(b"x-request-id", b"r")],
+    }
+    answer = Failures(app)(scope, send, send)
+    if status is None:  # the connection has to be closed
+        with pytest.raises(RuntimeError):
+            await answer
+    else:
+        await answer
+        assert sent[0]["status"] == status
+    assert caplog.text.count("request r failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+        (10**5000, "an integer of 16610 bits"),
+        (2**63, 2**63),
+        ({"b": 1, "a": [None]}, "{'b': 1, 'a': [None]}"),
+        ([[["x" * 10**7]] * 10**6], "[[['" + "x" * 195 + "…"),
+    ],
+    ids=["infinite", "nan", "huge", "large", "an object", "a list"],
+)
+def test_any_value_can_be_shown(value: object, shown: object) -> None:
+    error = errors.InvalidInput("f", value, "less")
+    assert error_body(error)["error"]["value"] == shown
+    json.dumps(error_body(error), allow_nan=False)
+
+
+def test_too_many_fields_are_no_error_each() -> None:
+    with pytest.raises(errors.InvalidInput, match="at most 128 fields"):
+        parse_params({str(index): 1 for index in range(30_000)})
+
+
+@pytest.mark.parametrize("digits", ["²", "９", "1_0", "9" * 21, ""])
+def test_lengths_that_are_none(digits: str) -> None:
+    assert declared_length({"content-length": digits}) is None
+    assert declared_length({"content-length": "10"}) == 10
+
+
+def test_origins_that_are_no_address_are_refused() -> None:
+    app = CrossOriginProtection(PlainTextResponse("in"))
+    for origin in ("http://[", "http://a:x", "//", "\xff"):
+        answer = TestClient(app).post("/", headers=[(b"origin", origin.encode("latin-1"))])
+        assert answer.status_code == 403

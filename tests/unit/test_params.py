@@ -121,3 +121,10 @@ def test_any_json_is_taken_or_refused_by_name(fields: dict[str, Any]) -> None:
         assert error.allowed
     else:
         assert GenerateParams.model_validate_json(params.model_dump_json()) == params
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["guidance_scale", "slo_ms", "strength", "seed"])
+def test_numbers_are_finite(field: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        GenerateParams.model_validate({"prompt": "a", field: value})

@@ -10,12 +10,16 @@ import re
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
+from sdxl_bento.params import MAX_PROMPT_CHARS
 
+_MOST_CHARS = 2 * MAX_PROMPT_CHARS
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
 
 
 def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     """The prompt without its tags, and the native `loras` for these. Raises InvalidInput."""
+    if len(prompt) > _MOST_CHARS:  # a prompt so long is refused whatever is in it
+        return prompt, []
     loras = [_lora(match) for match in _TAG.finditer(prompt)]
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
 

@@ -11,6 +11,7 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
 from sdxl_bento.pictures.decoder_pool import DecoderPool
 from sdxl_bento.protocols.http.bodies import Call
+from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.http.uploads import picture_bytes, shortened
 from sdxl_bento.protocols.http.validation import parse_params
 
@@ -87,7 +88,8 @@ class API:
             allowed = f"a picture here, or the id of one in {role}_id"
             raise InvalidInput(role, shortened(image), allowed)
         if image_id is None:
-            data = await asyncio.to_thread(picture_bytes, image, role)
+            size = len(image) if isinstance(image, str) else 0
+            data = await off_loop(size, picture_bytes, image, role)
         else:
             data = (await self.pictures.get(image_id)).data
 

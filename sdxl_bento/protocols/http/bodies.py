@@ -14,6 +14,8 @@ from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import MalformedBody, UnsupportedBody
 from sdxl_bento.protocols.http.forms import read_multipart, read_urlencoded
+from sdxl_bento.protocols.http.json_bounds import check_json
+from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.http.validation import parse_params
 
 MAX_JSON_BYTES = 1 << 20
@@ -92,9 +94,8 @@ async def read_fields(request: Request) -> object:
         raise UnsupportedBody("Content-Type", kind, "application/json or multipart/form-data")
     body = (await request.body()).strip()
     # `curl -d` labels JSON as a form unless told otherwise. No form begins with a brace.
-    if kind == "application/json" or body.startswith(b"{"):
-        return read_json(body)
-    return read_urlencoded(body)
+    is_json = kind == "application/json" or body.startswith(b"{")
+    return await off_loop(len(body), read_json if is_json else read_urlencoded, body)
 
 
 def cache_control(headers: Mapping[str, str]) -> CacheControl:
@@ -108,7 +109,11 @@ def cache_control(headers: Mapping[str, str]) -> CacheControl:
 
 
 def read_json(body: bytes) -> object:
-    """Decode a body, `{}` if it is empty. Raises MalformedBody."""
+    """Decode a body, `{}` if it is empty. Raises MalformedBody, or InvalidInput for a number.
+
+    Its bounds are those of `json_bounds`.
+    """
+    check_json(body)
     try:
         return pydantic_core.from_json(body or b"{}", allow_inf_nan=False)
     except ValueError as error:

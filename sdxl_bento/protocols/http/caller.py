@@ -33,11 +33,23 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     return request_id
 
 
+def known_request_id(headers: Mapping[str, str]) -> str | None:
+    """The caller's `X-Request-Id` if it may be one, for answers that do not fail because of it."""
+    request_id = headers.get("x-request-id", "")
+    return request_id if _REQUEST_ID.match(request_id) else None
+
+
+def declared_length(headers: Mapping[str, str]) -> int | None:
+    """The `Content-Length`, None if there is none that a server would take."""
+    digits = headers.get("content-length", "")
+    return int(digits) if len(digits) <= 20 and digits.isascii() and digits.isdigit() else None
+
+
 def limited(request: Request, max_bytes: int) -> Request:
     """The same request, but reading more than `max_bytes` of its body raises BodyTooLarge."""
     allowed = f"at most {max_bytes} bytes"
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    declared = declared_length(request.headers)
+    if declared is not None and declared > max_bytes:
         raise BodyTooLarge("body", f"{declared} bytes", allowed)
     seen = 0
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sdxl_bento.protocols.http.caller import known_request_id
 from sdxl_bento.protocols.http.errors import CrossOrigin, error_response
 
 ANY = "*"
@@ -39,7 +40,7 @@ class CrossOriginProtection:
             if not self._lets_in(headers):
                 origin = headers.get("origin", "a page of another site")
                 error = CrossOrigin("Origin", origin, _ALLOWED)
-                answer = error_response(error, headers.get("x-request-id"))
+                answer = error_response(error, known_request_id(headers))
                 await answer(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -51,7 +52,14 @@ class CrossOriginProtection:
         site = headers.get("sec-fetch-site")
         if site is not None:
             return site in ("same-origin", "none")
-        return origin is None or urlsplit(origin).netloc == headers.get("host")
+        return origin is None or _netloc(origin) == headers.get("host")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # a bracket that is not closed, for instance
+        return None
 
 
 def cors_options(trusted: Sequence[str]) -> dict[str, Any]:

@@ -41,6 +41,22 @@ class BodyTooLarge(errors.InvalidInput):
     """The body, or the picture in it, is larger than this server accepts."""
 
 
+class MalformedRequest(errors.InvalidInput):
+    """The address or a header is malformed or too long."""
+
+
+class MethodNotAllowed(MalformedRequest):
+    """No route has this method."""
+
+
+class BodyTimeout(errors.InvalidInput):
+    """The body was not complete in time."""
+
+
+class TooManyConnections(errors.Overloaded):
+    """This address has too many connections, or all callers together send too much."""
+
+
 class CrossOrigin(errors.InvalidInput):
     """A page of another site has sent the request: see `cross_origin`."""
 
@@ -62,6 +78,9 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    MalformedRequest: HTTPStatus.BAD_REQUEST,
+    MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
+    BodyTimeout: HTTPStatus.REQUEST_TIMEOUT,
     CrossOrigin: HTTPStatus.FORBIDDEN,
     errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NotFound: HTTPStatus.NOT_FOUND,
@@ -148,10 +167,15 @@ def logged(error: Exception, request_id: str) -> Exception:
 
 def _shown(value: object) -> object:
     """The caller's value in a form that JSON can represent, shortened."""
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, bool):
         return value
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 1] + "…"
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if not isinstance(value, str):
+        return errors.shown(value, _MAX_VALUE_CHARS)
+    return value if len(value) <= _MAX_VALUE_CHARS else value[: _MAX_VALUE_CHARS - 1] + "…"
 
 
 def _snake(name: str) -> str:

@@ -7,16 +7,26 @@ from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 import pydantic_core
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.http.errors import MalformedBody
+from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody
+from sdxl_bento.protocols.http.json_bounds import check_json
+from sdxl_bento.protocols.http.multipart import (
+    MAX_FIELDS,
+    MAX_FILES,
+    BrokenForm,
+    boundary_of,
+    parts_of,
+    text_of,
+)
+from sdxl_bento.protocols.http.off_loop import off_loop
 
-MAX_FILES = 16  # no call uses more than one, but the error about that is the protocol's own
-MAX_FIELDS = 64
+__all__ = ["MAX_FIELDS", "MAX_FILES", "read_multipart", "read_urlencoded"]
+
+MAX_NAME_CHARS = 128
+MAX_URLENCODED_BYTES = 1 << 20  # it has no files
 _OBJECTS = re.compile(r"(\w+)\[\]\[(\w+)\]\Z")
 _TEXTS = frozenset(
     name
@@ -27,31 +37,41 @@ _TEXTS = frozenset(
 
 async def read_multipart(request: Request, max_part_size: int) -> dict[str, object]:
     """The fields of a multipart form, files as bytes. Raises MalformedBody."""
-    fields: list[tuple[str, object]] = []
-    try:
-        form = request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=max_part_size)
-        async with form as parts:
-            for name, part in parts.multi_items():
-                if isinstance(part, UploadFile):
-                    fields.append((name, await part.read()))
-                else:
-                    fields.append((name, _value(name, part)))
-    except (HTTPException, MultiPartException, KeyError) as error:
-        raise MalformedBody("body", "a form", f"multipart/form-data; {error}") from None
-    return _nested(fields)
+    body = await request.body()
+    kind = request.headers.get("content-type", "")
+    return await off_loop(len(body), _multipart, body, kind, max_part_size)
 
 
 def read_urlencoded(body: bytes) -> dict[str, object]:
-    """The fields of a form without files."""
-    pairs = parse_qsl(body.decode("utf-8", "replace"))
+    """The fields of a form without files. Raises MalformedBody, BodyTooLarge."""
+    if len(body) > MAX_URLENCODED_BYTES:
+        allowed = f"at most {MAX_URLENCODED_BYTES} bytes of application/x-www-form-urlencoded"
+        raise BodyTooLarge("body", f"{len(body)} bytes", allowed)
+    try:
+        pairs = parse_qsl(body.decode("utf-8", "replace"), max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise MalformedBody("body", "a form", f"a form of at most {MAX_FIELDS} fields") from None
     return _nested((name, _value(name, text)) for name, text in pairs)
+
+
+def _multipart(body: bytes, content_type: str, max_part_size: int) -> dict[str, object]:
+    try:
+        parts = parts_of(body, boundary_of(content_type), max_part_size)
+    except BrokenForm as error:
+        raise MalformedBody("body", "a form", f"multipart/form-data; {error}") from None
+    return _nested(
+        (part.name, part.data if part.is_file else _value(part.name, text_of(part.data)))
+        for part in parts
+    )
 
 
 def _value(name: str, text: str) -> object:
     """Parse a form's value as JSON if possible, because BentoML's clients send JSON."""
     try:
-        value = pydantic_core.from_json(text)
-    except ValueError:
+        data = text.encode()
+        check_json(data)
+        value = pydantic_core.from_json(data, allow_inf_nan=False)
+    except (ValueError, InvalidInput):  # a text, or a number for the field's own check to refuse
         return text
     # A prompt such as "1984" stays a text.
     return text if name in _TEXTS and not isinstance(value, str | None) else value
@@ -64,6 +84,9 @@ def _nested(fields: Iterable[tuple[str, object]]) -> dict[str, object]:
     """
     by_name: dict[str, list[object]] = {}
     for name, value in fields:
+        if len(name) > MAX_NAME_CHARS:
+            shown = f"a name of {len(name)} characters"
+            raise MalformedBody("body", shown, f"names of at most {MAX_NAME_CHARS} characters")
         by_name.setdefault(name, []).append(value)
     nested: dict[str, object] = {}
     for name, values in by_name.items():

@@ -9,20 +9,29 @@ from typing import Any, cast
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdxl_bento.protocols.http.caller import known_request_id
 from sdxl_bento.protocols.http.envelopes import envelope_of
-from sdxl_bento.protocols.http.errors import MAX_MESSAGE_CHARS, ErrorDetail
+from sdxl_bento.protocols.http.errors import (
+    MAX_MESSAGE_CHARS,
+    ErrorDetail,
+    error_response,
+    logged,
+)
 
 # The `type` of errors that were not raised by this package, by their status.
 _TYPES = {
     400: "malformed_body",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_timeout",
     413: "body_too_large",
     415: "unsupported_body",
     429: "overloaded",
     503: "unavailable",
     504: "timeout_error",
 }
+# Statuses that tell a client to come again. BentoML's own answers do not say when.
+_RETRIED = (429, 503)
 
 
 class ErrorBodies:
@@ -35,7 +44,7 @@ class ErrorBodies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = Headers(scope=scope).get("x-request-id")
+        request_id = known_request_id(Headers(scope=scope))
         start: Message | None = None
         chunks: list[bytes] = []
 
@@ -54,6 +63,39 @@ class ErrorBodies:
         await self.app(scope, receive, reshape)
 
 
+class Failures:
+    """ASGI middleware that answers and logs every exception that comes out of the routes.
+
+    BentoML's `TimeoutMiddleware` would wait for an answer until its time is over.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = complete = False
+
+        async def note(message: Message) -> None:
+            nonlocal started, complete
+            started = True
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception as error:
+            request_id = known_request_id(Headers(scope=scope))
+            logged(error, request_id or "without an id")
+            if not started:
+                await error_response(error, request_id)(scope, receive, send)
+            elif not complete:
+                raise
+
+
 async def _send_error(
     send: Send, start: Message, body: bytes, request_id: str | None, path: str
 ) -> None:
@@ -63,6 +105,8 @@ async def _send_error(
     data = json.dumps(envelope_of(path)(detail, status)).encode()
     replaced = (b"content-length", b"content-type")
     headers = [(key, value) for key, value in start["headers"] if key.lower() not in replaced]
+    if status in _RETRIED and all(key.lower() != b"retry-after" for key, _ in headers):
+        headers.append((b"retry-after", b"1"))
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     await send({**start, "headers": headers})
     await send({"type": "http.response.body", "body": data})

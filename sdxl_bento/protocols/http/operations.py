@@ -166,6 +166,9 @@ PICTURE_HEADERS = {
     "X-Cut-From": header("Size of the picture to redraw, if it had to be cropped or scaled."),
     "Server-Timing": header("Milliseconds in queue, encode, base, refine, decode, total."),
 }
+# What every request may be refused for, before it reaches its route.
+_ANY = (http.MalformedRequest, http.TooManyConnections)
+_POST = (http.CrossOrigin, http.BodyTooLarge, http.BodyTimeout)
 _RETRY_AFTER = {"Retry-After": header("Seconds until a retry makes sense.", INTEGER)}
 
 
@@ -187,13 +190,13 @@ class Protocol:
         post: bool = False,
     ) -> dict[str, Any]:
         """An operation whose response is `ok`, or an error of one of the classes `fails`."""
-        may_fail = (*fails, *((http.CrossOrigin,) if post else ()), Exception)
+        may_fail = dict.fromkeys((*fails, *_ANY, *(_POST if post else ()), Exception))
         entry: dict[str, Any] = {"tags": [self.tag], "summary": text}
         if parameters:
             entry["parameters"] = list(parameters)
         if body is not None:
             entry["requestBody"] = dict(body)
-        return {**entry, "responses": {"200": dict(ok), **self._failures(may_fail)}}
+        return {**entry, "responses": {"200": dict(ok), **self._failures([*may_fail])}}
 
     def get(self, text: str, ok: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """A path item with `operation` as its GET."""

@@ -13,11 +13,15 @@ from pydantic_core import ErrorDetails
 from sdxl_bento.errors import AdapterMismatch, InvalidInput
 from sdxl_bento.params import GenerateParams
 
+MAX_FIELDS = 128
+
 
 def parse_params(fields: object) -> GenerateParams:
     """Validate decoded JSON. Raises InvalidInput for the first field that is wrong."""
     if not isinstance(fields, Mapping):
         raise InvalidInput("body", fields, 'a JSON object, such as {"prompt": "a red circle"}')
+    if len(fields) > MAX_FIELDS:  # each unknown one would be an error of its own
+        raise InvalidInput("body", f"{len(fields)} fields", f"at most {MAX_FIELDS} fields")
     try:
         return GenerateParams.model_validate(fields)
     except ValidationError as error:
@@ -55,7 +59,7 @@ def _cross_field_error(message: str, fields: Mapping[str, Any]) -> tuple[str, ob
 def _known_fields(*path: str | int) -> str:
     """The known names at the place of the unknown one at `path`, the most similar one first."""
     known = list(_schema_at(*path[:-1]).get("properties", {}))
-    close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    close = difflib.get_close_matches(str(path[-1])[:64], known, n=1)
     hint = f"{close[0]} (the nearest), or " if close else ""
     return f"{hint}one of the fields {', '.join(known)}"
 

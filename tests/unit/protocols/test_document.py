@@ -13,7 +13,7 @@ from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.http import operations as op
 from sdxl_bento.protocols.http.bodies import FIELD_HEADERS, PICTURE_FIELDS
 from sdxl_bento.protocols.http.envelopes import KServeError, NativeError
-from sdxl_bento.protocols.http.errors import MalformedBody, error_body
+from sdxl_bento.protocols.http.errors import MalformedBody, MalformedRequest, error_body
 from sdxl_bento.protocols.http.schemas import answer_components, request_components
 from sdxl_bento.protocols.openapi import PROTOCOLS, TAGS, document
 from tests.support import conformity
@@ -124,14 +124,14 @@ def test_an_operation() -> None:
     assert "parameters" not in operation
     assert "requestBody" not in operation
     responses = operation["responses"]
-    assert list(responses) == ["200", "404", "422", "500", "503"]
+    assert list(responses) == ["200", "400", "404", "422", "429", "500", "503"]
     assert responses["200"] == {"description": "ok"}
     assert responses["404"]["description"] == (
         "There is no such model. There is no such picture, or no longer."
     )
     assert responses["404"]["content"] == op.media("application/json", op.ref(KServeError))
     with_retry = {status for status in responses if "headers" in responses[status]}
-    assert with_retry == {"503"}
+    assert with_retry == {"429", "503"}
     assert list(responses["503"]["headers"]) == ["Retry-After"]
 
 
@@ -139,9 +139,10 @@ def test_a_post_may_come_from_elsewhere() -> None:
     protocol = op.Protocol("T", KServeError)
     more = {"body": op.request_body(), "parameters": [op.MODEL], "fails": (MalformedBody,)}
     operation = protocol.post("s", {}, **more)["post"]
-    assert list(operation["responses"]) == ["200", "400", "403", "500"]
+    assert list(operation["responses"]) == ["200", "400", "403", "408", "413", "429", "500"]
     assert (operation["parameters"], operation["requestBody"]) == ([op.MODEL], op.request_body())
-    assert operation["responses"]["400"]["description"] == (MalformedBody.__doc__ or "").strip()
+    texts = (MalformedBody.__doc__ or "").strip(), (MalformedRequest.__doc__ or "").strip()
+    assert operation["responses"]["400"]["description"] == " ".join(texts)
 
 
 def test_components() -> None:

@@ -730,3 +730,36 @@ def test_the_schema() -> None:
     for path, item in schema._repository().items():
         assert not item["post"]["requestBody"]["required"], path
     assert inputs_["properties"]["shape"]["items"] == {"type": "integer", "minimum": 0}
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("shape", [[2**63], [10**19] * 4000, [129, 128]])
+def test_shapes_are_bounded_before_they_are_multiplied(shape: list[int]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_tensors([tensor(shape=shape, data=[1])], b"")
+    assert caught.value.field == "x.shape"
+    assert caught.value.allowed in ("at most 8 dimensions", "at most 16384 elements")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "raw"), [("BYTES", b"\0" * 100_000), ("UINT8", b"1" * 16_385)]
+)
+def test_elements_of_raw_bytes_are_counted(datatype: str, raw: bytes) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_tensors([size(len(raw), datatype)], raw)
+    assert (caught.value.field, caught.value.allowed) == ("x.data", "at most 16384 elements")
+
+
+def test_inputs_and_ids_are_bounded() -> None:
+    assert refused(inputs=[prompts("a")] * 65).allowed == "at most 64"
+    assert read(prompts("a"), id="x" * 1000).id == "x" * 1000
+    for given in ("x" * 1001, ["x" * 2000]):
+        assert refused(prompts("a"), id=given).field == "id"
+
+
+@pytest.mark.parametrize("length", ["²", "９", "9" * 5000, "1_0", "+1"])
+def test_lengths_are_ascii_digits(length: str) -> None:
+    with pytest.raises(MalformedBody):
+        split_body(b"{}" * 20, length)

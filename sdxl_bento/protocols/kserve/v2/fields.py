@@ -12,9 +12,10 @@ from typing import Any
 
 import pydantic_core
 
-from sdxl_bento.errors import InvalidInput
+from sdxl_bento.errors import InvalidInput, shown
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.http.bodies import read_json, with_headers
+from sdxl_bento.protocols.http.json_bounds import check_json
 from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH, Tensor, read_tensors, split_body
 
@@ -22,6 +23,7 @@ OUTPUTS = {"image": "BYTES", "seed": "INT64", "image_id": "BYTES", "pixels": "UI
 DEFAULT_OUTPUTS = ("image", "seed", "image_id")  # of a request that names none
 # Triton's priorities are 1, the highest, to 21. Ours are 10, the highest, to -10.
 _TRITON_PRIORITY = 11
+MAX_ID_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,17 @@ def read_inference(body: bytes, headers: Mapping[str, str], model: str, limit: i
     rows = _rows(tensors, {**common, "model": model}, limit)
     outputs = _outputs(document.get("outputs"), bool(parameters.get("binary_data_output")))
     _check_consistent(rows, outputs)
-    request_id = document.get("id")
-    return Inference(None if request_id is None else str(request_id), rows, outputs)
+    return Inference(_id(document.get("id")), rows, outputs)
+
+
+def _id(request_id: object) -> str | None:
+    """The request's id, which the answer repeats."""
+    if request_id is None:
+        return None
+    text = request_id if isinstance(request_id, str) else shown(request_id, MAX_ID_CHARS + 1)
+    if len(text) > MAX_ID_CHARS:
+        raise InvalidInput("id", text, f"text of at most {MAX_ID_CHARS} characters")
+    return text
 
 
 def _native_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +117,9 @@ def _decoded(name: str, value: Any) -> Any:
     if name not in _list_fields() or not isinstance(value, str):
         return value
     try:
-        return pydantic_core.from_json(value or "[]")
+        data = (value or "[]").encode()
+        check_json(data, name)
+        return pydantic_core.from_json(data, allow_inf_nan=False)
     except ValueError:
         raise InvalidInput(name, value, 'a list in JSON, such as [{"name": "striped"}]') from None
 

@@ -21,6 +21,7 @@ from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
+from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.kserve.instances import draw_all, max_instances
 from sdxl_bento.protocols.kserve.v2.answers import inference_result
 from sdxl_bento.protocols.kserve.v2.fields import Inference, read_inference
@@ -49,8 +50,10 @@ async def _infer(request: Request) -> Response:
     error: SDXLError | None = None
     try:
         request_id = request_id_of(request.headers)
-        inference = read_inference(
-            await _body(request), request.headers, model_of(request), max_instances(api)
+        body, headers = await _body(request), request.headers
+        most = max_instances(api)
+        inference = await off_loop(
+            len(body), read_inference, body, headers, model_of(request), most
         )
     except SDXLError as exc:
         error = exc

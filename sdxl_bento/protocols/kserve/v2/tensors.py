@@ -28,6 +28,10 @@ _DTYPES = {
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
 DATATYPES = ("BYTES", *_DTYPES)
+# Far more than the rows of any call need, and few enough to be read at once.
+MAX_INPUTS = 64
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 16_384
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {"b": (bool,), "f": (int, float)}
 
 
@@ -88,7 +92,8 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """The JSON of a request and the raw bytes behind it. Raises MalformedBody."""
     if header_length is None:
         return body, b""
-    if not header_length.isdigit() or int(header_length) > len(body):
+    digits = len(header_length) <= 20 and header_length.isascii() and header_length.isdigit()
+    if not digits or int(header_length) > len(body):
         allowed = f"the bytes of the JSON, which are at most the {len(body)} of the body"
         raise MalformedBody(HEADER_LENGTH, header_length, allowed)
     return body[: int(header_length)], body[int(header_length) :]
@@ -98,25 +103,27 @@ def read_tensors(inputs: object, raw: bytes) -> list[Tensor]:
     """The `inputs` of a request. Raises InvalidInput, MalformedBody."""
     if not isinstance(inputs, list):
         raise InvalidInput("inputs", inputs, "a list of tensors")
+    if len(inputs) > MAX_INPUTS:
+        raise InvalidInput("inputs", f"{len(inputs)} tensors", f"at most {MAX_INPUTS}")
     tensors = []
+    place = 0  # of the raw bytes that have not been read
     for index, each in enumerate(inputs):
-        tensor, raw = _read(each, raw, f"inputs.{index}")
+        tensor, place = _read(each, raw, place, f"inputs.{index}")
         tensors.append(tensor)
-    if raw:
+    if place < len(raw):
         allowed = "as many bytes as the binary_data_size of the inputs say"
-        raise MalformedBody("body", f"{len(raw)} bytes too many", allowed)
+        raise MalformedBody("body", f"{len(raw) - place} bytes too many", allowed)
     return tensors
 
 
-def _read(tensor: object, raw: bytes, place: str) -> tuple[Tensor, bytes]:
-    """One input, and the raw bytes that follow its own."""
+def _read(tensor: object, raw: bytes, begin: int, place: str) -> tuple[Tensor, int]:
+    """One input, and where the raw bytes that follow its own begin."""
     if not isinstance(tensor, Mapping) or not isinstance(tensor.get("name"), str):
         raise InvalidInput(place, tensor, "an object with name, shape, datatype and data")
-    name, datatype, shape = tensor["name"], tensor.get("datatype"), tensor.get("shape")
+    name, datatype = tensor["name"], tensor.get("datatype")
     if datatype not in DATATYPES:
         raise InvalidInput(f"{name}.datatype", datatype, f"one of {', '.join(DATATYPES)}")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise InvalidInput(f"{name}.shape", shape, "a list of integers from 0")
+    shape = _shape(name, tensor.get("shape"))
     parameters = tensor.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise InvalidInput(f"{name}.parameters", parameters, "an object")
@@ -124,15 +131,30 @@ def _read(tensor: object, raw: bytes, place: str) -> tuple[Tensor, bytes]:
     if size is None:
         values = list(_flat(tensor.get("data"))) if "data" in tensor else []
         values = _checked(name, datatype, values)
+        end = begin
     else:
-        if type(size) is not int or not 0 <= size <= len(raw):
-            allowed = f"an integer from 0 to {len(raw)}, the bytes that are left"
+        left = len(raw) - begin
+        if type(size) is not int or not 0 <= size <= left:
+            allowed = f"an integer from 0 to {left}, the bytes that are left"
             raise MalformedBody(f"{name}.binary_data_size", size, allowed)
-        values, raw = _unpacked(name, datatype, raw[:size]), raw[size:]
+        end = begin + size
+        values = _unpacked(name, datatype, raw[begin:end])
     if len(values) != math.prod(shape):
-        allowed = f"{math.prod(shape)}, as the shape {shape} says"
+        allowed = f"{math.prod(shape)}, as the shape {list(shape)} says"
         raise InvalidInput(f"{name}.data", f"{len(values)} elements", allowed)
-    return Tensor(name, tuple(shape), values), raw
+    return Tensor(name, shape, values), end
+
+
+def _shape(name: str, shape: object) -> tuple[int, ...]:
+    """A shape within the bounds, which are checked before it is multiplied."""
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise InvalidInput(f"{name}.shape", shape, "a list of integers from 0")
+    if len(shape) > MAX_DIMENSIONS:
+        allowed = f"at most {MAX_DIMENSIONS} dimensions"
+        raise InvalidInput(f"{name}.shape", f"{len(shape)} dimensions", allowed)
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise InvalidInput(f"{name}.shape", shape, f"at most {MAX_ELEMENTS} elements")
+    return tuple(shape)
 
 
 def _flat(data: object) -> Iterator[Any]:
@@ -160,18 +182,29 @@ def _unpacked(name: str, datatype: str, raw: bytes) -> list[Any]:
     if len(raw) % dtype.itemsize:
         allowed = f"a multiple of {dtype.itemsize} bytes"
         raise MalformedBody(f"{name}.binary_data_size", len(raw), allowed)
+    _check_count(name, len(raw) // dtype.itemsize)
     values: list[Any] = np.frombuffer(raw, dtype).tolist()
     return values
 
 
 def _texts(name: str, raw: bytes) -> Iterator[str]:
-    while raw:
-        length = int.from_bytes(raw[:4], "little")
-        element, raw = raw[4 : 4 + length], raw[4 + length :]
+    place = count = 0
+    while place < len(raw):
+        length = int.from_bytes(raw[place : place + 4], "little")
+        element = raw[place + 4 : place + 4 + length]
         if len(element) != length:
             allowed = "elements of BYTES, each its length in four bytes, then itself"
             raise MalformedBody(f"{name}.data", f"{len(element)} of {length} bytes", allowed)
+        place += 4 + length
+        count += 1
+        _check_count(name, count)
         try:
             yield element.decode()
         except UnicodeDecodeError:
             raise InvalidInput(f"{name}.data", element, "text in UTF-8") from None
+
+
+def _check_count(name: str, count: int) -> None:
+    if count > MAX_ELEMENTS:
+        shown = f"over {MAX_ELEMENTS} elements"
+        raise InvalidInput(f"{name}.data", shown, f"at most {MAX_ELEMENTS} elements")
