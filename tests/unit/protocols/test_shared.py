@@ -646,6 +646,19 @@ async def test_nothing_happens_for_a_while(monkeypatch: pytest.MonkeyPatch) -> N
     assert [type(each) for each in left if each is not None] == [Progress, Answer]
 
 
+async def test_nothing_is_said_before_a_call_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sign of life would begin the response with the status 200."""
+    monkeypatch.setattr("sdxl_bento.protocols.http.progress.KEEP_ALIVE_S", 0.001)
+
+    class Slow(Drawer):
+        async def run(self, call: Any, task: str, on_progress: Any) -> Any:
+            await asyncio.sleep(0.05)
+            raise errors.Overloaded("full", 1)
+
+    only: list[Any] = await collect(Slow())
+    assert [type(each) for each in only] == [errors.Overloaded]
+
+
 async def test_closing_the_events_ends_the_call() -> None:
     drawer: Any = Drawer()
     events = events_of(drawer, "call", "refine")  # type: ignore[arg-type]
