@@ -90,6 +90,11 @@ class Settings(BaseSettings):
         150, ge=1, le=200, description="Maximum number of denoising steps of one picture."
     )
     max_images: int = Field(8, ge=1, le=16, description="Maximum number of pictures in one call.")
+    unknown_fields: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="Whether a call with an unknown field is refused, or the field is left out "
+        "with a warning.",
+    )
     prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts in MiB.")
     vae_tile_pixels: Annotated[int, CHANGES_PIXELS] = Field(
         1536 * 1536,

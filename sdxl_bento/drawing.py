@@ -17,7 +17,7 @@ from sdxl_bento.order import Order, Resolved
 from sdxl_bento.pictures.cache import CacheControl, ResultCache
 from sdxl_bento.pictures.encode import decode
 from sdxl_bento.pictures.publish import Picture, Pictures
-from sdxl_bento.serving.results import Generation, Progress, Provenance, Timings
+from sdxl_bento.serving.results import CallWarning, Generation, Progress, Provenance, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,10 +34,12 @@ class Answer:
     """A finished call: what was drawn for it, and the files of all its pictures.
 
     `generation.images` holds only the pictures that were drawn, not those from the result cache.
+    `warnings` say what the pictures lack of what was asked for.
     """
 
     generation: Generation
     pictures: tuple[Picture, ...]
+    warnings: tuple[CallWarning, ...] = ()
 
     @property
     def order(self) -> Resolved:

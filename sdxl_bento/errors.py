@@ -25,6 +25,9 @@ SDXLError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self, TypeVar
+
+E = TypeVar("E", bound="SDXLError")
 
 
 class SDXLError(Exception):
@@ -38,7 +41,17 @@ class InvalidInput(SDXLError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: got {_short(value)}, allowed: {allowed}")
+        super().__init__(self._message())
+
+    def at(self, field: str, value: object) -> Self:
+        """The same error, about the field and the value that the caller has sent."""
+        told = _copy(self)
+        told.field, told.value = field, value
+        told.args = (told._message(),)
+        return told
+
+    def _message(self) -> str:
+        return f"{self.field}: got {_short(self.value)}, allowed: {self.allowed}"
 
 
 class AdapterMismatch(InvalidInput):
@@ -52,31 +65,51 @@ class AdapterMismatch(InvalidInput):
 
 
 class NotFound(SDXLError):
-    """There is no `kind` with the name `name`; `available` lists the names that exist."""
+    """There is no `kind` with the name `name`; `available` lists the names that exist.
+
+    `field` is the field that named it.
+    """
 
     kind = "thing"
+    field: str | None = None
 
     def __init__(self, name: str, available: Sequence[str] = (), hint: str = "") -> None:
         self.name = name
         self.available = tuple(available)
+        self.hint = hint
+        super().__init__(self._message())
+
+    def at(self, field: str, name: str) -> Self:
+        """The same error, about the field and the name that the caller has sent."""
+        told = _copy(self)
+        told.field, told.name = field, name
+        told.args = (f"{told._message()} (in {field})",)
+        return told
+
+    def _message(self) -> str:
         known = f"; available: {', '.join(self.available)}" if self.available else ""
-        super().__init__(f"no {self.kind} named {_short(name)}{known}{'; ' + hint if hint else ''}")
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"no {self.kind} named {_short(self.name)}{known}{hint}"
 
 
 class ModelNotFound(NotFound):
     kind = "model"
+    field = "model"
 
 
 class AdapterNotFound(NotFound):
     kind = "LoRA"
+    field = "loras"
 
 
 class ImageNotFound(NotFound):
     kind = "image"
+    field = "image_id"
 
 
 class RequestNotFound(NotFound):
     kind = "request"
+    field = "request_id"
 
 
 class Refused(SDXLError):
@@ -102,13 +135,23 @@ class Overloaded(Refused):
 class DeadlineInfeasible(Refused):
     """The request would end after its deadline. `estimate_s` is the time that it would take."""
 
+    field = "slo_ms"
+
     def __init__(self, slo_s: float, estimate_s: float, retry_after_s: float) -> None:
         self.slo_s = slo_s
         self.estimate_s = estimate_s
-        super().__init__(
-            f"slo_ms: {slo_s * 1e3:.0f} ms cannot be met, it would take {estimate_s * 1e3:.0f} ms",
-            retry_after_s,
-        )
+        super().__init__(self._message(f"{_plain(max(slo_s, 0) * 1e3)} ms"), retry_after_s)
+
+    def at(self, field: str, shown: str) -> Self:
+        """The same error, about the field and the time, with its unit, that the caller has sent."""
+        told = _copy(self)
+        told.field = field
+        told.args = (told._message(shown),)
+        return told
+
+    def _message(self, shown: str) -> str:
+        took = f"{self.estimate_s * 1e3:.0f} ms"
+        return f"{self.field}: {shown} cannot be met, it would take {took}"
 
 
 class StoreUnavailable(Refused):
@@ -144,6 +187,19 @@ class ConfigurationError(SDXLError):
 
 class ArtifactMismatch(ConfigurationError):
     """A compiled part was built for another version, device, dtype or shape."""
+
+
+def _copy(error: E) -> E:
+    """A copy without a trace, whose attributes can be changed."""
+    copied = type(error).__new__(type(error))
+    copied.__dict__.update(error.__dict__)
+    copied.args = error.args
+    return copied
+
+
+def _plain(number: float) -> str:
+    """A number to three decimal places, without zeros at its end."""
+    return f"{number:.3f}".rstrip("0").rstrip(".")
 
 
 def _short(value: object, limit: int = 80) -> str:

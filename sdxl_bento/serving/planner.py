@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from sdxl_bento.errors import AdapterNotFound, InvalidInput
+from sdxl_bento.serving.capacity import Capacity
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -60,11 +61,21 @@ class Planner:
     def _check_limits(self, order: Resolved) -> None:
         """Check the limits of this server, which may be lower than those of `GenerateParams`."""
         params, settings = order.params, self._settings
-        limits = (
-            ("num_inference_steps", params.num_inference_steps, settings.max_steps),
-            ("num_images", params.num_images, settings.max_images),
-            ("width x height", params.width * params.height, settings.max_pixels),
-        )
-        for field, value, most in limits:
-            if value > most:
-                raise InvalidInput(field, value, f"at most {most} on this server")
+        steps, count, pixels = (
+            params.num_inference_steps, params.num_images, params.width * params.height,
+        )  # fmt: skip
+        if steps > settings.max_steps:
+            raise _exceeds("num_inference_steps", steps, f"{settings.max_steps}")
+        if count > settings.max_images:
+            raise _exceeds("num_images", count, f"{settings.max_images}")
+        if pixels > settings.max_pixels:
+            size = f"{params.width} x {params.height}"
+            raise _exceeds("width x height", size, f"{settings.max_pixels} pixels")
+        # More than an idle server takes would be refused as often as the call is repeated.
+        most = Capacity.of(settings).most(pixels)
+        if count > most:
+            raise _exceeds("num_images", count, f"{most} of {params.width} x {params.height}")
+
+
+def _exceeds(field: str, value: object, most: str) -> InvalidInput:
+    return InvalidInput(field, value, f"at most {most} on this server")

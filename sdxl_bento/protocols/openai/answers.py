@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NotRequired
 
 from pydantic import Field
@@ -21,7 +21,6 @@ from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.envelopes import OpenAIError
 from sdxl_bento.protocols.http.errors import error_detail, logged, status_of
 from sdxl_bento.protocols.http.schemas import Base64
-from sdxl_bento.protocols.http.validation import rename_field
 from sdxl_bento.serving.results import ModelSummary
 
 CLIP_TOKENS = 77  # every prompt is padded or cut to this length
@@ -155,18 +154,17 @@ def model_json(model: ModelSummary) -> OpenAIModel:
     return {"id": model.name, "object": "model", "created": _CREATED, "owned_by": "sdxl-bento"}
 
 
-def error_response(error: Exception, call: Call, names: Mapping[str, str]) -> Response:
-    """The response to a call that failed, with fields under the names that the caller used."""
-    error = rename_field(logged(error, call.request_id), names)
-    response = http.error_response(error, call.request_id)
+def error_response(error: Exception, call: Call) -> Response:
+    """The response to a call that failed."""
+    response = http.error_response(logged(error, call.request_id), call.request_id)
     if isinstance(error, RequestCancelled):
         response.headers["x-should-retry"] = "false"  # OpenAI's clients repeat a call after 409
     return response
 
 
-def error_event(error: Exception, call: Call, names: Mapping[str, str]) -> OpenAIError:
+def error_event(error: Exception, call: Call) -> OpenAIError:
     """The data of the event with which a call in a stream fails."""
-    detail = error_detail(rename_field(logged(error, call.request_id), names), call.request_id)
+    detail = error_detail(logged(error, call.request_id), call.request_id)
     return envelopes.openai(detail, status_of(error))
 
 

@@ -58,7 +58,7 @@ async def stream(api: API, call: Call, task: Task, options: AnswerOptions) -> Re
     first = await anext(events)
     if isinstance(first, Exception):
         await events.aclose()
-        return error_response(first, call, options.names)
+        return error_response(first, call)
     kind = "image_generation" if task == "generate" else "image_edit"
     return event_stream(_stream(first, events, call, options, kind), call.request_id)
 
@@ -82,7 +82,7 @@ async def _stream(
                     yield each
                 return
             else:
-                yield event("error", error_event(item, call, options.names))
+                yield event("error", error_event(item, call))
                 return
             item = await anext(events)
 

@@ -38,7 +38,8 @@ from sdxl_bento.protocols.http.errors import (
 from sdxl_bento.protocols.http.event_stream import event
 from sdxl_bento.protocols.http.middleware import ErrorBodies
 from sdxl_bento.protocols.http.progress import events_of, outcome
-from sdxl_bento.protocols.http.validation import parse_params, rename_field
+from sdxl_bento.protocols.http.translation import Sent
+from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.serving.results import Generation, Progress, Timings
 
 # Answers
@@ -128,7 +129,7 @@ def test_fields_from_headers() -> None:
         assert field in GenerateParams.model_fields
         with pytest.raises(InvalidInput) as caught:
             with_headers({field: 1}, {name.lower(): "soon"})
-        assert (caught.value.field, caught.value.value) == (field, "soon")
+        assert (caught.value.field, caught.value.value) == (name, "soon")
 
 
 def test_json() -> None:
@@ -211,13 +212,11 @@ async def test_reading_a_call() -> None:
     assert (call.request_id, call.wants_json, call.error) == ("r", True, None)
     assert call.fields == {"prompt": "a", "priority": "2"}
     assert (call.protocol, call.cache) == ("native", CacheControl(read=True, write=False))
-    assert call.params() == GenerateParams(prompt="a", priority=2)
+    assert call.headers == {"priority": Sent("X-Priority", "2")}
     call = await bodies.read_call(request_of(b"x" * 101), 100)
     assert isinstance(call.error, BodyTooLarge)
     assert (call.wants_json, call.fields) == (False, None)
     assert len(call.request_id) == 24
-    with pytest.raises(BodyTooLarge):
-        call.params()
     call = await bodies.read_call(request_of(b"{}", x_request_id="a b"), 100)
     assert (call.request_id, type(call.error)) == ("invalid", InvalidInput)
 
@@ -228,7 +227,7 @@ def test_the_model_of_a_call() -> None:
     assert Call("r", True, [1], caller).model is None
     validated = GenerateParams(prompt="a", model="b")
     call = Call("r", True, {"model": 5}, caller, validated=validated)
-    assert (call.model, call.params()) == ("b", validated)
+    assert call.model == "b"
 
 
 # Forms
@@ -413,19 +412,6 @@ def test_what_is_logged(
     records = [each for each in caplog.records if "r-1" in each.getMessage()]
     assert [each.levelname for each in records] == ([] if level is None else [level])
     assert all(bool(each.exc_info) == (level == "ERROR") for each in records)
-
-
-def test_fields_under_the_names_of_the_caller() -> None:
-    names = {"width": "size", "loras": "adapters"}
-    error = rename_field(MalformedBody("width", 3, "more"), names)
-    assert isinstance(error, MalformedBody)
-    assert (error.field, error.value, error.allowed) == ("size", 3, "more")
-    for same in (
-        InvalidInput("height", 3, "more"),
-        errors.Overloaded("full", 1),
-        errors.AdapterMismatch("x", ["k"], "rank"),
-    ):
-        assert rename_field(same, names) is same
 
 
 ENVELOPES = {

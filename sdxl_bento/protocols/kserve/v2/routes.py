@@ -21,7 +21,8 @@ from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
-from sdxl_bento.protocols.kserve.instances import draw_all, max_instances
+from sdxl_bento.protocols.http.translation import Translation
+from sdxl_bento.protocols.kserve.instances import check_capacity, draw_all, max_instances
 from sdxl_bento.protocols.kserve.v2.answers import inference_result
 from sdxl_bento.protocols.kserve.v2.fields import Inference, read_inference
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH
@@ -49,11 +50,14 @@ async def _infer(request: Request) -> Response:
     error: SDXLError | None = None
     try:
         request_id = request_id_of(request.headers)
+        translation = Translation(api.rules)
+        body = await _body(request)
         inference = read_inference(
-            await _body(request), request.headers, model_of(request), max_instances(api)
+            body, request.headers, model_of(request), max_instances(api), translation
         )
+        check_capacity(api, "inputs", inference.rows)
     except SDXLError as exc:
-        error = exc
+        inference, error = None, exc
     caller = Caller(request.receive)
     if inference is None:  # it is run all the same, so that it is counted
         call = Call(request_id, True, {"model": model_of(request)}, caller, error, PROTOCOL)
@@ -74,14 +78,14 @@ def _calls(
     """One call for each row."""
     wants_pixels = any(output.name == "pixels" for output in inference.outputs)
     calls = []
-    for index, params in enumerate(inference.rows):
+    rows = zip(inference.rows, inference.translations, strict=True)
+    for index, (params, translation) in enumerate(rows):
         name = request_id if len(inference.rows) == 1 else f"{request_id}.{index}"
         cache = control
         if wants_pixels and params.output_format != "png":
             cache = replace(control, read=False)  # the pixels cannot be read from a lossy file
-        calls.append(
-            Call(name, True, None, caller, protocol=PROTOCOL, cache=cache, validated=params)
-        )
+        call = Call(name, True, None, caller, protocol=PROTOCOL, cache=cache)
+        calls.append(replace(call, validated=params, translation=translation))
     return calls
 
 
