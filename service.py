@@ -58,6 +58,7 @@ class SDXLService:
         self.generator = Generator(self.settings, worker_index=worker - 1)
         self.pictures = Pictures(self.settings, open_store(self.settings))
         self.api = API(self.generator, self.settings, self.pictures, metrics())
+        BatchBody.rules = self.api.rules
         self.page = Page(self.settings) if has_page(self.settings) else None
         WEB.state.api, WEB.state.page = self.api, self.page
 

@@ -52,6 +52,8 @@ def generate(
         )
         images = result.answer["images"]
         paths = target.write(result.files, images, str(fields["prompt"]))
+        for warning in result.answer.get("warnings", []):
+            say(f"warning: {warning['message']}")
         if not quiet:
             say(_summary(result, time.perf_counter() - begin))
     _report(result, paths, as_json)

@@ -18,7 +18,7 @@ from sdxl_bento.serving.activity import Activity
 from sdxl_bento.serving.calls import Call, Calls, OnProgress
 from sdxl_bento.serving.planner import Planner
 from sdxl_bento.serving.registry import ModelRegistry
-from sdxl_bento.serving.results import Generation, Provenance
+from sdxl_bento.serving.results import CallWarning, Generation, Provenance
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -109,6 +109,14 @@ class Generator:
             NotFound, NotReady: see `errors`.
         """
         return self.planner.provenance(order)
+
+    def warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        """What a drawn order lacks of what was asked for. It takes a while, so use a thread.
+
+        Raises:
+            NotFound, NotReady: see `errors`.
+        """
+        return self.planner.warnings(order)
 
     def _require_ready(self) -> None:
         """Raises NotReady or EngineDead unless the engine takes requests."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import TYPE_CHECKING
 
 from sdxl_bento.errors import AdapterNotFound, InvalidInput
 from sdxl_bento.serving.capacity import Capacity
+from sdxl_bento.serving.results import CallWarning
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
     from sdxl_bento.diffusion.plan import Job
+    from sdxl_bento.diffusion.tokens import Unread
     from sdxl_bento.order import Order, Resolved
     from sdxl_bento.serving.registry import ModelRegistry
     from sdxl_bento.serving.results import Provenance
+
+_SHOWN = 300  # characters of the text that was not read, in a warning
 
 
 class Planner:
@@ -58,6 +63,17 @@ class Planner:
         model = self._models.get(order.params.model)
         return provenance_of(model, order.params, self._settings)
 
+    def warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        """What a drawn order lacks of what was asked for. It takes a while, so use a thread.
+
+        Raises:
+            NotFound, NotReady: see `errors`.
+        """
+        from sdxl_bento.diffusion.prompts import unread
+
+        model = self._models.get(order.params.model)
+        return tuple(map(truncated, unread(order, model.served.model)))
+
     def _check_limits(self, order: Resolved) -> None:
         """Check the limits of this server, which may be lower than those of `GenerateParams`."""
         params, settings = order.params, self._settings
@@ -75,6 +91,18 @@ class Planner:
         most = Capacity.of(settings).most(pixels)
         if count > most:
             raise _exceeds("num_images", count, f"{most} of {params.width} x {params.height}")
+
+
+def truncated(prompt: Unread) -> CallWarning:
+    """The warning about a prompt that is longer than the text encoders read."""
+    rest = prompt.rest.strip()
+    shown = rest if len(rest) <= _SHOWN else f"{rest[:_SHOWN]}…"
+    return CallWarning(
+        "prompt_truncated",
+        prompt.field,
+        f"only the first {prompt.read} of its {prompt.tokens} tokens are read; this is not: "
+        + json.dumps(shown, ensure_ascii=False),
+    )
 
 
 def _exceeds(field: str, value: object, most: str) -> InvalidInput:

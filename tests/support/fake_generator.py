@@ -38,6 +38,7 @@ from sdxl_bento.serving.calls import is_meant
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.registry import ModelRegistry
 from sdxl_bento.serving.results import (
+    CallWarning,
     GeneratedImage,
     Generation,
     LoraSummary,
@@ -183,6 +184,15 @@ class FakeGenerator:
 
     def provenance(self, order: Resolved) -> Provenance:
         return Provenance("fake:1", "0" * 64, "fake", "fp32", "cpu", "0", (), ())
+
+    def warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        """Of each field with a prompt, four words are read."""
+        texts = (("prompt", order.params.prompt), ("negative_prompt", order.params.negative_prompt))
+        return tuple(
+            CallWarning("prompt_truncated", field, f'this is not read: "{" ".join(words[4:])}"')
+            for field, words in ((field, (text or "").split()) for field, text in texts)
+            if len(words) > 4 and "unread" in words
+        )
 
     def cancel(self, request_id: str) -> None:
         meant = [ended for name, ended in self.ended.items() if is_meant(request_id, name)]

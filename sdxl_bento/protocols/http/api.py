@@ -49,7 +49,9 @@ class API:
             SDXLError: see `errors`.
             TimeoutError: it took longer than `timeout_s`.
         """
-        translation = call.translation or Translation(self.rules, sent=dict(call.headers))
+        translation = call.translation or Translation(
+            self.rules, sent=dict(call.headers), warnings=list(call.warnings)
+        )
 
         async def draw() -> Answer:
             if call.error is not None:

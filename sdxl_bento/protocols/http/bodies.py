@@ -18,6 +18,7 @@ from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody, Unsupp
 from sdxl_bento.protocols.http.forms import read_multipart, read_urlencoded
 from sdxl_bento.protocols.http.translation import Sent, Translation
 from sdxl_bento.protocols.http.validation import parse_params
+from sdxl_bento.serving.results import CallWarning
 
 MAX_JSON_BYTES = 1 << 20
 MAX_BATCH_BYTES = 16 << 20
@@ -49,6 +50,7 @@ class Call:
         headers: the native fields that were sent as headers.
         translation: what the adapter noted while it translated the fields into native ones. None:
             they are as the caller has sent them.
+        warnings: about the body that the call was in, if it had several.
     """
 
     request_id: str
@@ -61,6 +63,7 @@ class Call:
     validated: GenerateParams | None = None
     headers: Mapping[str, Sent] = field(default_factory=dict)
     translation: Translation | None = None
+    warnings: tuple[CallWarning, ...] = ()
 
     @property
     def model(self) -> object:

@@ -22,7 +22,7 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 # The headers of answers that a page of a trusted origin may read.
 EXPOSED = (
     *("X-Request-Id", "X-Seed", "X-Image-Id", "X-Model", "X-Cache", "Server-Timing"),
-    "Retry-After",
+    *("X-Warning", "Retry-After"),
 )
 
 

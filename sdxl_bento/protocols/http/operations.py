@@ -163,6 +163,7 @@ PICTURE_HEADERS = {
     "X-Image-Id": header("Its id for `/images/{image_id}`; of several, separated by commas."),
     "X-Cache": header("`hit` or `miss`, where results are cached."),
     "X-Model": header("What drew it."),
+    "X-Warning": header("What the picture lacks of what was asked for, if anything."),
     "Server-Timing": header("Milliseconds in queue, encode, base, refine, decode, total."),
 }
 _RETRY_AFTER = {"Retry-After": header("Seconds until a retry makes sense.", INTEGER)}

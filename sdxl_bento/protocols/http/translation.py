@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sdxl_bento.config import Settings
 
 UNSAID = object()  # in place of a value that errors don't repeat, because it is a file
+_MAX_WARNINGS = 16  # about unknown fields; a body may have any number of them
+_MAX_SHOWN = 100  # characters of an unknown field's name
 _MAX_NAME = 64  # a longer name is no typing error, and comparing it takes long
 
 
@@ -115,16 +117,22 @@ class Translation:
         for name, value in body.items():
             if name not in names:
                 at = f"{place}.{name}" if place else name
-                self.unknown(at, value, nearest(name, names) + allowed)
+                self.unknown(at, value, nearest(name, names), allowed)
         return kept
 
-    def unknown(self, name: str, value: object, allowed: str) -> None:
-        """Raise InvalidInput for a field that nobody knows, or warn of it, as the rules say."""
-        error = InvalidInput(f"{name}{self.suffix}", value, allowed)
+    def unknown(self, name: str, value: object, hint: str, allowed: str) -> None:
+        """Raise InvalidInput for a field that nobody knows, or warn of it, as the rules say.
+
+        `hint` is the nearest known name, as `nearest` tells it.
+        """
+        error = InvalidInput(f"{name}{self.suffix}", value, hint + allowed)
         if not self.rules.warn_of_unknown:
             raise error
-        text = f"this server has no such field, and ignores it; allowed: {allowed}"
-        self.warnings.append(CallWarning("unknown_field", error.field, text))
+        if len(self.warnings) < _MAX_WARNINGS:
+            text = "there is no such field, so it was ignored"
+            near = f"; the nearest is {hint.partition(' ')[0]}" if hint else ""
+            field = error.field if len(error.field) <= _MAX_SHOWN else error.field[:_MAX_SHOWN]
+            self.warnings.append(CallWarning("unknown_field", field, text + near))
 
     def note(self, native: str, name: str, value: object, **more: Any) -> None:
         """Note that a native field was sent as the field `name` with this value.

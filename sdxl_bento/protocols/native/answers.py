@@ -11,7 +11,12 @@ from sdxl_bento.drawing import Answer
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.http.answers import Milliseconds, milliseconds
+from sdxl_bento.protocols.http.answers import (
+    Milliseconds,
+    WarningDetail,
+    milliseconds,
+    warnings_json,
+)
 from sdxl_bento.protocols.http.errors import ErrorDetail, error_detail, logged, status_of
 from sdxl_bento.protocols.http.schemas import Base64
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
@@ -40,6 +45,7 @@ class NativeAnswer(TypedDict):
     images: Annotated[list[NativePicture], Field(min_length=1)]
     params: dict[str, Any]
     timings: Milliseconds
+    warnings: NotRequired[list[WarningDetail]]  # only if there are any
 
 
 class BatchErrorDetail(ErrorDetail):
@@ -96,6 +102,8 @@ def answer_json(answer: Answer, *, with_files: bool = True) -> dict[str, Any]:
         "params": params.model_dump(mode="json"),
         "timings": milliseconds(answer.generation.timings),
     }
+    if answer.warnings:
+        body["warnings"] = warnings_json(answer)
     return {**body}
 
 

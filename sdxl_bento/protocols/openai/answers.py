@@ -17,6 +17,7 @@ from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.http import envelopes
 from sdxl_bento.protocols.http import errors as http
+from sdxl_bento.protocols.http.answers import WarningDetail, warnings_json
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.envelopes import OpenAIError
 from sdxl_bento.protocols.http.errors import error_detail, logged, status_of
@@ -64,6 +65,7 @@ class OpenAIImages(TypedDict):
     size: str
     data: Annotated[list[OpenAIImage], Field(min_length=1)]
     usage: Usage
+    warnings: NotRequired[list[WarningDetail]]
 
 
 class PictureEvent(TypedDict):
@@ -92,6 +94,7 @@ class CompletedEvent(PictureEvent):
     index: int
     seed: int
     image_id: str | None
+    warnings: NotRequired[list[WarningDetail]]
 
 
 class OpenAIModel(TypedDict):
@@ -125,7 +128,7 @@ def response_body(answer: Answer, images_url: str | None) -> OpenAIImages:
     could not be stored has no link and is sent in base64.
     """
     first = answer.pictures[0]
-    return {
+    body: OpenAIImages = {
         "created": int(time.time()),
         "background": "opaque",
         "output_format": first.output_format,
@@ -133,6 +136,9 @@ def response_body(answer: Answer, images_url: str | None) -> OpenAIImages:
         "data": [_image(picture, images_url) for picture in answer.pictures],
         "usage": usage(answer.order, answer.pictures),
     }
+    if answer.warnings:
+        body["warnings"] = warnings_json(answer)
+    return body
 
 
 def usage(order: Resolved, pictures: Sequence[Picture]) -> Usage:

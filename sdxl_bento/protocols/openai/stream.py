@@ -19,6 +19,7 @@ from sdxl_bento.drawing import Answer
 from sdxl_bento.order import Task
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import base64_of, encode
+from sdxl_bento.protocols.http.answers import warnings_json
 from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.event_stream import KEEP_ALIVE, event, event_stream
@@ -112,6 +113,8 @@ def _completed(answer: Answer, kind: str) -> list[bytes]:
             "seed": picture.seed,
             "image_id": picture.image_id,
         }
+        if answer.warnings:
+            image["warnings"] = warnings_json(answer)
         events.append(event(image["type"], image))
     return events
 

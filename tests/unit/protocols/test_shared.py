@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ from sdxl_bento.protocols.http.middleware import ErrorBodies
 from sdxl_bento.protocols.http.progress import events_of, outcome
 from sdxl_bento.protocols.http.translation import Sent
 from sdxl_bento.protocols.http.validation import parse_params
-from sdxl_bento.serving.results import Generation, Progress, Timings
+from sdxl_bento.serving.results import CallWarning, Generation, Progress, Timings
 
 # Answers
 
@@ -70,6 +71,17 @@ def test_headers() -> None:
     some_stored = answer_headers(answer(True, False, ids=("i", None)))
     assert "X-Image-Id" not in some_stored
     assert some_stored["X-Cache"] == "miss"
+
+
+def test_warnings_are_one_line_of_ascii() -> None:
+    assert "X-Warning" not in answer_headers(answer(None))
+    one = CallWarning("prompt_truncated", "prompt", 'not read: "\r\nX-Evil: 1 \\ é"')
+    two = CallWarning("unknown_field", "x", "y" * 2000)
+    warned = replace(answer(None), warnings=(one, two))
+    header = answer_headers(warned)["X-Warning"]
+    assert header.startswith(r'prompt: not read: "\r\nX-Evil: 1 \\ \xe9"; x: yyyy')
+    assert len(header) == 1000
+    assert picture_response(warned).headers["x-warning"] == header
 
 
 @pytest.mark.parametrize(
@@ -574,7 +586,9 @@ def test_options_of_cors() -> None:
         "allow_methods": ["GET", "POST"],
         "allow_headers": ["*"],
     }
-    headers = {"X-Cache", "Retry-After", *answer_headers(answer(None))} - {"Cache-Control"}
+    headers = {"X-Cache", "X-Warning", "Retry-After", *answer_headers(answer(None))} - {
+        "Cache-Control"
+    }
     assert set(EXPOSED) == headers
 
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdxl_bento.errors import SDXLError
-from sdxl_bento.protocols.http.answers import cache_header, picture_response
+from sdxl_bento.protocols.http.answers import cache_header, picture_response, warning_header
 from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, read_call
 from sdxl_bento.protocols.http.errors import error_response, logged
@@ -40,7 +40,8 @@ async def _predict(request: Request) -> Response:
     if is_single(body.fields) and len(answers[0].pictures) == 1 and not body.wants_json:
         return picture_response(answers[0])
     headers = {"X-Request-Id": body.request_id, "Cache-Control": "no-store"}
-    return JSONResponse(response_body(answers), headers=headers | cache_header(answers))
+    headers |= cache_header(answers) | warning_header(answers)
+    return JSONResponse(response_body(answers), headers=headers)
 
 
 def _calls(api: API, body: Call, model: str) -> list[Call]:

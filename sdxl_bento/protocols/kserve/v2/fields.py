@@ -143,8 +143,8 @@ def _renamed(tensors: Sequence[Tensor], translation: Translation) -> list[Tensor
     for tensor in tensors:
         native = aliases().get(tensor.name, tensor.name)
         if native not in inputs():
-            allowed = f"{nearest(tensor.name, inputs())}one of {', '.join(inputs())}"
-            translation.unknown("inputs", tensor.name, allowed)
+            hint = nearest(tensor.name, inputs())
+            translation.unknown("inputs", tensor.name, hint, f"one of {', '.join(inputs())}")
             continue
         if native in named:
             raise InvalidInput("inputs", tensor.name, "each field once")

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.pictures.cache import CacheControl
-from sdxl_bento.protocols.http.answers import cache_header
+from sdxl_bento.protocols.http.answers import cache_header, warning_header
 from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
@@ -103,7 +103,8 @@ def _response(
     model = api.generator.models.ready(answers[0].order.params.model)
     result, raw = inference_result(inference, model, answers)
     header = json.dumps(result).encode()
-    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **cache_header(answers)}
+    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
+    headers |= cache_header(answers) | warning_header(answers)
     if not any(output.binary for output in inference.outputs):
         return Response(header, headers=headers, media_type="application/json")
     headers[HEADER_LENGTH] = str(len(header))
