@@ -26,7 +26,12 @@ from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load
 from sdxl_bento.serving.metrics import metrics
-from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
+from sdxl_bento.serving.packing import (
+    RequiredModel,
+    check_aliases,
+    require_models,
+    with_packed_models,
+)
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
@@ -66,7 +71,12 @@ class SDXLService:
     @staticmethod
     def check_models() -> None:
         """Check, before any worker starts, that the models of the settings are in the store."""
-        require_models(with_packed_models(SETTINGS, SDXLService.bento))
+        settings = with_packed_models(SETTINGS, SDXLService.bento)
+        require_models(settings)
+        try:
+            check_aliases(settings)
+        except ConfigurationError as error:
+            raise BentoMLConfigException(str(error)) from None
 
     @bentoml.on_deployment
     @staticmethod

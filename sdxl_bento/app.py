@@ -16,6 +16,7 @@ from sdxl_bento.errors import SDXLError
 from sdxl_bento.protocols import openapi
 from sdxl_bento.protocols.a1111 import routes as a1111
 from sdxl_bento.protocols.http.errors import error_response
+from sdxl_bento.protocols.http.no_route import no_such_route
 from sdxl_bento.protocols.kserve.v1 import routes as kserve_v1
 from sdxl_bento.protocols.kserve.v2 import repository
 from sdxl_bento.protocols.kserve.v2 import routes as kserve_v2
@@ -39,7 +40,8 @@ def web_app() -> Starlette:
         *openai.routes(),
         *a1111.routes(),
     ]
-    return Starlette(routes=routes, exception_handlers={SDXLError: _failed})
+    handlers = {SDXLError: _failed, 404: no_such_route, 405: no_such_route}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 async def _front_page(request: Request) -> Response:

@@ -48,7 +48,7 @@ class Generator:
         self._worker_index = worker_index
         self._engine = AsyncEngine(self._build)
         self._keep_profiles: Callable[[], None] = lambda: None
-        self.models = ModelRegistry(lambda: self.state)
+        self.models = ModelRegistry(lambda: self.state, settings.model_aliases)
         self.planner = Planner(self.models, settings)
         self.calls = Calls(self._engine)
         self.activity = Activity(self._engine, self.models)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from sdxl_bento.errors import ModelNotFound, NotReady
+from sdxl_bento.errors import ConfigurationError, ModelNotFound, NotReady
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
 
 if TYPE_CHECKING:
@@ -16,13 +16,30 @@ if TYPE_CHECKING:
 class ModelRegistry:
     """The models that this process serves. The first one is the default. It is empty at first."""
 
-    def __init__(self, state: Callable[[], str]) -> None:
-        """`state` gives the engine's state, which errors name while there is no model."""
+    def __init__(self, state: Callable[[], str], aliases: Iterable[tuple[str, str]] = ()) -> None:
+        """
+        Args:
+            state: gives the engine's state, which errors name while there is no model.
+            aliases: further names of models, each with the name or tag of its model.
+        """
         self._state = state
+        self._aliases = dict(aliases)
         self._models: Mapping[str, Loaded] = {}
 
     def publish(self, models: Mapping[str, Loaded]) -> None:
-        """Serve these models from now on, by their names."""
+        """Serve these models from now on, by their names.
+
+        Raises:
+            ConfigurationError: an alias stands for no model, or is the name of one.
+        """
+        for alias, target in self._aliases.items():
+            if not any(model.answers_to(target) for model in models.values()):
+                wrong, names = f"there is no model {target}", f"; there are {', '.join(models)}"
+            elif any(model.answers_to(alias) for model in models.values()):
+                wrong, names = f"{alias} is the name of a model", ""
+            else:
+                continue
+            raise ConfigurationError(f"SDXL_MODEL_ALIASES has {alias}={target}, but {wrong}{names}")
         self._models = models
 
     def __bool__(self) -> bool:
@@ -35,8 +52,11 @@ class ModelRegistry:
     def find(self, name: object) -> Loaded | None:
         """The model that a client calls `name`, or None. If `name` is None: the default model.
 
-        A model answers to its name, to its exact tag, and to its tag in the settings.
+        A model answers to its name, to its exact tag, to its tag in the settings, and to the
+        aliases that the settings give it.
         """
+        if isinstance(name, str):
+            name = self._aliases.get(name, name)
         models = self.loaded()
         if name is None:
             return models[0] if models else None

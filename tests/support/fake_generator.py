@@ -78,7 +78,7 @@ class FakeGenerator:
         self.settings = settings
         self.state = "new"
         self.state_reason = ""
-        self.models = FakeModels(lambda: self.state)
+        self.models = FakeModels(lambda: self.state, settings.model_aliases)
         self.calls = self.activity = self
         self.answered = 0
         self.run_s = float(os.environ.get("FAKE_RUN_S", "0"))

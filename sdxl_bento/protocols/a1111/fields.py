@@ -43,6 +43,7 @@ SCRIPTS = "alwayson_scripts"
 NOISE = "s_noise"
 # The samplers that add no noise to a step.
 WITHOUT_NOISE = ("euler", "ddim", "dpmpp_2m", "dpmpp_2m_karras")
+UNREPEATED = "a picture"  # in errors, in place of a file
 RANDOM = (-1, "-1", "")  # seeds that stand for a random one
 DENOISING_STRENGTH = 0.75  # of an img2img call that does not set it
 _HASH = re.compile(r"\s*\[[0-9a-fA-F]+\]\Z")
@@ -67,6 +68,8 @@ def to_native(
         return body
     body = {name: value for name, value in body.items() if value is not None}
     body = _known(body, translation)
+    if task == "generate" and body.get("init_images"):
+        raise InvalidInput("init_images", UNREPEATED, "nothing; img2img redraws a picture")
     if not isinstance(body.get("send_images", True), bool):
         raise InvalidInput("send_images", body["send_images"], "true or false")
     fields: dict[str, Any] = {"model": model, **_prompt(body, translation)}

@@ -60,6 +60,7 @@ def paths(params: Schema) -> dict[str, Any]:
 
 def _calls(params: Schema) -> dict[str, Any]:
     text_to_image = _fields(params["properties"])
+    text_to_image["denoising_strength"] = _IGNORED
     strength = params["properties"]["strength"]
     picture = {
         "init_images": array_of(BASE64, minItems=1, maxItems=1),

@@ -17,6 +17,7 @@ from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, read_call
 from sdxl_bento.protocols.http.errors import error_response, logged
 from sdxl_bento.protocols.http.translation import Translation
+from sdxl_bento.protocols.kserve.cloud_events import refuse_events
 from sdxl_bento.protocols.kserve.instances import check_capacity, draw_all, max_instances
 from sdxl_bento.protocols.kserve.v1.answers import response_body
 from sdxl_bento.protocols.kserve.v1.fields import instances_of, is_single, list_of
@@ -32,6 +33,10 @@ def routes() -> list[Route]:
 async def _predict(request: Request) -> Response:
     api = api_of(request)
     body = replace(await read_call(request, MAX_BATCH_BYTES), protocol=PROTOCOL)
+    try:
+        refuse_events(request.headers)
+    except SDXLError as error:
+        body = replace(body, error=error)
     calls = _calls(api, body, request.path_params["model"])
     try:
         answers = await draw_all(api, calls)

@@ -22,6 +22,7 @@ from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_contro
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
 from sdxl_bento.protocols.http.translation import Translation
+from sdxl_bento.protocols.kserve.cloud_events import refuse_events
 from sdxl_bento.protocols.kserve.instances import check_capacity, draw_all, max_instances
 from sdxl_bento.protocols.kserve.v2.answers import inference_result
 from sdxl_bento.protocols.kserve.v2.fields import Inference, read_inference
@@ -91,6 +92,7 @@ def _calls(
 
 async def _body(request: Request) -> bytes:
     """The body. Its content type is not checked: Triton's client sends none with binary data."""
+    refuse_events(request.headers)
     coding = request.headers.get("content-encoding", "identity")
     if coding != "identity":
         raise UnsupportedBody("Content-Encoding", coding, "identity: nothing compressed")
