@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
 
 @dataclass(frozen=True, slots=True)
 class Unread:
@@ -30,7 +28,8 @@ class TokenCounter:
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: of transformers, which no other thread uses at this moment."""
-        self._copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend = tokenizer.backend_tokenizer
+        self._copy = type(backend).from_str(backend.to_str())
         self._copy.no_truncation()
         self._copy.no_padding()
         self.room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
