@@ -37,8 +37,8 @@ class TokenCounter:
     def unread(self, field: str, text: str) -> Unread | None:
         """What is not read of the text in `field`; None if all of it is."""
         encoded = self._copy.encode(text, add_special_tokens=False)
-        count = len(encoded.ids)
+        count = len(encoded)
         if count <= self.room:
             return None
-        begin = encoded.offsets[self.room][0]
+        begin, _ = encoded.token_to_chars(self.room)
         return Unread(field, count, self.room, text[begin:])

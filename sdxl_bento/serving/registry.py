@@ -99,6 +99,13 @@ class ModelRegistry:
         order = Order("generate", GenerateParams(prompt=""))
         return resolve(order, self.get(name).facts, seed=0).params
 
+    def sides(self) -> tuple[int, int] | None:
+        """The least and the most pixels of a side that any model draws; None without models."""
+        limits = [model.size_limits for model in self.loaded()]
+        if not limits:
+            return None
+        return min(each.min for each in limits), max(each.max for each in limits)
+
     def adapters(self) -> list[LoraSummary]:
         """The adapters of all models, by name."""
         summaries: dict[str, LoraSummary] = {}

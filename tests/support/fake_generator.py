@@ -32,6 +32,7 @@ from sdxl_bento.errors import (
     RequestCancelled,
     RequestNotFound,
 )
+from sdxl_bento.manifest import SizeLimits
 from sdxl_bento.order import Order, Resolved
 from sdxl_bento.params import ResolvedParams
 from sdxl_bento.serving.calls import is_meant
@@ -56,6 +57,10 @@ class FakeLoaded(Loaded):
     @property
     def tag(self) -> str:
         return "fake:1"
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        return SizeLimits(multiple=8, min=64, max=4096)
 
     def summary(self, *, default: bool) -> ModelSummary:
         size = (64, 64, 8)

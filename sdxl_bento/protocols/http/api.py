@@ -33,10 +33,14 @@ class API:
     ) -> None:
         self.generator = generator
         self.settings = settings
-        self.rules = Rules.of(settings)
         self.pictures = pictures
         self._drawing = Drawing(generator, settings, pictures, metrics.looked_up)
         self._metrics = metrics
+
+    @property
+    def rules(self) -> Rules:
+        """What this server's settings and models say about reading a call."""
+        return Rules.of(self.settings, self.generator.models.sides())
 
     async def run(
         self, call: Call, task: Task = "generate", on_progress: OnProgress | None = None

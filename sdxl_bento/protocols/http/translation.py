@@ -39,18 +39,24 @@ class Rules:
 
     Attributes:
         warn_of_unknown: a field that nobody knows is left out with a warning, and not refused.
-        limits: native field → the most that this server allows, where that is less than the API.
+        bounds: native field → the least and the most that this server allows, which errors name if
+            the API allows more. 0 is no bound below.
     """
 
     warn_of_unknown: bool = False
-    limits: Mapping[str, int] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """The rules of a server with these settings."""
+    def of(cls, settings: Settings, sides: tuple[int, int] | None = None) -> Self:
+        """The rules of a server with these settings.
+
+        `sides`: the least and the most pixels of a side that its models draw; None: unknown.
+        """
         limited = {name: wire.setting for name, wire in wires(GenerateParams).items()}
-        limits = {name: getattr(settings, each) for name, each in limited.items() if each}
-        return cls(settings.unknown_fields == "warn", limits)
+        bounds = {name: (0, getattr(settings, each)) for name, each in limited.items() if each}
+        if sides is not None:
+            bounds |= {"width": sides, "height": sides}
+        return cls(settings.unknown_fields == "warn", bounds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ NO_RULES = Rules()
 def parse_params(fields: object, rules: Rules = NO_RULES) -> GenerateParams:
     """Validate native fields. Raises InvalidInput for the first field that is wrong.
 
-    `rules` has the limits of this server, which the errors name.
+    `rules` has the bounds of this server, which the errors name.
     """
     if not isinstance(fields, Mapping):
         raise InvalidInput("body", fields, 'a JSON object, such as {"prompt": "a red circle"}')
@@ -31,7 +31,7 @@ def parse_params(fields: object, rules: Rules = NO_RULES) -> GenerateParams:
 
 def _invalid(detail: ErrorDetails, fields: Mapping[str, Any], rules: Rules) -> InvalidInput:
     path = detail["loc"]
-    allowed = _words(_limited(_schema_at(*path), rules.limits.get(str(path[0])))) if path else ""
+    allowed = _words(_limited(_schema_at(*path), rules.bounds.get(str(path[0])))) if path else ""
     field = ".".join(str(part) for part in path) or "body"
     if detail["type"] == "extra_forbidden":
         return InvalidInput(field, detail["input"], _known_fields(*path))
@@ -55,11 +55,16 @@ def _known_fields(*path: str | int) -> str:
     return f"{nearest(str(path[-1]), known)}one of the fields {', '.join(known)}"
 
 
-def _limited(schema: Mapping[str, Any], most: int | None) -> Mapping[str, Any]:
-    """The schema of a number, of which this server allows at most `most`."""
-    if most is None or "maximum" not in schema:
+def _limited(schema: Mapping[str, Any], bounds: tuple[int, int] | None) -> Mapping[str, Any]:
+    """The schema of a number within the bounds of this server."""
+    if bounds is None:
         return schema
-    return {**schema, "maximum": min(schema["maximum"], most)}
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [_limited(each, bounds) for each in schema["anyOf"]]}
+    if "maximum" not in schema:
+        return schema
+    low, high = max(schema["minimum"], bounds[0]), min(schema["maximum"], bounds[1])
+    return {**schema, "minimum": low, "maximum": high}
 
 
 def _schema_at(*path: str | int) -> Mapping[str, Any]:

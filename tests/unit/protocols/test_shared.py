@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sdxl_bento import errors
+from sdxl_bento.config import Settings
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import Resolved
@@ -39,7 +40,7 @@ from sdxl_bento.protocols.http.errors import (
 from sdxl_bento.protocols.http.event_stream import event
 from sdxl_bento.protocols.http.middleware import ErrorBodies
 from sdxl_bento.protocols.http.progress import events_of, outcome
-from sdxl_bento.protocols.http.translation import Sent
+from sdxl_bento.protocols.http.translation import Rules, Sent
 from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.serving.results import CallWarning, Generation, Progress, Timings
 
@@ -720,6 +721,20 @@ def test_validation(fields: dict[str, Any], field: str, value: Any, allowed: str
         parse_params({"prompt": "a"} | fields)
     error = caught.value
     assert (error.field, error.value, error.allowed) == (field, value, allowed)
+
+
+def test_the_bounds_of_this_server_are_told() -> None:
+    rules = Rules.of(Settings(max_steps=50, max_images=3), (32, 256))
+    for field, allowed in (
+        ("width", "an integer from 64 to 256, or null"),
+        ("num_images", "an integer from 1 to 3"),
+        ("num_inference_steps", "an integer from 1 to 50"),
+        ("priority", "an integer from -10 to 10"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            parse_params({"prompt": "a", field: 10**6}, rules)
+        assert caught.value.allowed == allowed
+    assert Rules.of(Settings()).bounds["num_images"] == (0, 8)
 
 
 def test_unknown_fields() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sdxl_bento.errors import ConfigurationError, ModelNotFound, NotReady
+from sdxl_bento.manifest import SizeLimits
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.registry import ModelRegistry
 
@@ -58,6 +60,16 @@ def test_aliases() -> None:
     ):
         with pytest.raises(ConfigurationError, match=reason):
             ModelRegistry(lambda: "ready", wrong).publish({"turbo": other, "sdxl": model})
+
+
+def test_the_sides_that_any_model_draws() -> None:
+    assert registry().sides() is None
+    models = {}
+    for name, low, high in (("a", 64, 256), ("b", 32, 128)):
+        limits = SizeLimits(multiple=32, min=low, max=high)
+        facts: Any = SimpleNamespace(manifest=SimpleNamespace(size_limits=limits))
+        models[name] = replace(loaded(name, name, f"{name}:1"), facts=facts)
+    assert registry(*models.values()).sides() == (32, 256)
 
 
 def test_whoever_names_no_model_gets_the_first() -> None:
