@@ -46,6 +46,7 @@ WITHOUT_NOISE = ("euler", "ddim", "dpmpp_2m", "dpmpp_2m_karras")
 UNREPEATED = "a picture"  # in errors, in place of a file
 RANDOM = (-1, "-1", "")  # seeds that stand for a random one
 DENOISING_STRENGTH = 0.75  # of an img2img call that does not set it
+_MAX_TITLE = 400  # no model has such a name, and the patterns below are not linear
 _HASH = re.compile(r"\s*\[[0-9a-fA-F]+\]\Z")
 _EXTENSION = re.compile(r"\.(safetensors|ckpt)\Z", re.IGNORECASE)
 
@@ -213,6 +214,8 @@ def checkpoint_name(title: str) -> str:
 
     The API page's example stands for no name.
     """
+    if len(title) > _MAX_TITLE:
+        return title
     name = _HASH.sub("", title.strip())
     name = _EXTENSION.sub("", name.replace("\\", "/").rpartition("/")[2])
     return "" if name == PLACEHOLDER else name

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sdxl_bento.config import Settings
 
 UNSAID = object()  # in place of a value that errors don't repeat, because it is a file
-_MAX_WARNINGS = 16  # about unknown fields; a body may have any number of them
+_MAX_WARNINGS = 8  # about the unknown fields of a call, which may be any number
 _MAX_SHOWN = 100  # characters of an unknown field's name
 _MAX_NAME = 64  # a longer name is no typing error, and comparing it takes long
 
@@ -117,27 +117,28 @@ class Translation:
 
         Raises InvalidInput for the first unknown field, unless the rules are to warn of it.
         """
-        names = list(known)
+        names = dict.fromkeys(known)
         allowed = allowed or f"one of the fields {', '.join(names)}"
-        kept = {name: value for name, value in body.items() if name in names}
         for name, value in body.items():
+            if len(self.warnings) == _MAX_WARNINGS:
+                break
             if name not in names:
                 at = f"{place}.{name}" if place else name
                 self.unknown(at, value, nearest(name, names), allowed)
-        return kept
+        return {name: value for name, value in body.items() if name in names}
 
     def unknown(self, name: str, value: object, hint: str, allowed: str) -> None:
         """Raise InvalidInput for a field that nobody knows, or warn of it, as the rules say.
 
         `hint` is the nearest known name, as `nearest` tells it.
         """
-        error = InvalidInput(f"{name}{self.suffix}", value, hint + allowed)
+        shown = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…"
+        field = f"{shown}{self.suffix}"
         if not self.rules.warn_of_unknown:
-            raise error
+            raise InvalidInput(field, value, hint + allowed)
         if len(self.warnings) < _MAX_WARNINGS:
             text = "there is no such field, so it was ignored"
             near = f"; the nearest is {hint.partition(' ')[0]}" if hint else ""
-            field = error.field if len(error.field) <= _MAX_SHOWN else error.field[:_MAX_SHOWN]
             self.warnings.append(CallWarning("unknown_field", field, text + near))
 
     def note(self, native: str, name: str, value: object, **more: Any) -> None:

@@ -107,7 +107,7 @@ def _completed(answer: Answer, kind: str) -> list[bytes]:
     for index, picture in enumerate(answer.pictures):
         size = f"{picture.width}x{picture.height}"
         image: CompletedEvent = {
-            **_picture_event(f"{kind}.completed", picture.data, picture.output_format, size),
+            **_picture_event(f"{kind}.completed", picture.data, picture.output_format, size),  # type: ignore[typeddict-item]  # it has no warnings, and need not have any
             "usage": usage(answer.order, [picture]),
             "index": index,
             "seed": picture.seed,
