@@ -61,7 +61,10 @@ def native_fields(
         fields[native] = _known_loras(value, translation, at) if native == "loras" else value
         if name == SCHEDULER and isinstance(value, str):
             fields[native] = SCHEDULER_NAMES.get(value.lower(), value)
-        translation.note(native, at, value if native in GenerateParams.model_fields else UNSAID)
+        if native in GenerateParams.model_fields:
+            translation.note(native, at, value)
+        else:
+            translation.note("image_id" if native == "id" else native, at, UNSAID)
     return fields
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from sdxl_bento.errors import (
@@ -52,8 +53,7 @@ class Rules:
 
         `sides`: the least and the most pixels of a side that its models draw; None: unknown.
         """
-        limited = {name: wire.setting for name, wire in wires(GenerateParams).items()}
-        bounds = {name: (0, getattr(settings, each)) for name, each in limited.items() if each}
+        bounds = {name: (0, getattr(settings, each)) for name, each in _limited().items()}
         if sides is not None:
             bounds |= {"width": sides, "height": sides}
         return cls(settings.unknown_fields == "warn", bounds)
@@ -195,6 +195,12 @@ class Translation:
         if native == "body":
             return f"{self.place or native}{self.suffix}", None
         return f"{self.place}.{native}{self.suffix}" if self.place else native + self.suffix, None
+
+
+@cache
+def _limited() -> Mapping[str, str]:
+    """The fields that a setting limits further → the setting."""
+    return {name: wire.setting for name, wire in wires(GenerateParams).items() if wire.setting}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

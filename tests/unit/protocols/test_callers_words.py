@@ -146,6 +146,13 @@ def test_a_header_is_named_as_a_header(http: TestClient) -> None:
         assert message(answer.json()).startswith("X-Priority: got 'x'"), path
 
 
+def test_the_id_of_a_picture_has_the_name_that_was_used(http: TestClient) -> None:
+    for name in ("image_id", "id"):
+        answer = http.post("/img2img", json={"prompt": "a", name: "A" * 22})
+        assert answer.status_code == 404
+        assert answer.json()["error"]["field"] == name
+
+
 def test_a_picture_is_not_repeated(http: TestClient) -> None:
     body = {"init_images": [png_base64((96, 104))]}
     answer = http.post("/sdapi/v1/img2img", json=body)
