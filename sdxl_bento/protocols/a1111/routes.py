@@ -31,6 +31,7 @@ from sdxl_bento.protocols.http.translation import Rules, Translation
 
 PROTOCOL = "automatic1111"
 DEFAULT_FORMAT = "png"
+_SKIP = "skip_current_image"
 
 
 def routes() -> list[Route]:
@@ -95,9 +96,10 @@ class Automatic1111:
         return replace(call, fields=fields, translation=translation)
 
     async def _progress(self, request: Request) -> Response:
-        skip = request.query_params.get("skip_current_image", "false").lower()
+        sent = Translation(api_of(request).rules).known(request.query_params, (_SKIP,))
+        skip = sent.get(_SKIP, "false").lower()
         if skip not in ("true", "1", "false", "0"):
-            raise InvalidInput("skip_current_image", skip, "true or false")
+            raise InvalidInput(_SKIP, skip, "true or false")
         return JSONResponse(await self._calls.progress(with_image=skip in ("false", "0")))
 
     async def _interrupt(self, request: Request) -> Response:

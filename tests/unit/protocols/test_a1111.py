@@ -587,6 +587,12 @@ def test_several_processes_share_no_options(tmp_path: Any) -> None:
     assert detail.startswith("sd_model_checkpoint: got 'fake', allowed: one of override_settings")
 
 
+def test_a_misspelt_query(http: TestClient) -> None:
+    answer = http.get(f"{URL}/progress?skip_curent_image=true")
+    assert answer.status_code == 422
+    assert "allowed: skip_current_image (the nearest)" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("query", ["", "?skip_current_image=TRUE", "?skip_current_image=0"])
 def test_progress_of_nothing(http: TestClient, query: str) -> None:
     assert http.get(f"{URL}/progress{query}").json() == IDLE
