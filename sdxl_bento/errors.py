@@ -43,10 +43,13 @@ class InvalidInput(SDXLError):
         self.allowed = allowed
         super().__init__(self._message())
 
-    def at(self, field: str, value: object) -> Self:
-        """The same error, about the field and the value that the caller has sent."""
+    def at(self, field: str, value: object, more: str = "") -> Self:
+        """The same error, about the field and the value that the caller has sent.
+
+        `more` is added to what is allowed.
+        """
         told = _copy(self)
-        told.field, told.value = field, value
+        told.field, told.value, told.allowed = field, value, self.allowed + more
         told.args = (told._message(),)
         return told
 
@@ -142,11 +145,14 @@ class DeadlineInfeasible(Refused):
         self.estimate_s = estimate_s
         super().__init__(self._message(f"{_plain(max(slo_s, 0) * 1e3)} ms"), retry_after_s)
 
-    def at(self, field: str, shown: str) -> Self:
-        """The same error, about the field and the time, with its unit, that the caller has sent."""
+    def at(self, field: str, shown: str, more: str = "") -> Self:
+        """The same error, about the field and the time, with its unit, that the caller has sent.
+
+        `more` is added to the message.
+        """
         told = _copy(self)
         told.field = field
-        told.args = (told._message(shown),)
+        told.args = (told._message(shown) + more,)
         return told
 
     def _message(self, shown: str) -> str:

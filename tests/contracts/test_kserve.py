@@ -188,7 +188,7 @@ def test_malformed_json(http: httpx.Client, body: bytes) -> None:
         ({"instances": ["a"], "inputs": ["a"]}, "inputs: got "),
         ({"instances": ["a"], "signature_name": "x"}, "signature_name: got 'x'"),
         ({"instances": [{"prompt": 5}]}, "instances.0.prompt: got 5"),
-        ({"instances": [{"prompt": "a", "steps": 5}]}, "instances.0.steps: got 5"),
+        ({"instances": [{"prompt": "a", "stops": 5}]}, "instances.0.stops: got 5"),
         ({"instances": [{"prompt": "a", "width": 1}]}, "instances.0.width: got 1"),
         ({"instances": [{"prompt": "a", "parameters": 5}]}, "instances.0.parameters: got 5"),
         ({"instances": ["a"], "parameters": 5}, "parameters: got 5"),

@@ -149,7 +149,7 @@ def sent_as_headers(fields: object, headers: Mapping[str, str]) -> dict[str, Sen
     if not isinstance(fields, Mapping):
         return {}
     return {
-        field: Sent(header, headers[header.lower()])
+        field: Sent(field, headers[header.lower()], header=header)
         for header, field in FIELD_HEADERS.items()
         if header.lower() in headers and field not in fields
     }

@@ -67,6 +67,7 @@ class Sent:
         field: the caller's name for it.
         value: the caller's value.
         unit: of the value, if it is a time.
+        header: the header that was sent in place of the field.
         whole: what is wrong inside of the native value, such as `loras.0.scale`, is told as being
             wrong with `field` as a whole. Otherwise the path inside is kept.
     """
@@ -74,7 +75,13 @@ class Sent:
     field: str
     value: object
     unit: str = " ms"
+    header: str = ""
     whole: bool = False
+
+    @property
+    def remark(self) -> str:
+        """What an error adds: that a header was sent, which a proxy may have set."""
+        return f"; it was sent as the header {self.header}" if self.header else ""
 
 
 @dataclass(slots=True)
@@ -144,7 +151,7 @@ class Translation:
     def note(self, native: str, name: str, value: object, **more: Any) -> None:
         """Note that a native field was sent as the field `name` with this value.
 
-        The very value that was noted before keeps its first name, which is that of a header.
+        The very value that was noted before keeps what was noted, as it was sent as a header.
         """
         if native not in self.sent or self.sent[native].value is not value:
             self.sent[native] = Sent(name, value, **more)
@@ -157,7 +164,9 @@ class Translation:
             return error
         name, sent = self._find(error.field)
         if isinstance(error, DeadlineInfeasible):
-            return error if sent is None else error.at(name, f"{sent.value}{sent.unit}")
+            if sent is None:
+                return error
+            return error.at(name, f"{sent.value}{sent.unit}", sent.remark)
         if isinstance(error, NotFound):
             if isinstance(error, ModelNotFound) and sent is None:
                 return error  # the address names it, or nobody
@@ -168,8 +177,9 @@ class Translation:
         if sent is not None and not isinstance(error, AdapterMismatch):
             is_all = sent.whole or error.field in self.sent
             value = sent.value if is_all and sent.value is not UNSAID else value
-        unchanged = name == error.field and value is error.value
-        return error if unchanged else error.at(name, value)
+        remark = "" if sent is None else sent.remark
+        unchanged = name == error.field and value is error.value and not remark
+        return error if unchanged else error.at(name, value, remark)
 
     def warned(self, warnings: Iterable[CallWarning]) -> tuple[CallWarning, ...]:
         """All warnings of the call: those about fields, and these in the caller's words."""

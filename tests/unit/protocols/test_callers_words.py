@@ -137,13 +137,15 @@ def test_what_was_sent(
     assert answer.status_code == status
 
 
-def test_a_header_is_named_as_a_header(http: TestClient) -> None:
+def test_a_header_is_told_apart_from_a_field(http: TestClient) -> None:
     for path, body in ((GENERATE, {"prompt": "a"}), (OPENAI, {"prompt": "a"}), (A1111, {}),
                        (V1, {"instances": ["a"]}), (V2, inputs("a"))):  # fmt: skip
         answer = http.post(path, json=body, headers={"X-SLO-MS": "2"})
-        assert message(answer.json()).startswith("X-SLO-MS: 2 ms cannot be met"), path
+        assert message(answer.json()).startswith("slo_ms: 2 ms cannot be met"), path
+        assert message(answer.json()).endswith("; it was sent as the header X-SLO-MS"), path
         answer = http.post(path, json=body, headers={"X-Priority": "x"})
-        assert message(answer.json()).startswith("X-Priority: got 'x'"), path
+        assert message(answer.json()).startswith("priority: got 'x'"), path
+        assert "; it was sent as the header X-Priority" in message(answer.json()), path
 
 
 def test_the_id_of_a_picture_has_the_name_that_was_used(http: TestClient) -> None:

@@ -414,7 +414,7 @@ def test_bodies_that_are_no_objects() -> None:
         read_inference(b"[1]", {}, "m", 4)
     assert (caught.value.field, caught.value.value) == ("body", [1])
     assert refused(inputs=5).field == "inputs"
-    assert refused(prompts("a"), headers={"x-priority": "99"}).field == "X-Priority"
+    assert refused(prompts("a"), headers={"x-priority": "99"}).field == "priority"
 
 
 def test_the_limit_of_rows() -> None:

@@ -142,7 +142,8 @@ def test_fields_from_headers() -> None:
         assert field in GenerateParams.model_fields
         with pytest.raises(InvalidInput) as caught:
             with_headers({field: 1}, {name.lower(): "soon"})
-        assert (caught.value.field, caught.value.value) == (name, "soon")
+        assert (caught.value.field, caught.value.value) == (field, "soon")
+        assert caught.value.allowed.endswith(f"; it was sent as the header {name}")
 
 
 def test_json() -> None:
@@ -225,7 +226,7 @@ async def test_reading_a_call() -> None:
     assert (call.request_id, call.wants_json, call.error) == ("r", True, None)
     assert call.fields == {"prompt": "a", "priority": "2"}
     assert (call.protocol, call.cache) == ("native", CacheControl(read=True, write=False))
-    assert call.headers == {"priority": Sent("X-Priority", "2")}
+    assert call.headers == {"priority": Sent("priority", "2", header="X-Priority")}
     call = await bodies.read_call(request_of(b"x" * 101), 100)
     assert isinstance(call.error, BodyTooLarge)
     assert (call.wants_json, call.fields) == (False, None)

@@ -71,14 +71,16 @@ def _tensors(
         more = tensor.get("parameters")
         if isinstance(more, Mapping):
             tensor["parameters"] = translation.known(more, parameters, f"{at}.parameters")
-        elif more is not None:
+        elif more is not None and place == "outputs":  # those of inputs are checked when read
             raise InvalidInput(f"{at}.parameters", more, "an object")
         checked.append(tensor)
     return checked
 
 
 def _check_input(tensor: Any, place: str) -> None:
-    parameters = (tensor.get("parameters") if isinstance(tensor, Mapping) else None) or {}
+    parameters = tensor.get("parameters") if isinstance(tensor, Mapping) else None
+    if not isinstance(parameters, Mapping):
+        return
     kind = parameters.get("content_type")
     if kind is not None and kind not in _PLAIN:
         raise InvalidInput(f"{place}.parameters.content_type", kind, f"one of {', '.join(_PLAIN)}")
