@@ -55,6 +55,14 @@ def test_pictures(faked: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert again.stderr == ""
 
 
+def test_what_is_not_read_of_a_prompt_is_said(faked: Server, folder: Path) -> None:
+    call = ("generate", "quick b c d unread e", "--url", faked.url)
+    assert 'Warning: prompt: this is not read: "unread e"' in run(*call).stderr
+    assert run(*call, "--quiet").stderr == ""
+    (warning,) = json.loads(run(*call, "--json", "-q").stdout)["warnings"]
+    assert (warning["type"], warning["field"]) == ("prompt_truncated", "prompt")
+
+
 def test_image_to_image(faked: Server, folder: Path) -> None:
     Image.new("RGB", (96, 32)).save(folder / "in.png")
     for more in ((), ("--refine-only",)):
