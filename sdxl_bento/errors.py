@@ -86,7 +86,8 @@ class NotFound(SDXLError):
         """The same error, about the field and the name that the caller has sent."""
         told = _copy(self)
         told.field, told.name = field, name
-        told.args = (f"{told._message()} (in {field})",)
+        place = f" (in {field})" if "." in field else ""  # a name alone says nothing more
+        told.args = (told._message() + place,)
         return told
 
     def _message(self) -> str:

@@ -244,7 +244,7 @@ def drawing(server: Server) -> Iterator[Future[None]]:
         ({"override_settings": {"samples_format": "gif"}}, "override_settings.samples_format"),
         ({"enable_hr": True}, "enable_hr"),
         ({"script_name": "X/Y/Z plot"}, "script_name"),
-        ({"alwayson_scripts": {"ADetailer": {"args": [False]}}}, "alwayson_scripts"),
+        ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "alwayson_scripts.ADetailer"),
         ({"styles": ["watercolour"]}, "styles"),
         ({"subseed_strength": 0.5}, "subseed_strength"),
         ({"restore_faces": True}, "restore_faces"),

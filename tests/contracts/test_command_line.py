@@ -81,7 +81,7 @@ def test_image_to_image(faked: Server, folder: Path) -> None:
     ("arguments", "code", "kind", "line"),
     [
         (["x", "-W", "100"], 3, "invalid_input", "width: got 100, allowed: a multiple of 8"),
-        (["x", "--steps", "999"], 3, "invalid_input", "allowed: an integer from 1 to 200"),
+        (["x", "--steps", "999"], 3, "invalid_input", "allowed: an integer from 1 to 150"),
         (["x", "--model", "none"], 4, "model_not_found", "no model named 'none'; available: fake"),
         (["x", "--lora", "none"], 4, "adapter_not_found", "available: striped"),
         (["full"], 5, "overloaded", "the queue is full: 64 requests wait (try again in 3.2 s)"),

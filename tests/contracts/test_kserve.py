@@ -193,7 +193,7 @@ def test_malformed_json(http: httpx.Client, body: bytes) -> None:
         ({"instances": [{"prompt": "a", "parameters": 5}]}, "instances.0.parameters: got 5"),
         ({"instances": ["a"], "parameters": 5}, "parameters: got 5"),
         ({"instances": [{"prompt": "a", "model": "b"}]}, "instances.0.model: got 'b'"),
-        ({"prompt": "a", "parameters": {"sampler": "heun"}}, "sampler: got 'heun'"),
+        ({"prompt": "a", "parameters": {"sampler": "heun"}}, "parameters.sampler: got 'heun'"),
         ({"prompt": "a", "width": 65}, "width: got 65, allowed: a multiple of 8"),
     ],
 )

@@ -310,7 +310,7 @@ def one(**changes: Any) -> dict[str, Any]:
         (one(name="sampler", datatype="BYTES", data=["heun"]), "sampler: got 'heun'"),
         (one(name="loras", datatype="BYTES", data=["x"]), "loras: got 'x'"),
         (one(name="target_size", data=[64], shape=[1]), "target_size.shape: got [1]"),
-        (one(name="prompt", data=[5]), "prompt: got 5"),
+        (one(name="prompt", data=[5]), "inputs: got 'prompt', allowed: each field once"),
     ],
 )
 def test_invalid_requests(http: httpx.Client, body: Any, message: str) -> None:

@@ -110,7 +110,7 @@ def _control() -> dict[str, Any]:
             **A1111.post(
                 "Choose the model of calls that name none.",
                 response("It is chosen.", media(JSON, {"type": "null"})),
-                body=request_body(media(JSON, option)),
+                body=request_body(media(JSON, option), required=False),
                 fails=(*READS, errors.ModelNotFound, errors.NotReady),
             ),
         },

@@ -47,7 +47,7 @@ _ELSEWHERE: tuple[tuple[str, str], ...] = (
      "this extension of Triton is not supported"),
     (r"/(openapi|swagger)(\.json|/\S*)?|/redoc", "the OpenAPI document is GET /docs.json"),
 )  # fmt: skip
-_VERB = re.compile(r"/v1/models/[^/]+:(?P<verb>\w+)")
+_VERB = re.compile(r"/v1/models/[^/]+:(?!predict\Z)(?P<verb>\w+)")
 _UNVERSIONED = re.compile(r"/images/(generations|edits)")  # which look like ids of pictures
 _SHOWN = 100
 _SIMILAR = 0.75

@@ -112,7 +112,7 @@ CASES: list[tuple[str, dict[str, Any], int, str]] = [
     (A1111, {"prompt": "a", "width": 65}, 422, "width: got 65, allowed: a multiple of 8"),
     (A1111, {"prompt": "a", "cfg_scale": 99}, 422, "cfg_scale: got 99, allowed: a number from"),
     (A1111, {"prompt": "a <lora:b:9>"}, 422, "prompt: got '<lora:b:9>', allowed: a number from -8"),
-    (A1111, {"prompt": "a <lora:b>"}, 404, "no LoRA named 'b'; available: striped (in prompt)"),
+    (A1111, {"prompt": "a <lora:b>"}, 404, "no LoRA named 'b'; available: striped"),
     (A1111, {"batch_size": 9, "n_iter": 2}, 422, "batch_size x n_iter: got '9 x 2', allowed: an "),
     (A1111, {"batch_size": 17}, 422, "batch_size: got 17, allowed: an integer from 1 to 4"),
     (A1111, {"seed": -5}, 422, "seed: got -5, allowed: an integer from 0"),

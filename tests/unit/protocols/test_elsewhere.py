@@ -53,6 +53,7 @@ def test_another_method(http: TestClient) -> None:
     answer = http.get("/sdapi/v1/txt2img")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert "GET is not allowed here" in answer.json()["detail"]
+    assert http.put(V1).status_code == 405
 
 
 def test_an_alias_names_a_model_in_every_protocol(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ V2 = "/v2/models/fake/infer"
         (V2, {"inputs": [PROMPT, PROMPT]}, "inputs", ""),
         ("/v2/repository/index", {"raedy": True}, "raedy", "ready"),
         ("/v2/repository/models/fake/load", {"paramters": {"a": 1}}, "paramters", "parameters"),
+        ("/v2/repository/models/fake/load", {"parameters": False}, "parameters", ""),
         ("/v1/models/fake:predict", {"instances": ["a"], "paramters": {}}, "paramters",
          "parameters"),
         ("/generate_batch", {"requests": [{"prompt": "a"}], "slo_ms": 1}, "slo_ms", ""),

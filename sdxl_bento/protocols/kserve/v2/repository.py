@@ -112,7 +112,7 @@ def _indexed_models(api: API, only_ready: bool) -> list[IndexedModel]:
 async def _load(request: Request) -> Response:
     generator = api_of(request).generator
     document = await _document(request, "parameters")
-    if document.get("parameters"):
+    if document.get("parameters", {}) not in ({}, None):
         raise InvalidInput("parameters", document["parameters"], _STAY)
     try:
         generator.models.ready(model_of(request))
