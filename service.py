@@ -34,7 +34,12 @@ from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, report_load
 from sdxl_bento.serving.metrics import metrics
-from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
+from sdxl_bento.serving.packing import (
+    RequiredModel,
+    check_aliases,
+    require_models,
+    with_packed_models,
+)
 from sdxl_bento.serving.parent import end_with_parent, replace_dead_workers_at_once
 from sdxl_bento.serving.port import require_free_port_of_command
 from sdxl_bento.serving.shutdown import GRACE_S, Shutdown
@@ -73,6 +78,7 @@ class SDXLService:
         self.generator = Generator(self.settings, worker_index=worker - 1)
         self.pictures = Pictures(self.settings, open_store(self.settings), metrics())
         self.api = API(self.generator, self.settings, self.pictures, metrics())
+        BatchBody.rules = self.api.rules
         self.page = Page(self.settings) if has_page(self.settings) else None
         WEB.state.api, WEB.state.page = self.api, self.page
 
@@ -88,7 +94,12 @@ class SDXLService:
     @staticmethod
     def check_models() -> None:
         """Check, before any worker starts, that the models of the settings are in the store."""
-        require_models(with_packed_models(SETTINGS, SDXLService.bento))
+        settings = with_packed_models(SETTINGS, SDXLService.bento)
+        require_models(settings)
+        try:
+            check_aliases(settings)
+        except ConfigurationError as error:
+            raise BentoMLConfigException(str(error)) from None
 
     @bentoml.on_deployment
     @staticmethod

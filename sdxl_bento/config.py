@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Tags of further models to load, separated by commas."
     )
+    model_aliases: Annotated[tuple[tuple[str, str], ...], NoDecode] = Field(
+        (),
+        description="Further names for models, such as dall-e-3=sdxl,stable-diffusion=sdxl.",
+    )
     device: DeviceMode = Field(
         "auto", description="auto is cuda if there is a CUDA device, otherwise cpu."
     )
@@ -110,6 +114,11 @@ class Settings(BaseSettings):
         150, ge=1, le=200, description="Maximum number of denoising steps of one picture."
     )
     max_images: int = Field(8, ge=1, le=16, description="Maximum number of pictures in one call.")
+    unknown_fields: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="Whether a call with an unknown field is refused, or the field is left out "
+        "with a warning.",
+    )
     prompt_cache_mb: int = Field(64, ge=0, description="Memory for encoded prompts in MiB.")
     vae_tile_pixels: Annotated[int, CHANGES_PIXELS] = Field(
         1536 * 1536,
@@ -201,6 +210,11 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _parse_aliases(cls, value: object) -> object:
+        return _aliases(value) if isinstance(value, str) else value
+
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -229,6 +243,18 @@ class Settings(BaseSettings):
     def model_tags(self) -> tuple[str, ...]:
         """All models to load, the default one first."""
         return tuple(dict.fromkeys((self.model, *self.models)))
+
+
+def _aliases(text: str) -> tuple[tuple[str, str], ...]:
+    """The aliases in `a=b,c=d`, each with the model's name or tag. Raises ValueError."""
+    aliases: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        alias, _, model = map(str.strip, part.partition("="))
+        if not alias or not model or "=" in model:
+            raise ValueError(f"{part!r} has not the form alias=model, such as dall-e-3=sdxl")
+        if aliases.setdefault(alias, model) != model:
+            raise ValueError(f"{alias} stands for {aliases[alias]} and for {model}")
+    return tuple(aliases.items())
 
 
 def load_settings() -> Settings:

@@ -17,7 +17,7 @@ from sdxl_bento.order import Order, Resolved
 from sdxl_bento.pictures.cache import CacheControl, ResultCache
 from sdxl_bento.pictures.decode import decode
 from sdxl_bento.pictures.publish import Picture, Pictures
-from sdxl_bento.serving.results import Generation, Progress, Provenance, Timings
+from sdxl_bento.serving.results import CallWarning, Generation, Progress, Provenance, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,10 +34,12 @@ class Answer:
     """A finished call: what was drawn for it, and the files of all its pictures.
 
     `generation.images` holds only the pictures that were drawn, not those from the result cache.
+    `warnings` say what the pictures lack of what was asked for.
     """
 
     generation: Generation
     pictures: tuple[Picture, ...]
+    warnings: tuple[CallWarning, ...] = ()
 
     @property
     def order(self) -> Resolved:
@@ -113,10 +115,12 @@ class Drawing:
         if self._cache is None:
             generation = await self._run(resolved, request_id, on_progress)
             provenance = await self._provenance(generation.order)
-            return Answer(generation, tuple(await self._pictures.publish(generation, provenance)))
+            pictures = tuple(await self._pictures.publish(generation, provenance))
+            return Answer(generation, pictures, await self._warnings(resolved))
         if order.params.seed is None:  # the seed is random, so the cache cannot have the picture
             control = replace(control, read=False)
-        return await self._draw_cached(self._cache, resolved, request_id, control, on_progress)
+        answer = await self._draw_cached(self._cache, resolved, request_id, control, on_progress)
+        return replace(answer, warnings=await self._warnings(resolved))
 
     async def _draw_cached(
         self,
@@ -153,6 +157,13 @@ class Drawing:
         return await self._generator.draw(
             order, request_id=request_id, on_progress=on_progress, skip=skip
         )
+
+    async def _warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        """The warnings about an order; none if its model has gone meanwhile."""
+        try:
+            return await asyncio.to_thread(self._generator.warnings, order)
+        except SDXLError:
+            return ()
 
     async def _provenance(self, order: Resolved) -> Provenance | None:
         """The provenance of drawn pictures.

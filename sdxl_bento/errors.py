@@ -27,8 +27,9 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Self, TypeVar
 
+E = TypeVar("E", bound="SDXLError")
 _MOST_NAMES = 50
 
 
@@ -43,7 +44,20 @@ class InvalidInput(SDXLError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: got {shown(value)}, allowed: {allowed}")
+        super().__init__(self._message())
+
+    def at(self, field: str, value: object, more: str = "") -> Self:
+        """The same error, about the field and the value that the caller has sent.
+
+        `more` is added to what is allowed.
+        """
+        told = _copy(self)
+        told.field, told.value, told.allowed = field, value, self.allowed + more
+        told.args = (told._message(),)
+        return told
+
+    def _message(self) -> str:
+        return f"{self.field}: got {shown(self.value)}, allowed: {self.allowed}"
 
 
 class AdapterMismatch(InvalidInput):
@@ -59,33 +73,54 @@ class AdapterMismatch(InvalidInput):
 
 
 class NotFound(SDXLError):
-    """There is no `kind` with the name `name`; `available` lists names that exist, not too many."""
+    """There is no `kind` with the name `name`; `available` lists names that exist, not too many.
+
+    `field` is the field that named it.
+    """
 
     kind = "thing"
+    field: str | None = None
 
     def __init__(self, name: str, available: Sequence[str] = (), hint: str = "") -> None:
         self.name = name
         self.available = tuple(available[:_MOST_NAMES])
         if len(available) > _MOST_NAMES:
             self.available += (f"and {len(available) - _MOST_NAMES} more",)
+        self.hint = hint
+        super().__init__(self._message())
+
+    def at(self, field: str, name: str) -> Self:
+        """The same error, about the field and the name that the caller has sent."""
+        told = _copy(self)
+        told.field, told.name = field, name
+        place = f" (in {field})" if "." in field else ""  # a name alone says nothing more
+        told.args = (told._message() + place,)
+        return told
+
+    def _message(self) -> str:
         known = f"; available: {', '.join(self.available)}" if self.available else ""
-        super().__init__(f"no {self.kind} named {shown(name)}{known}{'; ' + hint if hint else ''}")
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"no {self.kind} named {shown(self.name)}{known}{hint}"
 
 
 class ModelNotFound(NotFound):
     kind = "model"
+    field = "model"
 
 
 class AdapterNotFound(NotFound):
     kind = "LoRA"
+    field = "loras"
 
 
 class ImageNotFound(NotFound):
     kind = "image"
+    field = "image_id"
 
 
 class RequestNotFound(NotFound):
     kind = "request"
+    field = "request_id"
 
 
 class Refused(SDXLError):
@@ -111,13 +146,26 @@ class Overloaded(Refused):
 class DeadlineInfeasible(Refused):
     """The request would end after its deadline. `estimate_s` is the time that it would take."""
 
+    field = "slo_ms"
+
     def __init__(self, slo_s: float, estimate_s: float, retry_after_s: float) -> None:
         self.slo_s = slo_s
         self.estimate_s = estimate_s
-        super().__init__(
-            f"slo_ms: {slo_s * 1e3:.0f} ms cannot be met, it would take {estimate_s * 1e3:.0f} ms",
-            retry_after_s,
-        )
+        super().__init__(self._message(f"{_plain(max(slo_s, 0) * 1e3)} ms"), retry_after_s)
+
+    def at(self, field: str, shown: str, more: str = "") -> Self:
+        """The same error, about the field and the time, with its unit, that the caller has sent.
+
+        `more` is added to the message.
+        """
+        told = _copy(self)
+        told.field = field
+        told.args = (told._message(shown) + more,)
+        return told
+
+    def _message(self, shown: str) -> str:
+        took = f"{self.estimate_s * 1e3:.0f} ms"
+        return f"{self.field}: {shown} cannot be met, it would take {took}"
 
 
 class StoreUnavailable(Refused):
@@ -159,6 +207,19 @@ def readable(text: str, limit: int = 200) -> str:
     """`text` in one line of at most `limit` characters, with escapes for what cannot be shown."""
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
     return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
+
+
+def _copy(error: E) -> E:
+    """A copy without a trace, whose attributes can be changed."""
+    copied = type(error).__new__(type(error))
+    copied.__dict__.update(error.__dict__)
+    copied.args = error.args
+    return copied
+
+
+def _plain(number: float) -> str:
+    """A number to three decimal places, without zeros at its end."""
+    return f"{number:.3f}".rstrip("0").rstrip(".")
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -84,6 +84,8 @@ class Wire:
         openai: its name in OpenAI's image API, if that has another name for the same value.
         a1111: its name in AUTOMATIC1111's API, if that takes the same value.
         infotext: its name in the parameters that AUTOMATIC1111 writes into a picture's file.
+        aliases: names that other servers have for it, and that can mean nothing else. A call may
+            use one of them instead.
     """
 
     label: str = ""
@@ -96,6 +98,7 @@ class Wire:
     openai: str | None = None
     a1111: str | None = None
     infotext: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 def wire_of(name: str, field: FieldInfo) -> Wire:

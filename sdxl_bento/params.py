@@ -130,6 +130,7 @@ class GenerateParams(_Fields):
             setting="max_steps",
             a1111="steps",
             infotext="Steps",
+            aliases=("steps", "num_steps"),
         ),
     ] = Field(25, ge=1, le=200, description="Denoising steps. Distilled models default to 4.")
     guidance_scale: Annotated[
@@ -140,6 +141,7 @@ class GenerateParams(_Fields):
             control=Control(name="guidance", high=20, step=0.1),
             a1111="cfg_scale",
             infotext="CFG scale",
+            aliases=("cfg_scale",),
         ),
     ] = Field(
         5.0,
@@ -164,11 +166,17 @@ class GenerateParams(_Fields):
             control=Control(name="count", high=8),
             setting="max_images",
             openai="n",
+            aliases=("num_images_per_prompt", "num_outputs"),
         ),
     ] = Field(1, ge=1, le=16, description="Number of pictures. Picture i is drawn with seed + i.")
     sampler: Annotated[
         SamplerName | None,
-        Wire("Sampler", help="A name that `sdxl-bento samplers` lists.", infotext="Sampler"),
+        Wire(
+            "Sampler",
+            help="A name that `sdxl-bento samplers` lists.",
+            infotext="Sampler",
+            aliases=("scheduler", "sampler_name"),
+        ),
     ] = Field(None, description="A name that GET /samplers lists; the model's own if unset.")
     strength: Annotated[
         float,
@@ -177,6 +185,7 @@ class GenerateParams(_Fields):
             group="Image to image",
             control=Control(label="How much of it may change", low=0.05, step=0.05, initial=0.6),
             infotext="Denoising strength",
+            aliases=("denoising_strength", "prompt_strength"),
         ),
     ] = Field(
         0.3, gt=0.0, le=1.0, description="For image-to-image: how much of the picture changes."
@@ -188,12 +197,17 @@ class GenerateParams(_Fields):
             group="Refiner",
             cli="--refiner",
             control=Control(label="Let the refiner finish it"),
+            aliases=("use_refiner",),
         ),
     ] = Field(False, description="Let the refiner finish the picture.")
     high_noise_frac: Annotated[
         float,
         Wire(
-            "Share of the base model", group="Refiner", control=None, infotext="Refiner switch at"
+            "Share of the base model",
+            group="Refiner",
+            control=None,
+            infotext="Refiner switch at",
+            aliases=("denoising_limit", "denoising_end"),
         ),
     ] = Field(
         0.8,

@@ -48,6 +48,18 @@ NEAREST_OF_CLASS: Mapping[str, SamplerName] = {
     "UniPCMultistepScheduler": "dpmpp_2m",
 }
 
+# What other servers call their schedulers, in lower case → our sampler: the names of diffusers'
+# classes, with and without their ending, and those that Replicate's models began with.
+SCHEDULER_NAMES: Mapping[str, SamplerName] = {
+    **{name.lower(): ours for name, ours in SAMPLER_OF_CLASS.items()},
+    **{name.lower().removesuffix("scheduler"): ours for name, ours in SAMPLER_OF_CLASS.items()},
+    "k_euler": "euler",
+    "k_euler_ancestral": "euler_a",
+    "euler_ancestral": "euler_a",
+    "dpm++2mkarras": "dpmpp_2m_karras",
+    "dpm++ 2m karras": "dpmpp_2m_karras",
+}
+
 AUTOMATIC = "automatic"
 # AUTOMATIC1111's sampler → its scheduler → our sampler. There, each sampler has its own default
 # schedule, which `automatic` stands for. Names that contain a schedule are those used before

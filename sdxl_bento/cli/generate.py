@@ -53,6 +53,8 @@ def generate(
         images = result.answer["images"]
         paths = target.write(result.files, images, str(fields["prompt"]))
         if not quiet:
+            for warning in result.answer.get("warnings", []):
+                say(f"Warning: {warning['message']}")
             say(_summary(result, time.perf_counter() - begin))
     _report(result, paths, as_json)
 

@@ -91,7 +91,13 @@ def local_settings(model: str | None) -> Settings:
     settings = load_settings()
     tag = find(model or settings.model).tag
     return settings.model_copy(
-        update={"model": tag, "models": (), "drain_s": DRAIN_S, "result_cache": False}
+        update={
+            "model": tag,
+            "models": (),
+            "model_aliases": (),
+            "drain_s": DRAIN_S,
+            "result_cache": False,
+        }
     )
 
 

@@ -13,6 +13,7 @@ from sdxl_bento.diffusion.backend import Mix
 from sdxl_bento.diffusion.lora.pool import LoraPool
 from sdxl_bento.diffusion.model import Model, Pipeline
 from sdxl_bento.diffusion.plan import Job
+from sdxl_bento.diffusion.prompts import prompt_fields, zeroes_negative
 from sdxl_bento.diffusion.transfer import to_device
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.params import ResolvedParams
@@ -118,10 +119,11 @@ class Conditioner:
     def _texts(self, job: Job, stage: Stage, mix: Mix) -> list[Text]:
         """The prompts to encode for a job: the positive, and the negative unless it is zeros."""
         params = job.params
-        prompts = [(params.prompt, params.prompt_2 or params.prompt)]
-        if params.uses_guidance and not self._zero_negative(params, stage):
-            negative = params.negative_prompt or ""
-            prompts.append((negative, params.negative_prompt_2 or negative))
+        zeros = zeroes_negative(params, self._model.pipeline(stage).info)
+        prompts = [
+            tuple(getattr(params, field) or "" for field in fields)
+            for fields in prompt_fields(params, zeros)
+        ]
         mix = self._changing(mix) if stage is Stage.BASE else ()
         adapters = self._adapters.fingerprint(name for name, _ in mix) if mix else ""
         encoders = len(self._model.pipeline(stage).text_encoders)
@@ -135,11 +137,6 @@ class Conditioner:
             for name, scale in mix
             if changes(name, "text_encoder") or changes(name, "text_encoder_2")
         )
-
-    def _zero_negative(self, params: ResolvedParams, stage: Stage) -> bool:
-        """Whether zeros stand for the negative prompt, as in SDXL base where it is unset."""
-        info = self._model.pipeline(stage).info
-        return params.negative_prompt is None and info.force_zeros_for_empty_prompt
 
     def _encode_all(self, wanted: Iterable[Text]) -> dict[Text, Encoded]:
         cached = {text: self.cache.get(text) for text in wanted}

@@ -14,6 +14,7 @@ from torch import nn
 
 from sdxl_bento.config import ComputeDtype, DeviceMode
 from sdxl_bento.diffusion.folder import check_pipeline
+from sdxl_bento.diffusion.tokens import TokenCounter
 from sdxl_bento.diffusion.transfer import constant
 from sdxl_bento.dtypes import torch_dtype
 from sdxl_bento.engine.request import Stage
@@ -36,6 +37,7 @@ class Pipeline:
     scheduler_config: Mapping[str, object]
     info: PipelineInfo
     hooks: Any = field(default=None, repr=False)  # diffusers' pipeline, if it moves the parts
+    counters: list[TokenCounter] = field(default_factory=list)  # one for each tokenizer
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def _load_pipeline(
         scheduler_config=parts["scheduler"],
         info=info,
     )
+    pipeline.counters = [TokenCounter(tokenizer) for tokenizer in pipeline.tokenizers]
     _place(pipeline, placement)
     return pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from sdxl_bento.engine.cost import CostTable
 from sdxl_bento.engine.ledger import RESERVE
@@ -92,7 +93,9 @@ class Admission:
         queued = len(waiting) + len(running) - self.scheduler.limits.max_running
         if queued < 0:
             return
-        pixels = sum(other.pixels for other in waiting.values())
+        # Those that will start as soon as the engine turns to them don't belong to the queue.
+        starting = max(self.scheduler.limits.max_running - len(running), 0)
+        pixels = sum(other.pixels for other in islice(waiting.values(), starting, None))
         if queued < self.limits.max_requests and pixels + request.pixels <= self.limits.max_pixels:
             return
         drain = min((self.cost.remaining(other) for other in running.values()), default=0.0)

@@ -32,12 +32,15 @@ class Call:
         order: what is drawn.
         plan: gives the job of an order's first picture.
         requests: the engine's requests, by the index of their picture.
+        refused: the engine has not taken all of them. Then no progress is reported of the others,
+            because a refusal of one picture refuses the call.
     """
 
     request_id: str
     order: Resolved
     plan: PlanOrder
     requests: dict[int, Request] = field(default_factory=dict)
+    refused: bool = False
 
     def submit(self, now: float, skip: Collection[int]) -> None:
         """Create the requests of all pictures that are not in `skip`, with `now` as their arrival.
@@ -75,6 +78,8 @@ class Call:
         base_steps = sum(phase.steps for phase in request.phases if phase.stage is Stage.BASE)
 
         def report(done: StepDone) -> None:
+            if self.refused:
+                return
             step = {
                 Stage.ENCODE: 0,
                 Stage.IMAGE: 0,
@@ -181,7 +186,9 @@ class Calls:
         try:
             if on_progress is not None:
                 await asyncio.sleep(0)  # so that the tasks submit their requests
-                self._report_positions(call, on_progress)
+                call.refused = any(task.done() for task in tasks)  # nothing else ends so early
+                if not call.refused:
+                    self._report_positions(call, on_progress)
             return list(await asyncio.gather(*tasks))
         except BaseException:
             for task in tasks:

@@ -19,7 +19,7 @@ from sdxl_bento.serving.activity import Activity
 from sdxl_bento.serving.calls import Call, Calls, OnProgress
 from sdxl_bento.serving.planner import Planner
 from sdxl_bento.serving.registry import ModelRegistry
-from sdxl_bento.serving.results import Generation, Provenance
+from sdxl_bento.serving.results import CallWarning, Generation, Provenance
 from sdxl_bento.serving.verification import Verification
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Generator:
         self._engine = AsyncEngine(self._build)
         self._verification = Verification(settings.verify)
         self._keep_profiles: Callable[[], None] = lambda: None
-        self.models = ModelRegistry(lambda: self.state)
+        self.models = ModelRegistry(lambda: self.state, settings.model_aliases)
         self.planner = Planner(self.models, settings)
         self.calls = Calls(self._engine)
         self.activity = Activity(self._engine, self.models, self._verification)
@@ -122,6 +122,14 @@ class Generator:
             NotFound, NotReady: see `errors`.
         """
         return self.planner.provenance(order)
+
+    def warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        """What a drawn order lacks of what was asked for. It takes a while, so use a thread.
+
+        Raises:
+            NotFound, NotReady: see `errors`.
+        """
+        return self.planner.warnings(order)
 
     def _require_ready(self) -> None:
         """Raises NotReady or EngineDead unless the engine takes requests."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sdxl_bento.backends.choose import Misfit
     from sdxl_bento.diffusion.plan import ModelFacts
     from sdxl_bento.diffusion.runner import Served
-    from sdxl_bento.manifest import BackendInfo
+    from sdxl_bento.manifest import BackendInfo, SizeLimits
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Loaded:
     def tag(self) -> str:
         """The tag in BentoML's store, with its exact version."""
         return self.served.model.tag
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        """The sizes that it draws."""
+        return self.facts.manifest.size_limits
 
     def answers_to(self, name: object) -> bool:
         """Whether a client may call the model `name`.

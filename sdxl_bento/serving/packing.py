@@ -9,6 +9,7 @@ from bentoml.exceptions import NotFound
 from bentoml.models import BentoModel
 
 from sdxl_bento.config import DEFAULT_MODEL
+from sdxl_bento.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from sdxl_bento.config import Settings
@@ -64,3 +65,14 @@ def require_models(settings: Settings) -> None:
     """Raises NotFound unless every model of the settings is in the store."""
     for tag in settings.model_tags:
         RequiredModel(tag)._check()
+
+
+def check_aliases(settings: Settings) -> None:
+    """Raises ConfigurationError if an alias stands for a model that the settings don't name."""
+    names = {tag.partition(":")[0] for tag in settings.model_tags}
+    for alias, target in settings.model_aliases:
+        if target.partition(":")[0] not in names:
+            raise ConfigurationError(
+                f"SDXL_MODEL_ALIASES has {alias}={target}, but the models of SDXL_MODEL and "
+                f"SDXL_MODELS are {', '.join(settings.model_tags)}"
+            )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdxl_bento.errors import ModelNotFound, NotReady, readable
+from sdxl_bento.errors import ConfigurationError, ModelNotFound, NotReady, readable
 from sdxl_bento.serving.adapter_files import AdapterFiles
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
 
@@ -24,14 +24,31 @@ class ModelRegistry:
         adapter_files: keeps the adapters as the disk has them.
     """
 
-    def __init__(self, state: Callable[[], str]) -> None:
-        """`state` gives the engine's state, which errors name while there is no model."""
+    def __init__(self, state: Callable[[], str], aliases: Iterable[tuple[str, str]] = ()) -> None:
+        """
+        Args:
+            state: gives the engine's state, which errors name while there is no model.
+            aliases: further names of models, each with the name or tag of its model.
+        """
         self._state = state
+        self._aliases = dict(aliases)
         self._models: Mapping[str, Loaded] = {}
         self.adapter_files = AdapterFiles(self._pools)
 
     def publish(self, models: Mapping[str, Loaded]) -> None:
-        """Serve these models from now on, by their names."""
+        """Serve these models from now on, by their names.
+
+        Raises:
+            ConfigurationError: an alias stands for no model, or is the name of one.
+        """
+        for alias, target in self._aliases.items():
+            if not any(model.answers_to(target) for model in models.values()):
+                wrong, names = f"there is no model {target}", f"; there are {', '.join(models)}"
+            elif any(model.answers_to(alias) for model in models.values()):
+                wrong, names = f"{alias} is the name of a model", ""
+            else:
+                continue
+            raise ConfigurationError(f"SDXL_MODEL_ALIASES has {alias}={target}, but {wrong}{names}")
         self._models = models
 
     def __bool__(self) -> bool:
@@ -44,8 +61,11 @@ class ModelRegistry:
     def find(self, name: object) -> Loaded | None:
         """The model that a client calls `name`, or None. If `name` is None: the default model.
 
-        A model answers to its name, to its exact tag, and to its tag in the settings.
+        A model answers to its name, to its exact tag, to its tag in the settings, and to the
+        aliases that the settings give it.
         """
+        if isinstance(name, str):
+            name = self._aliases.get(name, name)
         models = self.loaded()
         if name is None:
             return models[0] if models else None
@@ -87,6 +107,13 @@ class ModelRegistry:
 
         order = Order("generate", GenerateParams(prompt=""))
         return resolve(order, self.get(name).facts, seed=0).params
+
+    def sides(self) -> tuple[int, int] | None:
+        """The least and the most pixels of a side that any model draws; None without models."""
+        limits = [model.size_limits for model in self.loaded()]
+        if not limits:
+            return None
+        return min(each.min for each in limits), max(each.max for each in limits)
 
     def adapters(self) -> list[LoraSummary]:
         """The adapters of all models, by name, as `adapter_files` has seen them last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,6 +60,26 @@ class Provenance:
     torch: str
     options: tuple[tuple[str, int], ...]
     loras: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallWarning:
+    """What a caller should know about a call that is drawn, but not quite as it was asked for.
+
+    Attributes:
+        type: `prompt_truncated` or `unknown_field`.
+        field: the field that it is about.
+        text: what happened.
+    """
+
+    type: Literal["prompt_truncated", "unknown_field"]
+    field: str
+    text: str
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        return f"{self.field}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,8 @@ class Events:
             return {self._on.stage: render.at_work(event)}
         if isinstance(event, Answer):
             album.add(event, start)
-            return updates.idle(self._on, album)
+            remarks = "\n".join(warning.message for warning in event.warnings)
+            return updates.idle(self._on, album, render.remark(remarks))
         if drawing.stopped:
             return updates.idle(self._on, album, render.remark("Stopped."))
         body = error_body(logged(event, drawing.call.request_id), drawing.call.request_id)

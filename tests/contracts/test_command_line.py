@@ -55,6 +55,14 @@ def test_pictures(faked: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert again.stderr == ""
 
 
+def test_what_is_not_read_of_a_prompt_is_said(faked: Server, folder: Path) -> None:
+    call = ("generate", "quick b c d unread e", "--url", faked.url)
+    assert 'Warning: prompt: this is not read: "unread e"' in run(*call).stderr
+    assert run(*call, "--quiet").stderr == ""
+    (warning,) = json.loads(run(*call, "--json", "-q").stdout)["warnings"]
+    assert (warning["type"], warning["field"]) == ("prompt_truncated", "prompt")
+
+
 def test_image_to_image(faked: Server, folder: Path) -> None:
     Image.new("RGB", (96, 32)).save(folder / "in.png")
     for more in ((), ("--refine-only",)):
@@ -73,7 +81,7 @@ def test_image_to_image(faked: Server, folder: Path) -> None:
     ("arguments", "code", "kind", "line"),
     [
         (["x", "-W", "100"], 3, "invalid_input", "width: got 100, allowed: a multiple of 8"),
-        (["x", "--steps", "999"], 3, "invalid_input", "allowed: an integer from 1 to 200"),
+        (["x", "--steps", "999"], 3, "invalid_input", "allowed: an integer from 1 to 150"),
         (["x", "--model", "none"], 4, "model_not_found", "no model named 'none'; available: fake"),
         (["x", "--lora", "none"], 4, "adapter_not_found", "available: striped"),
         (["full"], 5, "overloaded", "the queue is full: 64 requests wait (try again in 3.2 s)"),

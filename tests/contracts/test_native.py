@@ -156,7 +156,7 @@ def test_malformed_json(http: httpx.Client, body: bytes) -> None:
         ({"prompt": 5}, "prompt"),
         ({"width": 1}, "width"),
         ({"width": 65}, "width"),
-        ({"steps": 5}, "steps"),
+        ({"stops": 5}, "stops"),
         ({"sampler": "heun"}, "sampler"),
         ({"loras": [{"name": "a", "scale": 99}]}, "loras.0.scale"),
     ],

@@ -191,7 +191,7 @@ def test_deadline_and_priority(http: httpx.Client, client: triton.InferenceServe
     for name, value, message in (
         ("priority", 22, "priority: got 22"),
         ("timeout", -1, "timeout: got -1"),
-        ("timeout", 7_200_000_000, "slo_ms: got 7200000"),  # two hours
+        ("timeout", 7_200_000_000, "timeout: got 7200000000"),  # two hours
     ):
         answer = http.post(INFER, json=document(parameters={name: value}))
         assert error_of(answer, 422).startswith(message)
@@ -285,7 +285,7 @@ def one(**changes: Any) -> dict[str, Any]:
         ({"inputs": []}, "inputs: got [], allowed: prompt among them"),
         ({"inputs": [5]}, "inputs.0: got 5"),
         (document(parameters=5), "parameters: got 5"),
-        (document(parameters={"steps": 5}), "steps: got 5"),
+        (document(parameters={"stops": 5}), "stops: got 5"),
         (document(parameters={"model": "other"}), "model: got 'other'"),
         (document(parameters={"loras": "striped"}), "loras: got 'striped'"),
         (document(outputs="image"), "outputs: got 'image'"),
@@ -310,7 +310,7 @@ def one(**changes: Any) -> dict[str, Any]:
         (one(name="sampler", datatype="BYTES", data=["heun"]), "sampler: got 'heun'"),
         (one(name="loras", datatype="BYTES", data=["x"]), "loras: got 'x'"),
         (one(name="target_size", data=[64], shape=[1]), "target_size.shape: got [1]"),
-        (one(name="prompt", data=[5]), "prompt: got 5"),
+        (one(name="prompt", data=[5]), "inputs: got 'prompt', allowed: each field once"),
     ],
 )
 def test_invalid_requests(http: httpx.Client, body: Any, message: str) -> None:

@@ -233,7 +233,7 @@ def test_a_picture_with_too_many_pixels(client: OpenAI) -> None:
         ({"response_format": "url", "stream": True}, "response_format"),
         ({"stream": True, "partial_images": 4}, "partial_images"),
         ({"extra_body": {"stream": "yes"}}, "stream"),
-        ({"extra_body": {"steps": 9}}, "steps"),
+        ({"extra_body": {"stops": 9}}, "stops"),
         ({"extra_body": {"frame_count": 2}}, "frame_count"),
         ({"extra_body": {"width": 64}, "size": "64x64"}, "size"),
         ({"extra_body": {"num_images": 2}, "n": 2}, "n"),

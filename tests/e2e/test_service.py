@@ -76,6 +76,19 @@ def test_headers(red: httpx.Response) -> None:
     assert float(timing["total"]) >= float(timing["base"])
 
 
+def test_a_prompt_that_is_cut_is_told(http: httpx.Client) -> None:
+    """Two prompts that differ only where nothing is read give one picture, and both are warned."""
+    long = f"{RED['prompt']}, {'very ' * 80}"
+    brief = {"seed": 1, "num_inference_steps": 2}
+    answers = [http.post("/generate", json={"prompt": long + end, **brief}) for end in "ab"]
+    for answer, end in zip(answers, "ab", strict=True):
+        warning = answer.headers["x-warning"]
+        assert warning.startswith("prompt: only the first 75 of its ")
+        assert warning.endswith(f'{end}"')
+    pixels = [np.asarray(opened(answer.content)) for answer in answers]
+    assert np.array_equal(*pixels)
+
+
 def test_the_same_seed_gives_the_same_bytes(http: httpx.Client, red: httpx.Response) -> None:
     assert http.post("/generate", json=RED).content == red.content
     assert http.post("/generate", json=RED | {"seed": 2}).content != red.content

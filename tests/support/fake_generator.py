@@ -32,12 +32,14 @@ from sdxl_bento.errors import (
     RequestCancelled,
     RequestNotFound,
 )
+from sdxl_bento.manifest import SizeLimits
 from sdxl_bento.order import Order, Resolved
 from sdxl_bento.params import ResolvedParams
 from sdxl_bento.serving.calls import is_meant
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.registry import ModelRegistry
 from sdxl_bento.serving.results import (
+    CallWarning,
     GeneratedImage,
     Generation,
     LoraSummary,
@@ -55,6 +57,10 @@ class FakeLoaded(Loaded):
     @property
     def tag(self) -> str:
         return "fake:1"
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        return SizeLimits(multiple=8, min=64, max=4096)
 
     def summary(self, *, default: bool) -> ModelSummary:
         size = (64, 64, 8)
@@ -84,7 +90,7 @@ class FakeGenerator:
         self.settings = settings
         self.state = "new"
         self.state_reason = ""
-        self.models = FakeModels(lambda: self.state)
+        self.models = FakeModels(lambda: self.state, settings.model_aliases)
         self.calls = self.activity = self
         self.answered = 0
         self.run_s = float(os.environ.get("FAKE_RUN_S", "0"))
@@ -193,6 +199,15 @@ class FakeGenerator:
 
     def provenance(self, order: Resolved) -> Provenance:
         return Provenance("fake:1", "0" * 64, "fake", "fp32", "cpu", "0", (), ())
+
+    def warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        """Of each field with a prompt, four words are read."""
+        texts = (("prompt", order.params.prompt), ("negative_prompt", order.params.negative_prompt))
+        return tuple(
+            CallWarning("prompt_truncated", field, f'this is not read: "{" ".join(words[4:])}"')
+            for field, words in ((field, (text or "").split()) for field, text in texts)
+            if len(words) > 4 and "unread" in words
+        )
 
     def cancel(self, request_id: str) -> None:
         meant = [ended for name, ended in self.ended.items() if is_meant(request_id, name)]

@@ -46,6 +46,21 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
         load_settings()
 
 
+def test_aliases_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDXL_MODEL_ALIASES", " dall-e-3 = sdxl, gpt-image-1=sdxl:v7,,")
+    assert load_settings().model_aliases == (("dall-e-3", "sdxl"), ("gpt-image-1", "sdxl:v7"))
+    for wrong, reason in (
+        ("dall-e-3", "has not the form alias=model"),
+        ("=sdxl", "has not the form"),
+        ("a=", "has not the form"),
+        ("a=b=c", "has not the form"),
+        ("a=b,a=c", "a stands for b and for c"),
+    ):
+        monkeypatch.setenv("SDXL_MODEL_ALIASES", wrong)
+        with pytest.raises(ConfigurationError, match=f"SDXL_MODEL_ALIASES is .*{reason}"):
+            load_settings()
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
     text = REFERENCE.read_text("utf-8")
     rows = dict(re.findall(r"^\| `SDXL_([A-Z_]+)` \| (.*?) \|", text, re.MULTILINE))
@@ -68,7 +83,8 @@ NO_PIXELS = {
     "prompt_cache_mb", "ageing_s", "timeout_s", "drain_s", "store", "store_ttl_s", "store_max_mb",
     "store_timeout_s", "embed_metadata", "result_cache", "png_level", "batch_max_size",
     "batch_max_latency_ms", "workers", "ui", "cors_origins", "receive_timeout_s",
-    "max_connections_per_client", "max_bodies_mb", "log_error_messages",
+    "max_connections_per_client", "max_bodies_mb", "log_error_messages", "model_aliases",
+    "unknown_fields",
 }  # fmt: skip
 
 

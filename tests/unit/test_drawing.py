@@ -14,13 +14,14 @@ from PIL import Image
 
 from sdxl_bento.config import Settings
 from sdxl_bento.drawing import Answer, Drawing
-from sdxl_bento.errors import AdapterNotFound, InvalidInput, Overloaded
+from sdxl_bento.errors import AdapterNotFound, InvalidInput, ModelNotFound, Overloaded
 from sdxl_bento.order import InputImage, Order, Resolved
 from sdxl_bento.params import ResolvedParams
 from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.pictures.location import open_store
 from sdxl_bento.pictures.publish import Pictures
 from sdxl_bento.serving.results import (
+    CallWarning,
     GeneratedImage,
     Generation,
     Progress,
@@ -52,6 +53,12 @@ class FakeGenerator:
         decided = {"model": "m", "width": 16, "height": 16, "sampler": "euler", "seed": seed}
         params = ResolvedParams.model_validate(dict(order.params) | decided)
         return Resolved(order.task, params, order.pictures)
+
+    def warnings(self, order: Resolved) -> tuple[CallWarning, ...]:
+        self.threads.append(threading.current_thread())
+        if order.params.prompt == "gone":
+            raise ModelNotFound("m")
+        return (CallWarning("prompt_truncated", "prompt", f"seed {order.params.seed}"),)
 
     def provenance(self, order: Resolved) -> Provenance:
         self.threads.append(threading.current_thread())
@@ -117,6 +124,14 @@ async def plain(tmp_path: Path) -> AsyncIterator[Setup]:
     setup = Setup(tmp_path, result_cache=False)
     yield setup
     setup.pictures.close()
+
+
+async def test_warnings_of_drawn_and_of_cached_pictures(cached: Setup, plain: Setup) -> None:
+    for setup in (cached, cached, plain):
+        answer = await setup.draw(seed=5)
+        assert [each.message for each in answer.warnings] == ["prompt: seed 5"]
+    assert (await cached.draw(seed=5)).cached
+    assert (await plain.draw(prompt="gone")).warnings == ()  # and the picture is answered
 
 
 def reds(answer: Answer) -> list[int]:

@@ -13,7 +13,8 @@ from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.a1111 import fields as a1111_fields
 from sdxl_bento.protocols.a1111.samplers import sampler_of
-from sdxl_bento.protocols.http.validation import parse_params, rename_field
+from sdxl_bento.protocols.http.translation import Translation
+from sdxl_bento.protocols.http.validation import parse_params
 from sdxl_bento.protocols.openai import fields as openai_fields
 from sdxl_bento.sampler_names import A1111_SAMPLERS, a1111_name
 
@@ -58,37 +59,38 @@ A1111 = [
 ]
 
 
-def openai(body: object) -> object:
-    return openai_fields.to_native(body, task="img2img")[0]
+def openai(body: object, noted: Translation) -> object:
+    return openai_fields.to_native(body, "img2img", noted)[0]
 
 
-def a1111(body: object) -> object:
-    return a1111_fields.to_native(body, None, task="img2img")
+def a1111(body: object, noted: Translation) -> object:
+    return a1111_fields.to_native(body, None, "img2img", noted)
 
 
 @pytest.mark.parametrize(("translated", "names"), [(openai, OPENAI), (a1111, A1111)])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_other_errors(
-    translated: Callable[[object], object], names: list[str], data: st.DataObject
+    translated: Callable[[object, Translation], object], names: list[str], data: st.DataObject
 ) -> None:
     body: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=4))
+    noted = Translation()
     try:
-        fields = translated({"prompt": "a"} | body)
+        fields = translated({"prompt": "a"} | body, noted)
         assert isinstance(fields, dict)
         fields.pop("image", None)
         fields.pop("image_id", None)
         parse_params(fields)
     except SDXLError as error:
         assert isinstance(error, InvalidInput)
-        assert str(rename_field(error, a1111_fields.NAMES))
+        assert str(noted.told(error))
 
 
 @given(body=VALUES)
 def test_bodies_that_are_no_objects(body: object) -> None:
     for translated in (openai, a1111):
         if not isinstance(body, dict):
-            assert translated(body) == body
+            assert translated(body, Translation()) == body
 
 
 def test_samplers_there_and_back() -> None:

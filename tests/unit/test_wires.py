@@ -128,3 +128,16 @@ def test_a_field_with_a_name_in_the_text_is_in_it(monkeypatch: pytest.MonkeyPatc
     assert ", CFG Rescale: 0.25, Version: " in infotext(order)
     plain = order.with_params(guidance_rescale=0.0)
     assert "CFG Rescale" not in infotext(plain)
+
+
+def test_every_alias_is_documented_and_means_one_field() -> None:
+    text = (ROOT / "docs" / "guides" / "native.md").read_text()
+    seen: set[str] = set()
+    for name, wire in WIRES.items():
+        row = next((line for line in text.splitlines() if line.endswith(f"| `{name}` |")), "")
+        row = row or next((line for line in text.splitlines() if f"| `{name}`; " in line), "")
+        for alias in wire.aliases:
+            assert f"`{alias}`" in row, f"{alias} is missing from the aliases in native.md"
+            assert alias not in seen | set(WIRES)
+            seen.add(alias)
+    assert seen

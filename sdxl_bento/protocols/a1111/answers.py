@@ -15,6 +15,7 @@ from sdxl_bento.fields import wires
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.infotext import infotext
+from sdxl_bento.protocols.http.answers import warnings_json
 from sdxl_bento.protocols.http.schemas import Base64
 from sdxl_bento.sampler_names import A1111_SAMPLERS, A1111_SCHEDULERS, a1111_name
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
@@ -149,6 +150,7 @@ def _info(answer: Answer, request: Mapping[str, Any]) -> dict[str, Any]:
         "styles": [],
         "version": f"sdxl-bento {__version__}",
         "image_ids": [picture.image_id for picture in answer.pictures],
+        **({"warnings": [*warnings_json(answer)]} if answer.warnings else {}),
     }
 
 

@@ -10,98 +10,129 @@ from sdxl_bento.errors import InvalidInput
 from sdxl_bento.fields import wires
 from sdxl_bento.order import Task
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.a1111.prompt_syntax import without_loras
+from sdxl_bento.protocols.a1111.neutral import (
+    IGNORED,
+    IGNORED_SETTINGS,
+    NEUTRAL,
+    NEUTRAL_SETTINGS,
+    PLACEHOLDER,
+    check_neutral,
+    check_scripts,
+)
+from sdxl_bento.protocols.a1111.prompt_syntax import tags_in, without_loras
 from sdxl_bento.protocols.a1111.samplers import sampler_of
+from sdxl_bento.protocols.http.translation import UNSAID, Translation
 from sdxl_bento.sampler_names import AUTOMATIC
 
 # AUTOMATIC1111's name of a field → the native field with the same value, under whichever name.
 SAME = {wire.a1111: name for name, wire in wires(GenerateParams).items() if wire.a1111}
-# Native field → its name in this protocol, for errors.
-NAMES = {native: name for name, native in SAME.items() if name != native} | {
-    "num_images": "batch_size x n_iter",
-    "strength": "denoising_strength",
-    "image": "init_images",
-    "model": "sd_model_checkpoint",
-    "output_format": "override_settings.samples_format",
-    "high_noise_frac": "refiner_switch_at",
-}
-# Fields of features that this server does not have → the values that do not ask for the feature.
-NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "enable_hr": (False,),
-    "script_name": ("", "None"),
-    "script_args": ([],),
-    "alwayson_scripts": ({},),
-    "styles": ([],),
-    "subseed_strength": (0,),
-    "seed_resize_from_h": (0, -1),
-    "seed_resize_from_w": (0, -1),
-    "restore_faces": (False,),
-    "tiling": (False,),
-    "s_churn": (0,),
-    "s_tmin": (0,),
-    "s_noise": (1,),
-    "disable_extra_networks": (False,),
-    "infotext": ("",),
-    "mask": (),
-    "latent_mask": (),
-    "resize_mode": (0, 1),
-    "initial_noise_multiplier": (1,),
-}
-# Fields about the files of AUTOMATIC1111's interface, or details of the features above.
-IGNORED = re.compile(
-    r"(hr_|firstphase_|do_not_save_|mask_blur|inpaint)\w*|comments|eta|force_task_id|save_images"
-    r"|image_cfg_scale|include_init_images|mask_round|override_settings_restore_afterwards"
-    r"|s_tmax|subseed"
-)
 # Fields that are translated one by one below.
 OWN = (
     *("prompt", "negative_prompt", "seed", "batch_size", "n_iter", "sampler_name", "sampler_index"),
     *("scheduler", "override_settings", "refiner_checkpoint", "refiner_switch_at", "send_images"),
     *("denoising_strength", "init_images"),
 )
+# AUTOMATIC1111's settings that a call may override → the native fields.
+CHECKPOINT = "sd_model_checkpoint"
+SETTINGS = {
+    CHECKPOINT: "model",
+    "samples_format": "output_format",
+    "jpeg_quality": "output_quality",
+}
+SCRIPTS = "alwayson_scripts"
+NOISE = "s_noise"
+# The samplers that add no noise to a step.
+WITHOUT_NOISE = ("euler", "ddim", "dpmpp_2m", "dpmpp_2m_karras")
+UNREPEATED = "a picture"  # in errors, in place of a file
+RANDOM = (-1, "-1", "")  # seeds that stand for a random one
 DENOISING_STRENGTH = 0.75  # of an img2img call that does not set it
+_MAX_TITLE = 400  # no model has such a name, and the patterns below are not linear
+_HASH = re.compile(r"\s*\[[0-9a-fA-F]+\]\Z")
+_EXTENSION = re.compile(r"\.(safetensors|ckpt)\Z", re.IGNORECASE)
 
 
-def to_native(body: object, model: str | None, task: Task) -> object:
-    """Translate a body into native fields. `model` is used unless the body names one.
+def to_native(
+    body: object, model: str | None, task: Task, translation: Translation | None = None
+) -> object:
+    """Translate a body into native fields.
+
+    Args:
+        body: the decoded body.
+        model: is used unless the body names one.
+        task: of the call.
+        translation: takes down what the caller called the fields.
 
     Raises InvalidInput.
     """
+    translation = translation or Translation()
     if not isinstance(body, Mapping):
         return body
     body = {name: value for name, value in body.items() if value is not None}
-    _check_known(body)
+    body = _known(body, translation)
+    if task == "generate" and body.get("init_images"):
+        raise InvalidInput("init_images", UNREPEATED, "nothing; img2img redraws a picture")
     if not isinstance(body.get("send_images", True), bool):
         raise InvalidInput("send_images", body["send_images"], "true or false")
-    prompt, loras = without_loras(_text(body, "prompt"))
-    fields: dict[str, Any] = {"prompt": prompt, "loras": loras, "model": model}
+    fields: dict[str, Any] = {"model": model, **_prompt(body, translation)}
     # An empty negative prompt means SDXL's zeros there, which here is no negative prompt at all.
     fields["negative_prompt"] = _text(body, "negative_prompt") or None
-    fields["seed"] = None if body.get("seed", -1) == -1 else body["seed"]
+    fields["seed"] = None if body.get("seed", -1) in RANDOM else body["seed"]
     fields["num_images"] = _count(body, "batch_size") * _count(body, "n_iter")
+    _note_count(body, translation)
     fields |= {native: body[name] for name, native in SAME.items() if name in body}
-    fields |= _sampler(body)
-    fields |= _overridden(body.get("override_settings", {}))
-    fields |= _refiner(body)
+    for name, native in SAME.items():
+        if name in body:
+            translation.note(native, name, body[name])
+    fields |= _sampler(body, translation)
+    fields |= overridden(body.get("override_settings", {}), translation, "override_settings")
+    fields |= _refiner(body, translation)
+    _check_noise(body, fields)
     if task != "generate":
         fields["strength"] = body.get("denoising_strength", DENOISING_STRENGTH)
+        translation.note("strength", "denoising_strength", fields["strength"])
         fields["image"] = _only_one(body.get("init_images"))
+        translation.note("image", "init_images", UNSAID)
     return fields
 
 
-def _check_known(body: Mapping[str, Any]) -> None:
+def _known(body: Mapping[str, Any], translation: Translation) -> dict[str, Any]:
+    """The fields that are known here. Raises InvalidInput for one that asks for too much."""
+    known = (*OWN, *SAME, *NEUTRAL, *IGNORED, SCRIPTS)
+    listed = f"one of the fields {', '.join(sorted((*OWN, *SAME)))}"
+    body = translation.known(body, known, allowed=listed)
     for name, value in body.items():
-        if name in NEUTRAL:
-            if not any(_same(value, neutral) for neutral in NEUTRAL[name]):
-                only = " or ".join(map(repr, NEUTRAL[name])) or "nothing"
-                raise InvalidInput(name, value, f"{only}; it is not supported")
-        elif name not in (*OWN, *SAME) and not IGNORED.fullmatch(name):
-            known = ", ".join(sorted((*OWN, *SAME)))
-            raise InvalidInput(name, value, f"one of the fields {known}")
+        if name in NEUTRAL and name != NOISE:
+            check_neutral(name, value, NEUTRAL[name])
+    check_scripts(body.get(SCRIPTS))
+    return body
 
 
-def _same(value: object, other: object) -> bool:
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
+def _prompt(body: Mapping[str, Any], translation: Translation) -> dict[str, Any]:
+    """The prompt without its tags, and the adapters that these name."""
+    prompt = _text(body, "prompt")
+    text, loras = without_loras(prompt)
+    tags = tags_in(prompt)
+    for index, tag in enumerate(tags):
+        translation.note(f"loras.{index}", "prompt", tag, whole=True)
+    if tags:
+        translation.note("loras", "prompt", " ".join(tags), whole=True)
+    return {"prompt": text, "loras": loras}
+
+
+def _note_count(body: Mapping[str, Any], translation: Translation) -> None:
+    """The number of pictures is a product; who sent one factor only is told about that one."""
+    sent = [name for name in ("batch_size", "n_iter") if body.get(name, 1) != 1]
+    if len(sent) == 1:
+        translation.note("num_images", sent[0], body[sent[0]])
+    else:
+        product = " x ".join(str(body.get(name, 1)) for name in ("batch_size", "n_iter"))
+        translation.note("num_images", "batch_size x n_iter", product)
+
+
+def _check_noise(body: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """`s_noise` scales the fresh noise of a step, so it changes nothing where there is none."""
+    if fields.get("sampler") not in WITHOUT_NOISE:
+        check_neutral(NOISE, body.get(NOISE), NEUTRAL[NOISE])
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
@@ -111,15 +142,29 @@ def _text(body: Mapping[str, Any], name: str) -> str:
     return text
 
 
-def _sampler(body: Mapping[str, Any]) -> dict[str, Any]:
+def _choice(body: Mapping[str, Any], name: str) -> str:
+    """The text in a field that names something; empty if it holds the API page's example."""
+    text = _text(body, name)
+    return "" if text == PLACEHOLDER else text
+
+
+def _sampler(body: Mapping[str, Any], translation: Translation) -> dict[str, Any]:
     """The native sampler: the model's default if none is named, Euler if only a scheduler is.
 
     Euler is AUTOMATIC1111's own default.
     """
-    scheduler = _text(body, "scheduler") or AUTOMATIC
-    names = _text(body, "sampler_name"), _text(body, "sampler_index")
-    name = names[0] or names[1] or ("" if scheduler.lower() == AUTOMATIC else "Euler")
-    return {"sampler": sampler_of(name, scheduler)} if name else {}
+    scheduler = _choice(body, "scheduler") or AUTOMATIC
+    by_name, by_index = _choice(body, "sampler_name"), _choice(body, "sampler_index")
+    name = by_name or by_index or ("" if scheduler.lower() == AUTOMATIC else "Euler")
+    if not name:
+        return {}
+    field = "sampler_index" if by_index and not by_name else "sampler_name"
+    translation.note("sampler", field, name)
+    try:
+        return {"sampler": sampler_of(name, scheduler)}
+    except InvalidInput as error:
+        is_name = error.field == "sampler_name"
+        raise error.at(field if is_name else error.field, error.value) from None
 
 
 def _count(body: Mapping[str, Any], name: str) -> int:
@@ -129,32 +174,64 @@ def _count(body: Mapping[str, Any], name: str) -> int:
     return count
 
 
-def _overridden(settings: object) -> dict[str, Any]:
+def overridden(settings: object, translation: Translation, place: str) -> dict[str, Any]:
+    """The native fields for settings, such as those that a call overrides.
+
+    Args:
+        settings: AUTOMATIC1111's names and values.
+        translation: of the call.
+        place: where the settings are in the body; empty if they are the body itself.
+
+    Raises InvalidInput for a setting that asks for something that this server does not have.
+    """
     if not isinstance(settings, Mapping):
-        raise InvalidInput("override_settings", settings, "an object")
+        raise InvalidInput(place or "body", settings, "an object")
+    allowed = f"one of {', '.join(SETTINGS)}"
+    known = (*SETTINGS, *NEUTRAL_SETTINGS, *IGNORED_SETTINGS)
     fields: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in translation.known(settings, known, place, allowed).items():
+        at = f"{place}.{name}" if place else name
         if value is None:
             continue
-        if name == "sd_model_checkpoint":
-            fields["model"] = value
-        elif name == "samples_format":
-            fields["output_format"] = "jpeg" if value == "jpg" else value
-        else:
-            allowed = "one of sd_model_checkpoint, samples_format"
-            raise InvalidInput(f"override_settings.{name}", value, allowed)
-    return fields
+        if name in NEUTRAL_SETTINGS:
+            check_neutral(at, value, NEUTRAL_SETTINGS[name])
+        if name in SETTINGS:
+            native = SETTINGS[name]
+            fields[native] = _setting(name, value)
+            translation.note(native, at, value)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _refiner(body: Mapping[str, Any]) -> dict[str, Any]:
+def _setting(name: str, value: object) -> object:
+    """The native value of a setting; None for no value."""
+    if name == CHECKPOINT and isinstance(value, str):
+        return checkpoint_name(value) or None
+    return "jpeg" if name == "samples_format" and value == "jpg" else value
+
+
+def checkpoint_name(title: str) -> str:
+    """The name in a checkpoint's title, such as `sdxl` for `folder/sdxl.safetensors [31e35c80fc]`.
+
+    The API page's example stands for no name.
+    """
+    if len(title) > _MAX_TITLE:
+        return title
+    name = _HASH.sub("", title.strip())
+    name = _EXTENSION.sub("", name.replace("\\", "/").rpartition("/")[2])
+    return "" if name == PLACEHOLDER else name
+
+
+def _refiner(body: Mapping[str, Any], translation: Translation) -> dict[str, Any]:
     """Each model has at most one refiner, so any name that contains "refiner" stands for it."""
     name, at = body.get("refiner_checkpoint", ""), body.get("refiner_switch_at")
     if isinstance(at, bool) or not isinstance(at, float | int | None):
         raise InvalidInput("refiner_switch_at", at, "a number over 0 under 1")
-    if name in ("", "None"):
+    if name in ("", "None", PLACEHOLDER):
         return {}
     if not isinstance(name, str) or "refiner" not in name.lower():
         raise InvalidInput("refiner_checkpoint", name, "refiner, for the model's own")
+    translation.note("refiner", "refiner_checkpoint", name)
+    translation.note("high_noise_frac", "refiner_switch_at", at)
     return {"refiner": True} | ({} if at is None else {"high_noise_frac": at})
 
 

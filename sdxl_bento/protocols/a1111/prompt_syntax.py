@@ -24,6 +24,11 @@ def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     return (_TAG.sub("", prompt).strip() if loras else prompt), loras
 
 
+def tags_in(prompt: str) -> list[str]:
+    """The tags of a prompt as they are written, one for each adapter of `without_loras`."""
+    return [match[0] for match in _TAG.finditer(prompt)]
+
+
 def _lora(match: re.Match[str]) -> dict[str, Any]:
     kind, text = match.groups()
     name, *weights = text.split(":")

@@ -22,22 +22,17 @@ from sdxl_bento.protocols.a1111.answers import (
     samplers_json,
     schedulers_json,
 )
-from sdxl_bento.protocols.a1111.fields import NAMES, to_native
+from sdxl_bento.protocols.a1111.fields import CHECKPOINT, overridden, to_native
 from sdxl_bento.protocols.a1111.running_calls import RunningCalls
 from sdxl_bento.protocols.http.answers import answer_headers
 from sdxl_bento.protocols.http.api import API, api_of
-from sdxl_bento.protocols.http.bodies import (
-    FIELD_HEADERS,
-    MAX_JSON_BYTES,
-    MAX_UPLOAD_BYTES,
-    Call,
-    read_call,
-)
+from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
-from sdxl_bento.protocols.http.validation import rename_field
+from sdxl_bento.protocols.http.translation import Rules, Translation
 
 PROTOCOL = "automatic1111"
-_CHECKPOINT = "sd_model_checkpoint"
+DEFAULT_FORMAT = "png"
+_SKIP = "skip_current_image"
 
 
 def routes() -> list[Route]:
@@ -81,31 +76,32 @@ class Automatic1111:
         if kind.startswith("multipart/"):  # its files could not be returned as `parameters`
             error = UnsupportedBody("Content-Type", kind, "application/json")
             http_call = replace(http_call, fields={}, error=http_call.error or error)
-        call = self._native_call(http_call, task)
+        call = self._native_call(http_call, task, api_of(request).rules)
         try:
             with self._calls.running(call.request_id) as running:
                 answer = await api_of(request).run(call, task, running.update)
         except Exception as error:  # every error is answered in the protocol's format
-            return error_response(
-                rename_field(logged(error, call.request_id), NAMES), call.request_id
-            )
+            return error_response(logged(error, call.request_id), call.request_id)
         body = http_call.fields if isinstance(http_call.fields, Mapping) else {}
         return JSONResponse(response_body(answer, body), headers=answer_headers(answer))
 
-    def _native_call(self, call: Call, task: Task) -> Call:
+    def _native_call(self, call: Call, task: Task, rules: Rules) -> Call:
         """The call in native fields. What is wrong with it is its `error`."""
         call = replace(call, protocol=PROTOCOL)
         if call.error is not None:
             return call
+        translation = Translation(rules, sent=dict(call.headers))
         try:
-            return replace(call, fields=to_native(call.fields, self._model, task))
+            fields = to_native(call.fields, self._model, task, translation)
         except SDXLError as error:
             return replace(call, error=error)
+        return replace(call, fields=fields, translation=translation)
 
     async def _progress(self, request: Request) -> Response:
-        skip = request.query_params.get("skip_current_image", "false").lower()
+        sent = Translation(api_of(request).rules).known(request.query_params, (_SKIP,))
+        skip = sent.get(_SKIP, "false").lower()
         if skip not in ("true", "1", "false", "0"):
-            raise InvalidInput("skip_current_image", skip, "true or false")
+            raise InvalidInput(_SKIP, skip, "true or false")
         return JSONResponse(await self._calls.progress(with_image=skip in ("false", "0")))
 
     async def _interrupt(self, request: Request) -> Response:
@@ -120,7 +116,10 @@ class Automatic1111:
             return await self._choose(request)
         models = api_of(request).generator.models.summaries()
         model = self._model or (models[0].name if models else None)
-        body: Automatic1111Options = {"sd_model_checkpoint": model, "samples_format": "png"}
+        body: Automatic1111Options = {
+            "sd_model_checkpoint": model,
+            "samples_format": DEFAULT_FORMAT,
+        }
         return JSONResponse(body)
 
     async def _choose(self, request: Request) -> Response:
@@ -129,23 +128,41 @@ class Automatic1111:
         try:
             if call.error is not None:
                 raise call.error
-            self._model = _model_in(api_of(request), call.fields)
+            chosen = _model_in(api_of(request), call)
         except SDXLError as error:
-            return error_response(rename_field(error, NAMES), call.request_id)
+            return error_response(error, call.request_id)
+        self._model = chosen or self._model
         return JSONResponse(None)
 
 
-def _model_in(api: API, options: object) -> str:
-    """The name of the model that options choose. Raises InvalidInput, ModelNotFound, NotReady."""
-    if not isinstance(options, Mapping) or set(options) - {*FIELD_HEADERS.values()} != {
-        _CHECKPOINT
-    }:
-        shown = sorted(options) if isinstance(options, Mapping) else options
-        raise InvalidInput("options", shown, f"{_CHECKPOINT} alone")
+def _model_in(api: API, call: Call) -> str | None:
+    """The name of the model that options choose; None if they choose none.
+
+    Clients send back all the options that they got, and some of their own defaults.
+
+    Raises InvalidInput, ModelNotFound, NotReady.
+    """
+    options = call.fields
+    if not isinstance(options, Mapping):
+        raise InvalidInput("options", options, f"an object with {CHECKPOINT}")
+    options = {name: options[name] for name in options if name not in call.headers}
+    translation = Translation(api.rules)
+    fields = overridden(options, translation, "")
+    if (picture := fields.pop("output_format", DEFAULT_FORMAT)) != DEFAULT_FORMAT:
+        allowed = f"{DEFAULT_FORMAT}, or another in the override_settings of a call"
+        raise InvalidInput("samples_format", picture, allowed)
+    if "output_quality" in fields:
+        allowed = "nothing; it is one of the override_settings of a call"
+        raise InvalidInput("jpeg_quality", fields["output_quality"], allowed)
+    if "model" not in fields:
+        return None
     if api.settings.workers > 1:
         allowed = "one of override_settings: this server's processes share no options"
-        raise InvalidInput(_CHECKPOINT, options[_CHECKPOINT], allowed)
-    return api.generator.models.ready(str(options[_CHECKPOINT])).name
+        raise InvalidInput(CHECKPOINT, options[CHECKPOINT], allowed)
+    try:
+        return api.generator.models.ready(str(fields["model"])).name
+    except SDXLError as error:
+        raise translation.told(error) from None
 
 
 async def _models(request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sdxl_bento import errors
-from sdxl_bento.protocols.a1111 import answers, fields
+from sdxl_bento.protocols.a1111 import answers, fields, neutral
 from sdxl_bento.protocols.http.envelopes import Automatic1111Error
 from sdxl_bento.protocols.http.operations import (
     BASE64,
@@ -38,15 +38,8 @@ _BLACK = (  # a PNG of 64x64
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQAAAACCEkxzAAAAD0lEQVR42mNgGAWjgHwAAAJAAAHgTR1EAAAAAElFTkSuQmCC"
 )
 _REDRAW = {"prompt": "a red circle", "init_images": [_BLACK], "denoising_strength": 0.6}
+_IGNORED: Schema = {"description": "Accepted and ignored."}
 _COUNT: Schema = {"type": "integer", "minimum": 1}
-_OVERRIDES = {
-    "type": "object",
-    "properties": {
-        "sd_model_checkpoint": nullable(STRING),
-        "samples_format": {"enum": ["png", "jpg", "jpeg", "webp", None]},
-    },
-    "additionalProperties": False,
-}
 
 
 def components() -> dict[str, Schema]:
@@ -67,6 +60,7 @@ def paths(params: Schema) -> dict[str, Any]:
 
 def _calls(params: Schema) -> dict[str, Any]:
     text_to_image = _fields(params["properties"])
+    text_to_image["denoising_strength"] = _IGNORED
     strength = params["properties"]["strength"]
     picture = {
         "init_images": array_of(BASE64, minItems=1, maxItems=1),
@@ -93,7 +87,9 @@ def _calls(params: Schema) -> dict[str, Any]:
 
 
 def _control() -> dict[str, Any]:
-    option = closed_object({"sd_model_checkpoint": STRING}, required=["sd_model_checkpoint"])
+    option = _settings(
+        {fields.CHECKPOINT: nullable(STRING), "samples_format": {"enum": ["png", None]}}
+    )
     skip = parameter("skip_current_image", "query", "Leave out the preview.", BOOLEAN)
     return {
         "progress": A1111.get(
@@ -114,7 +110,7 @@ def _control() -> dict[str, Any]:
             **A1111.post(
                 "Choose the model of calls that name none.",
                 response("It is chosen.", media(JSON, {"type": "null"})),
-                body=request_body(media(JSON, option)),
+                body=request_body(media(JSON, option), required=False),
                 fails=(*READS, errors.ModelNotFound, errors.NotReady),
             ),
         },
@@ -147,23 +143,47 @@ def _fields(native: Schema) -> dict[str, Schema]:
     own: dict[str, Schema] = {
         "prompt": {**STRING, "description": "May contain `<lora:name:weight>`."},
         "negative_prompt": STRING,
-        "seed": {"type": "integer", "minimum": -1, "description": "-1: a random one."},
+        "seed": {
+            "anyOf": [{"type": "integer", "minimum": -1}, {"enum": [*fields.RANDOM]}],
+            "description": "-1: a random one.",
+        },
         "batch_size": _COUNT,
         "n_iter": _COUNT,
         "sampler_name": {**STRING, "description": f"One of {samplers}, in any case."},
         "sampler_index": {**STRING, "description": "Used if `sampler_name` is empty."},
         "scheduler": {**STRING, "description": f"One of {schedulers}, in any case."},
-        "override_settings": _OVERRIDES,
+        "override_settings": _settings(
+            {
+                fields.CHECKPOINT: nullable(STRING),
+                "samples_format": {"enum": ["png", "jpg", "jpeg", "webp", None]},
+                "jpeg_quality": nullable(native["output_quality"]),
+            }
+        ),
         "refiner_checkpoint": {**STRING, "description": "A name that contains `refiner`."},
         "refiner_switch_at": NUMBER,
         "send_images": BOOLEAN,
     }
     own |= {name: native[field] for name, field in fields.SAME.items()}
-    neutral = {name: {"enum": [*values]} for name, values in fields.NEUTRAL.items() if values}
-    return {name: nullable(each) for name, each in (neutral | own).items()}
+    own |= {
+        fields.SCRIPTS: {**OBJECT, "description": "Scripts that are turned off."},
+        fields.NOISE: {**NUMBER, "description": "1, or any with a sampler without noise."},
+    }
+    off = {name: _enum(values) for name, values in neutral.NEUTRAL.items()}
+    return {name: nullable(each) for name, each in (off | own).items()}
+
+
+def _settings(own: dict[str, Schema]) -> Schema:
+    """The schema of AUTOMATIC1111's settings, of which `own` have an effect."""
+    off = {name: nullable(_enum(values)) for name, values in neutral.NEUTRAL_SETTINGS.items()}
+    ignored: dict[str, Schema] = dict.fromkeys(sorted(neutral.IGNORED_SETTINGS), _IGNORED)
+    return closed_object({**ignored, **off, **own})
+
+
+def _enum(values: tuple[object, ...]) -> Schema:
+    return {"enum": [*values]}
 
 
 def _body(properties: dict[str, Schema], *required: str) -> Schema:
     """Of fields that are ignored only the names are known."""
-    ignored = {f"^({fields.IGNORED.pattern})$": {"description": "Ignored."}}
-    return {**closed_object(properties, required=required), "patternProperties": ignored}
+    ignored: dict[str, Schema] = dict.fromkeys(sorted(neutral.IGNORED), _IGNORED)
+    return closed_object({**ignored, **properties}, required=required)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sdxl_bento.drawing import Answer, Drawing, OnProgress
-from sdxl_bento.errors import InvalidInput
+from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.order import PICTURES_OF, InputImage, Order, PictureRole, Task
 from sdxl_bento.pictures.decoder_pool import DecoderPool
-from sdxl_bento.protocols.http.bodies import Call
+from sdxl_bento.protocols.http.bodies import PICTURE_FIELDS, Call
+from sdxl_bento.protocols.http.native_fields import native_fields
 from sdxl_bento.protocols.http.off_loop import off_loop
+from sdxl_bento.protocols.http.translation import Rules, Translation
 from sdxl_bento.protocols.http.uploads import picture_bytes, shortened
 from sdxl_bento.protocols.http.validation import parse_params
 
@@ -38,23 +41,41 @@ class API:
         self._decoders = DecoderPool(settings)
         self._metrics = metrics
 
+    @property
+    def rules(self) -> Rules:
+        """What this server's settings and models say about reading a call."""
+        return Rules.of(self.settings, self.generator.models.sides())
+
     async def run(
         self, call: Call, task: Task = "generate", on_progress: OnProgress | None = None
     ) -> Answer:
         """Draw a call, as long as its client is connected and its time is not over, and count it.
 
+        Errors and warnings name fields and values as the caller has sent them.
+
         Raises:
             SDXLError: see `errors`.
             TimeoutError: it took longer than `timeout_s`.
         """
+        translation = call.translation or Translation(
+            self.rules, sent=dict(call.headers), warnings=list(call.warnings)
+        )
 
         async def draw() -> Answer:
-            return await self._drawing.draw(
-                await self._order(call, task),
-                request_id=call.request_id,
-                control=call.cache,
-                on_progress=on_progress,
-            )
+            if call.error is not None:
+                raise call.error
+            try:
+                answer = await self._drawing.draw(
+                    await self._order(call, task, translation),
+                    request_id=call.request_id,
+                    control=call.cache,
+                    on_progress=on_progress,
+                )
+            except SDXLError as error:
+                if (told := translation.told(error)) is error:
+                    raise
+                raise told from error
+            return replace(answer, warnings=translation.warned(answer.warnings))
 
         model = self.generator.models.name_of(call.model)
         with self._metrics.request(call.protocol, model):
@@ -70,15 +91,19 @@ class API:
         """End the processes that decode pictures. It blocks for a moment."""
         self._decoders.close()
 
-    async def _order(self, call: Call, task: Task) -> Order:
+    async def _order(self, call: Call, task: Task, translation: Translation) -> Order:
         """The call's order, with its pictures decoded. Raises InvalidInput, ImageNotFound."""
+        if call.validated is not None:
+            return Order(task, call.validated)
+        fields = call.fields
+        if isinstance(fields, Mapping) and call.translation is None:
+            of_pictures = (*PICTURE_FIELDS, "id") if PICTURES_OF[task] else ()
+            fields = native_fields(fields, translation, more=of_pictures)
         if not PICTURES_OF[task]:
-            return Order(task, call.params())
-        if call.error is not None:
-            raise call.error
-        fields = dict(call.fields) if isinstance(call.fields, Mapping) else {}
+            return Order(task, parse_params(fields, self.rules))
+        fields = dict(fields) if isinstance(fields, Mapping) else {}
         sent = {role: (fields.pop(role, None), _pop_id(fields, role)) for role in PICTURES_OF[task]}
-        params = parse_params(fields)
+        params = parse_params(fields, self.rules)
         pictures = {role: await self._picture(role, *values) for role, values in sent.items()}
         return Order(task, params, pictures)
 

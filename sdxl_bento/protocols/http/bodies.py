@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pydantic_core
 from starlette.requests import Request
 
-from sdxl_bento.errors import SDXLError
+from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
@@ -16,7 +16,9 @@ from sdxl_bento.protocols.http.errors import MalformedBody, UnsupportedBody
 from sdxl_bento.protocols.http.forms import read_multipart, read_urlencoded
 from sdxl_bento.protocols.http.json_bounds import check_json
 from sdxl_bento.protocols.http.off_loop import off_loop
+from sdxl_bento.protocols.http.translation import Sent, Translation
 from sdxl_bento.protocols.http.validation import parse_params
+from sdxl_bento.serving.results import CallWarning
 
 MAX_JSON_BYTES = 1 << 20
 MAX_BATCH_BYTES = 16 << 20
@@ -45,6 +47,10 @@ class Call:
         protocol: the adapter's name, for metrics.
         cache: what the caller allows the result cache to do.
         validated: the parameters, if the adapter had to validate them to say where an error is.
+        headers: the native fields that were sent as headers.
+        translation: what the adapter noted while it translated the fields into native ones. None:
+            they are as the caller has sent them.
+        warnings: about the body that the call was in, if it had several.
     """
 
     request_id: str
@@ -55,6 +61,9 @@ class Call:
     protocol: str = "native"
     cache: CacheControl = field(default_factory=CacheControl)
     validated: GenerateParams | None = None
+    headers: Mapping[str, Sent] = field(default_factory=dict)
+    translation: Translation | None = None
+    warnings: tuple[CallWarning, ...] = ()
 
     @property
     def model(self) -> object:
@@ -63,26 +72,24 @@ class Call:
             return self.validated.model
         return self.fields.get("model") if isinstance(self.fields, Mapping) else None
 
-    def params(self) -> GenerateParams:
-        """The validated parameters. Raises the call's error, or InvalidInput."""
-        if self.error is not None:
-            raise self.error
-        return self.validated if self.validated is not None else parse_params(self.fields)
-
 
 async def read_call(request: Request, max_bytes: int) -> Call:
     """Read a request. It never raises an error of this package: that becomes the call's `error`."""
     error: SDXLError | None = None
     fields: object = None
     request_id = "invalid"
+    headers: Mapping[str, Sent] = {}
     try:
         request_id = request_id_of(request.headers)
-        fields = with_headers(await read_fields(limited(request, max_bytes)), request.headers)
+        body = await read_fields(limited(request, max_bytes))
+        fields = with_headers(body, request.headers)
+        headers = sent_as_headers(body, request.headers)
     except SDXLError as exc:
         error = exc
     wants_json = "application/json" in request.headers.get("accept", "")
     control = cache_control(request.headers)
-    return Call(request_id, wants_json, fields, Caller(request.receive), error, cache=control)
+    caller = Caller(request.receive)
+    return Call(request_id, wants_json, fields, caller, error, cache=control, headers=headers)
 
 
 async def read_fields(request: Request) -> object:
@@ -133,5 +140,19 @@ def with_headers(fields: object, headers: Mapping[str, str]) -> object:
         if header.lower() in headers
     }
     if sent:
-        parse_params({"prompt": "", **sent})
+        try:
+            parse_params({"prompt": "", **sent})
+        except InvalidInput as error:
+            raise Translation(sent=sent_as_headers({}, headers)).told(error) from None
     return {**sent, **fields} if isinstance(fields, Mapping) else fields
+
+
+def sent_as_headers(fields: object, headers: Mapping[str, str]) -> dict[str, Sent]:
+    """The native fields for which `with_headers` takes a header: native field → the header."""
+    if not isinstance(fields, Mapping):
+        return {}
+    return {
+        field: Sent(field, headers[header.lower()], header=header)
+        for header, field in FIELD_HEADERS.items()
+        if header.lower() in headers and field not in fields
+    }

@@ -23,7 +23,7 @@ SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 # The headers of answers that a page of a trusted origin may read.
 EXPOSED = (
     *("X-Request-Id", "X-Seed", "X-Image-Id", "X-Model", "X-Cache", "Server-Timing"),
-    *("X-Cut-From", "Retry-After"),
+    *("X-Cut-From", "X-Warning", "Retry-After"),
 )
 
 

@@ -94,12 +94,6 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     TimeoutError: HTTPStatus.GATEWAY_TIMEOUT,
     Exception: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
-_FIELDS: Mapping[type[errors.NotFound], str] = {
-    errors.ModelNotFound: "model",
-    errors.AdapterNotFound: "loras",
-    errors.ImageNotFound: "image_id",
-    errors.RequestNotFound: "request_id",
-}
 
 
 def status_of(error: Exception) -> HTTPStatus:
@@ -134,7 +128,7 @@ def error_detail(error: Exception, request_id: str | None = None) -> ErrorDetail
         detail["field"], detail["value"] = error.field, _shown(error.value)
         detail["allowed"] = error.allowed
     elif isinstance(error, errors.NotFound):
-        detail["field"], detail["value"] = _FIELDS.get(type(error)), _shown(error.name)
+        detail["field"], detail["value"] = error.field, _shown(error.name)
         detail["allowed"] = f"one of: {', '.join(error.available)}" if error.available else None
     elif isinstance(error, errors.Refused):
         detail["retry_after_s"] = round(error.retry_after_s, 3)

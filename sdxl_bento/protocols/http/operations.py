@@ -164,6 +164,7 @@ PICTURE_HEADERS = {
     "X-Cache": header("`hit` or `miss`, where results are cached."),
     "X-Model": header("What drew it."),
     "X-Cut-From": header("Size of the picture to redraw, if it had to be cropped or scaled."),
+    "X-Warning": header("What the picture lacks of what was asked for, if anything."),
     "Server-Timing": header("Milliseconds in queue, encode, base, refine, decode, total."),
 }
 # What every request may be refused for, before it reaches its route.

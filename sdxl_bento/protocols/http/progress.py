@@ -19,6 +19,8 @@ Event = Progress | Answer | Exception | None
 async def events_of(api: API, call: Call, task: Task) -> AsyncGenerator[Event]:
     """Run a call. Yields its progress, and finally its answer or its error.
 
+    The first event is progress only if the engine has taken the call: a call that is refused has
+    its error as its only event, so that it can be answered with the status of that error. Later,
     None is yielded if nothing has happened for `KEEP_ALIVE_S`. Closing it early ends the call.
     """
     loop = asyncio.get_running_loop()
@@ -29,10 +31,12 @@ async def events_of(api: API, call: Call, task: Task) -> AsyncGenerator[Event]:
 
     running = asyncio.create_task(api.run(call, task, on_progress))
     running.add_done_callback(lambda _: progress.put_nowait(None))
+    silence_s = None  # nothing may be sent before it is known whether the call is refused
     try:
         while True:
             try:
-                step = await asyncio.wait_for(progress.get(), KEEP_ALIVE_S)
+                step = await asyncio.wait_for(progress.get(), silence_s)
+                silence_s = KEEP_ALIVE_S
             except TimeoutError:
                 yield None
                 continue

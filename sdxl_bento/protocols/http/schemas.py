@@ -12,15 +12,21 @@ from pydantic import TypeAdapter, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.http.native_fields import SCHEDULER, aliases
 from sdxl_bento.protocols.http.operations import BASE64, REF, Schema
 
 Base64 = Annotated[str, WithJsonSchema(BASE64)]
 
 
 def request_components() -> dict[str, Schema]:
-    """The schema of the native fields of a request, and of the types in it."""
+    """The schema of the native fields of a request with their aliases, and of the types in it."""
     _, schema = models_json_schema([(GenerateParams, "validation")], ref_template=REF)
     components: dict[str, Schema] = schema["$defs"]
+    properties = components[GenerateParams.__name__]["properties"]
+    for alias, name in aliases().items():
+        values = {} if alias == SCHEDULER else properties[name]
+        properties[alias] = {**values, "description": f"The same as `{name}`; one of the two."}
+        properties[alias].pop("default", None)
     return components
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -10,14 +9,20 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sdxl_bento.errors import AdapterMismatch, InvalidInput
+from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.http.translation import Rules, nearest
+
+NO_RULES = Rules()
 
 MAX_FIELDS = 128
 
 
-def parse_params(fields: object) -> GenerateParams:
-    """Validate decoded JSON. Raises InvalidInput for the first field that is wrong."""
+def parse_params(fields: object, rules: Rules = NO_RULES) -> GenerateParams:
+    """Validate native fields. Raises InvalidInput for the first field that is wrong.
+
+    `rules` has the bounds of this server, which the errors name.
+    """
     if not isinstance(fields, Mapping):
         raise InvalidInput("body", fields, 'a JSON object, such as {"prompt": "a red circle"}')
     if len(fields) > MAX_FIELDS:  # each unknown one would be an error of its own
@@ -25,28 +30,20 @@ def parse_params(fields: object) -> GenerateParams:
     try:
         return GenerateParams.model_validate(fields)
     except ValidationError as error:
-        raise _invalid(error.errors(include_url=False)[0], fields) from None
+        raise _invalid(error.errors(include_url=False)[0], fields, rules) from None
 
 
-def rename_field(error: Exception, names: Mapping[str, str]) -> Exception:
-    """The error with its field's name replaced by the caller's. `names`: native → the caller's."""
-    if isinstance(error, AdapterMismatch) or not isinstance(error, InvalidInput):
-        return error
-    if error.field not in names:
-        return error
-    return type(error)(names[error.field], error.value, error.allowed)
-
-
-def _invalid(detail: ErrorDetails, fields: Mapping[str, Any]) -> InvalidInput:
+def _invalid(detail: ErrorDetails, fields: Mapping[str, Any], rules: Rules) -> InvalidInput:
     path = detail["loc"]
+    allowed = _words(_limited(_schema_at(*path), rules.bounds.get(str(path[0])))) if path else ""
     field = ".".join(str(part) for part in path) or "body"
     if detail["type"] == "extra_forbidden":
         return InvalidInput(field, detail["input"], _known_fields(*path))
     if detail["type"] == "missing":
-        return InvalidInput(field, None, f"{_allowed(*path) or 'a value'}; it is required")
+        return InvalidInput(field, None, f"{allowed or 'a value'}; it is required")
     if not path:
         return InvalidInput(*_cross_field_error(detail["msg"], fields))
-    return InvalidInput(field, detail["input"], _allowed(*path) or detail["msg"])
+    return InvalidInput(field, detail["input"], allowed or detail["msg"])
 
 
 def _cross_field_error(message: str, fields: Mapping[str, Any]) -> tuple[str, object, str]:
@@ -59,13 +56,19 @@ def _cross_field_error(message: str, fields: Mapping[str, Any]) -> tuple[str, ob
 def _known_fields(*path: str | int) -> str:
     """The known names at the place of the unknown one at `path`, the most similar one first."""
     known = list(_schema_at(*path[:-1]).get("properties", {}))
-    close = difflib.get_close_matches(str(path[-1])[:64], known, n=1)
-    hint = f"{close[0]} (the nearest), or " if close else ""
-    return f"{hint}one of the fields {', '.join(known)}"
+    return f"{nearest(str(path[-1])[:64], known)}one of the fields {', '.join(known)}"
 
 
-def _allowed(*path: str | int) -> str:
-    return _words(_schema_at(*path))
+def _limited(schema: Mapping[str, Any], bounds: tuple[int, int] | None) -> Mapping[str, Any]:
+    """The schema of a number within the bounds of this server."""
+    if bounds is None:
+        return schema
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [_limited(each, bounds) for each in schema["anyOf"]]}
+    if "maximum" not in schema:
+        return schema
+    low, high = max(schema["minimum"], bounds[0]), min(schema["maximum"], bounds[1])
+    return {**schema, "minimum": low, "maximum": high}
 
 
 def _schema_at(*path: str | int) -> Mapping[str, Any]:

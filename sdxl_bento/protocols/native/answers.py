@@ -11,7 +11,12 @@ from sdxl_bento.drawing import Answer
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
-from sdxl_bento.protocols.http.answers import Milliseconds, milliseconds
+from sdxl_bento.protocols.http.answers import (
+    Milliseconds,
+    WarningDetail,
+    milliseconds,
+    warnings_json,
+)
 from sdxl_bento.protocols.http.errors import ErrorDetail, error_detail, logged, status_of
 from sdxl_bento.protocols.http.schemas import Base64
 from sdxl_bento.serving.results import LoraSummary, ModelSummary
@@ -49,6 +54,7 @@ class NativeAnswer(TypedDict):
         ]
     ]
     timings: Milliseconds
+    warnings: NotRequired[list[WarningDetail]]  # only if there are any
 
 
 class BatchErrorDetail(ErrorDetail):
@@ -107,6 +113,8 @@ def answer_json(answer: Answer, *, with_files: bool = True) -> dict[str, Any]:
     }
     if (cut := answer.order.cut_from) is not None:
         body["cut_from"] = "{}x{}".format(*cut)
+    if answer.warnings:
+        body["warnings"] = warnings_json(answer)
     return {**body}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import bentoml
 import pydantic
@@ -30,10 +30,14 @@ from sdxl_bento.protocols.http.bodies import (
     cache_control,
     read_call,
     read_fields,
+    sent_as_headers,
     with_headers,
 )
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import error_body, status_of
+from sdxl_bento.protocols.http.translation import Rules, Translation
+
+_BESIDE = "requests alone; each of them has its own fields"
 
 
 class _Arguments(pydantic.BaseModel):
@@ -77,24 +81,28 @@ class ImageBody(GenerateParams, bentoml.IODescriptor):  # type: ignore[misc]
 
 
 class BatchBody(bentoml.IODescriptor):  # type: ignore[misc]
-    """`{"requests": […]}`, each item as for /generate."""
+    """`{"requests": […]}`, each item as for /generate. The service sets the `rules`."""
 
+    rules: ClassVar[Rules] = Rules()
     requests: list[GenerateParams] = Field(min_length=1, max_length=MAX_BATCH_ITEMS)
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> Any:
         """BentoML's hook. A batch's calls share one method call, so a bad body ends here."""
         try:
-            return _BatchArguments(calls=await _read_batch(request))
+            return _BatchArguments(calls=await _read_batch(request, cls.rules))
         except SDXLError as error:
             body = json.dumps(error_body(error))
             raise BentoMLException(body, error_code=status_of(error)) from None
 
 
-async def _read_batch(request: Request) -> list[Call]:
+async def _read_batch(request: Request, rules: Rules) -> list[Call]:
     request_id = request_id_of(request.headers)
     with_headers({}, request.headers)  # a wrong header fails the batch, not each item
     fields = await read_fields(limited(request, MAX_BATCH_BYTES))
+    envelope = Translation(rules)
+    if isinstance(fields, Mapping):
+        fields = envelope.known(fields, ("requests",), allowed=_BESIDE)
     items = fields.get("requests") if isinstance(fields, Mapping) else None
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_BATCH_ITEMS:
         shown = f"{len(items)} items" if isinstance(items, list) else items
@@ -104,6 +112,14 @@ async def _read_batch(request: Request) -> list[Call]:
     headers = request.headers
     control = cache_control(headers)
     return [
-        Call(f"{request_id}.{index}", True, with_headers(item, headers), caller, cache=control)
+        Call(
+            f"{request_id}.{index}",
+            True,
+            with_headers(item, headers),
+            caller,
+            cache=control,
+            headers=sent_as_headers(item, headers),
+            warnings=tuple(envelope.warnings),
+        )
         for index, item in enumerate(items)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NotRequired
 
 from pydantic import Field
@@ -17,11 +17,11 @@ from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.http import envelopes
 from sdxl_bento.protocols.http import errors as http
+from sdxl_bento.protocols.http.answers import WarningDetail, warnings_json
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.envelopes import OpenAIError
 from sdxl_bento.protocols.http.errors import error_detail, logged, status_of
 from sdxl_bento.protocols.http.schemas import Base64
-from sdxl_bento.protocols.http.validation import rename_field
 from sdxl_bento.serving.results import ModelSummary
 
 CLIP_TOKENS = 77  # every prompt is padded or cut to this length
@@ -65,6 +65,7 @@ class OpenAIImages(TypedDict):
     size: str
     data: Annotated[list[OpenAIImage], Field(min_length=1)]
     usage: Usage
+    warnings: NotRequired[list[WarningDetail]]
 
 
 class PictureEvent(TypedDict):
@@ -93,6 +94,7 @@ class CompletedEvent(PictureEvent):
     index: int
     seed: int
     image_id: str | None
+    warnings: NotRequired[list[WarningDetail]]
 
 
 class OpenAIModel(TypedDict):
@@ -126,7 +128,7 @@ def response_body(answer: Answer, images_url: str | None) -> OpenAIImages:
     could not be stored has no link and is sent in base64.
     """
     first = answer.pictures[0]
-    return {
+    body: OpenAIImages = {
         "created": int(time.time()),
         "background": "opaque",
         "output_format": first.output_format,
@@ -134,6 +136,9 @@ def response_body(answer: Answer, images_url: str | None) -> OpenAIImages:
         "data": [_image(picture, images_url) for picture in answer.pictures],
         "usage": usage(answer.order, answer.pictures),
     }
+    if answer.warnings:
+        body["warnings"] = warnings_json(answer)
+    return body
 
 
 def usage(order: Resolved, pictures: Sequence[Picture]) -> Usage:
@@ -155,18 +160,17 @@ def model_json(model: ModelSummary) -> OpenAIModel:
     return {"id": model.name, "object": "model", "created": _CREATED, "owned_by": "sdxl-bento"}
 
 
-def error_response(error: Exception, call: Call, names: Mapping[str, str]) -> Response:
-    """The response to a call that failed, with fields under the names that the caller used."""
-    error = rename_field(logged(error, call.request_id), names)
-    response = http.error_response(error, call.request_id)
+def error_response(error: Exception, call: Call) -> Response:
+    """The response to a call that failed."""
+    response = http.error_response(logged(error, call.request_id), call.request_id)
     if isinstance(error, RequestCancelled):
         response.headers["x-should-retry"] = "false"  # OpenAI's clients repeat a call after 409
     return response
 
 
-def error_event(error: Exception, call: Call, names: Mapping[str, str]) -> OpenAIError:
+def error_event(error: Exception, call: Call) -> OpenAIError:
     """The data of the event with which a call in a stream fails."""
-    detail = error_detail(rename_field(logged(error, call.request_id), names), call.request_id)
+    detail = error_detail(logged(error, call.request_id), call.request_id)
     return envelopes.openai(detail, status_of(error))
 
 

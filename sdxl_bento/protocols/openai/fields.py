@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sdxl_bento.errors import InvalidInput
@@ -12,6 +12,8 @@ from sdxl_bento.fields import wires
 from sdxl_bento.order import Task
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.protocols.http.bodies import PICTURE_FIELDS
+from sdxl_bento.protocols.http.native_fields import names, native_fields
+from sdxl_bento.protocols.http.translation import Translation
 
 # Parameters of OpenAI that have no meaning for this server.
 IGNORED = frozenset(
@@ -32,73 +34,82 @@ class AnswerOptions:
         stream: send events instead of one body.
         partial_images: how many previews of each picture a stream contains.
         as_url: send links instead of files.
-        names: native field → the parameter that the caller used for it, for errors.
     """
 
     stream: bool = False
     partial_images: int = 0
     as_url: bool = False
-    names: Mapping[str, str] = field(default_factory=dict)
 
 
-def to_native(body: object, task: Task) -> tuple[object, AnswerOptions]:
-    """Translate a body into native fields, and say how to answer. Raises InvalidInput."""
+def to_native(
+    body: object, task: Task, translation: Translation | None = None
+) -> tuple[object, AnswerOptions]:
+    """Translate a body into native fields, and say how to answer.
+
+    What the caller called the fields is noted in the translation. Raises InvalidInput.
+    """
+    translation = translation or Translation()
     if not isinstance(body, Mapping):
         return body, AnswerOptions()
     body = {name: value for name, value in body.items() if value is not None}  # null is no value
-    _check_known(body, task)
-    fields = {name: body[name] for name in body if name not in OWN | IGNORED}
-    names: dict[str, str] = {}
-    for name, native in RENAMED.items():
+    body = _known(body, task, translation)
+    native = {name: body[name] for name in body if name not in OWN | IGNORED}
+    fields = native_fields(native, translation, more=PICTURE_FIELDS)
+    for name, field in RENAMED.items():
         if name in body:
-            _put(fields, names, native, name, body[name])
+            _put(fields, field, name, body[name], body[name], translation)
     if body.get("size", "auto") != "auto":
-        width, height = _size(body["size"])
-        _put(fields, names, "width", "size", width)
-        _put(fields, names, "height", "size", height)
-        names["width x height"] = "size"
-    if "output_quality" in names:
+        for field, side in zip(("width", "height"), _size(body["size"]), strict=True):
+            _put(fields, field, "size", side, body["size"], translation)
+        translation.note("width x height", "size", body["size"])
+    if "output_compression" in body:
         fields["output_quality"] = _quality(fields)
     if task != "generate" and isinstance(fields.get("image"), list):
         fields["image"] = _only_one(fields["image"])
-    return fields, _answer_options(body, names)
+    return fields, _answer_options(body)
 
 
-def _check_known(body: Mapping[str, Any], task: Task) -> None:
+def _known(body: Mapping[str, Any], task: Task, translation: Translation) -> dict[str, Any]:
+    """The parameters that are known here. Raises InvalidInput for the first that is not."""
     if "mask" in body:
         allowed = "no mask: it is not supported, the whole picture is redrawn"
         raise InvalidInput("mask", "a picture", allowed)
-    known = {
-        *OWN,
-        *IGNORED,
-        *GenerateParams.model_fields,
-        *(PICTURE_FIELDS if task != "generate" else ()),
-    }
-    for name in body:
-        if name not in known:
-            allowed = f"one of the parameters {', '.join(sorted(known - IGNORED))}"
-            raise InvalidInput(name, body[name], allowed)
+    pictures = PICTURE_FIELDS if task != "generate" else ()
+    listed = ", ".join(sorted({*OWN, *GenerateParams.model_fields, *pictures}))
+    return translation.known(
+        body, {*OWN, *IGNORED, *names(), *pictures}, allowed=f"one of the parameters {listed}"
+    )
 
 
 def _put(
-    fields: dict[str, Any], names: dict[str, str], native: str, name: str, value: object
+    fields: dict[str, Any],
+    native: str,
+    name: str,
+    value: object,
+    sent: object,
+    translation: Translation,
 ) -> None:
+    """Set a native field to what the parameter `name` was sent for."""
     if native in fields:
-        raise InvalidInput(name, value, f"one of {name} and {native}, not both")
+        other = translation.name(native)
+        raise InvalidInput(name, sent, f"one of {name} and {other}, not both")
     fields[native] = value
-    names[native] = name
+    translation.note(native, name, sent)
 
 
 def _size(value: object) -> tuple[int, int]:
     match = _SIZE.match(value) if isinstance(value, str) else None
     if match is None:
-        raise InvalidInput("size", value, "auto, or width and height in pixels, as in 1024x768")
+        allowed = "auto, or width and height in pixels, as in 1024x768"
+        raise InvalidInput("size", value, allowed)
     return int(match[1]), int(match[2])
 
 
 def _quality(fields: Mapping[str, Any]) -> object:
     """OpenAI's compression is a quality from 0 to 100. Its clients send 100 if none was chosen."""
     value = fields["output_quality"]
+    if type(value) is int and not 0 <= value <= 100:
+        raise InvalidInput("output_compression", value, "an integer from 0 to 100")
     if value != 100 and fields.get("output_format", "png") == "png":
         raise InvalidInput("output_compression", value, "100 for png, which loses nothing")
     return 1 if type(value) is int and value == 0 else value
@@ -110,7 +121,7 @@ def _only_one(images: list[object]) -> object:
     return images[0]
 
 
-def _answer_options(body: Mapping[str, Any], names: Mapping[str, str]) -> AnswerOptions:
+def _answer_options(body: Mapping[str, Any]) -> AnswerOptions:
     stream = body.get("stream", False)
     if not isinstance(stream, bool):
         raise InvalidInput("stream", stream, "true or false")
@@ -123,4 +134,4 @@ def _answer_options(body: Mapping[str, Any], names: Mapping[str, str]) -> Answer
     if form not in forms:
         allowed = " or ".join(forms) + (" in a stream" if stream else "")
         raise InvalidInput("response_format", form, allowed)
-    return AnswerOptions(stream, partial, form == "url", names)
+    return AnswerOptions(stream, partial, form == "url")

@@ -17,6 +17,7 @@ from sdxl_bento.order import Task
 from sdxl_bento.protocols.http.answers import answer_headers
 from sdxl_bento.protocols.http.api import api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Call, read_call
+from sdxl_bento.protocols.http.translation import Rules, Translation
 from sdxl_bento.protocols.openai.answers import (
     LoadedModel,
     OpenAIModels,
@@ -51,13 +52,13 @@ async def _edits(request: Request) -> Response:
 
 async def _answer(request: Request, task: Task, max_bytes: int) -> Response:
     api = api_of(request)
-    call, options = _native_call(await read_call(request, max_bytes), task)
+    call, options = _native_call(await read_call(request, max_bytes), task, api.rules)
     if options.stream:
         return await stream(api, call, task, options)
     try:
         answer = await api.run(call, task)
     except Exception as error:  # every error is answered in the protocol's format
-        return error_response(error, call, options.names)
+        return error_response(error, call)
     url = f"{_address(request)}/images" if options.as_url else None
     return JSONResponse(response_body(answer, url), headers=answer_headers(answer))
 
@@ -78,16 +79,17 @@ async def _model(request: Request) -> Response:
     return JSONResponse(body)
 
 
-def _native_call(call: Call, task: Task) -> tuple[Call, AnswerOptions]:
+def _native_call(call: Call, task: Task, rules: Rules) -> tuple[Call, AnswerOptions]:
     """The call in native fields, and how to answer it. What is wrong with it is its `error`."""
     call = replace(call, protocol=PROTOCOL)
     if call.error is not None:
         return call, AnswerOptions()
+    translation = Translation(rules, sent=dict(call.headers))
     try:
-        fields, options = to_native(call.fields, task)
+        fields, options = to_native(call.fields, task, translation)
     except SDXLError as error:
         return replace(call, error=error), AnswerOptions()
-    return replace(call, fields=fields), options
+    return replace(call, fields=fields, translation=translation), options
 
 
 def _address(request: Request) -> str:

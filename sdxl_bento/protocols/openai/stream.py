@@ -19,6 +19,7 @@ from sdxl_bento.drawing import Answer
 from sdxl_bento.order import Task
 from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import base64_of, encode
+from sdxl_bento.protocols.http.answers import warnings_json
 from sdxl_bento.protocols.http.api import API
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.event_stream import KEEP_ALIVE, event, event_stream
@@ -58,7 +59,7 @@ async def stream(api: API, call: Call, task: Task, options: AnswerOptions) -> Re
     first = await anext(events)
     if isinstance(first, Exception):
         await events.aclose()
-        return error_response(first, call, options.names)
+        return error_response(first, call)
     kind = "image_generation" if task == "generate" else "image_edit"
     return event_stream(_stream(first, events, call, options, kind), call.request_id)
 
@@ -82,7 +83,7 @@ async def _stream(
                     yield each
                 return
             else:
-                yield event("error", error_event(item, call, options.names))
+                yield event("error", error_event(item, call))
                 return
             item = await anext(events)
 
@@ -106,12 +107,14 @@ def _completed(answer: Answer, kind: str) -> list[bytes]:
     for index, picture in enumerate(answer.pictures):
         size = f"{picture.width}x{picture.height}"
         image: CompletedEvent = {
-            **_picture_event(f"{kind}.completed", picture.data, picture.output_format, size),
+            **_picture_event(f"{kind}.completed", picture.data, picture.output_format, size),  # type: ignore[typeddict-item]  # it has no warnings, and need not have any
             "usage": usage(answer.order, [picture]),
             "index": index,
             "seed": picture.seed,
             "image_id": picture.image_id,
         }
+        if answer.warnings:
+            image["warnings"] = warnings_json(answer)
         events.append(event(image["type"], image))
     return events
 

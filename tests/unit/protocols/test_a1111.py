@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import re
 import time
 from typing import Any
 
@@ -24,7 +23,8 @@ from sdxl_bento.pictures.infotext import infotext
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.a1111 import answers, schema
 from sdxl_bento.protocols.a1111.answers import Automatic1111Progress, response_body
-from sdxl_bento.protocols.a1111.fields import IGNORED, NAMES, NEUTRAL, OWN, SAME, to_native
+from sdxl_bento.protocols.a1111.fields import OWN, SAME, SCRIPTS, to_native
+from sdxl_bento.protocols.a1111.neutral import IGNORED, NEUTRAL
 from sdxl_bento.protocols.a1111.running_calls import RunningCall, RunningCalls
 from sdxl_bento.protocols.a1111.samplers import sampler_of
 from sdxl_bento.protocols.http.operations import ref
@@ -116,24 +116,29 @@ def test_texts(name: str) -> None:
 def test_values_that_ask_for_nothing() -> None:
     assert NEUTRAL == {
         "enable_hr": (False,),
-        "script_name": ("", "None"),
+        "script_name": ("", "None", "string"),
         "script_args": ([],),
-        "alwayson_scripts": ({},),
-        "styles": ([],),
+        "styles": ([], ["string"], [""]),
         "subseed_strength": (0,),
+        "seed_enable_extras": (True, False),
         "seed_resize_from_h": (0, -1),
         "seed_resize_from_w": (0, -1),
         "restore_faces": (False,),
         "tiling": (False,),
         "s_churn": (0,),
+        "s_min_uncond": (0,),
         "s_tmin": (0,),
         "s_noise": (1,),
         "disable_extra_networks": (False,),
-        "infotext": ("",),
-        "mask": (),
-        "latent_mask": (),
+        "firstpass_image": ("", "string"),
+        "infotext": ("", "string"),
+        "mask": ("",),
+        "latent_mask": ("",),
         "resize_mode": (0, 1),
         "initial_noise_multiplier": (1,),
+        "clip_skip": (0, 1, 2),
+        "enable_refiner": (False,),
+        "distilled_cfg_scale": (3.5,),
     }
 
 
@@ -163,8 +168,8 @@ def test_a_number_is_no_truth_value(name: str, value: Any) -> None:
 
 
 def test_either_of_two_neutral_values() -> None:
-    assert refused({"script_name": "x"}).allowed == "'' or 'None'; it is not supported"
-    assert refused({"mask": "x"}).allowed == "nothing; it is not supported"
+    assert refused({"script_name": "x"}).allowed == "'' or 'None' or 'string'; it is not supported"
+    assert refused({"mask": "x"}).allowed == "''; it is not supported"
     assert changed(seed_resize_from_w=-1, seed_resize_from_h=0) == {}
 
 
@@ -184,8 +189,8 @@ def test_fields_that_are_ignored(name: str) -> None:
 def test_unknown_fields() -> None:
     error = refused({"prompt": "a", "cfg_scal": 3})
     assert (error.field, error.value) == ("cfg_scal", 3)
-    known = error.allowed.removeprefix("one of the fields ").split(", ")
-    assert known == sorted([*OWN, *SAME])
+    known = error.allowed.removeprefix("cfg_scale (the nearest), or one of the fields ")
+    assert known.split(", ") == sorted([*OWN, *SAME])
 
 
 def test_whether_pictures_are_sent_is_a_truth_value() -> None:
@@ -248,7 +253,10 @@ def test_settings() -> None:
     assert native({"override_settings": {"sd_model_checkpoint": "a"}}, "b")["model"] == "a"
     error = refused({"override_settings": {"sd_vae": "x"}})
     assert (error.field, error.value) == ("override_settings.sd_vae", "x")
-    assert error.allowed == "one of sd_model_checkpoint, samples_format"
+    assert error.allowed.endswith("; it is not supported")
+    error = refused({"override_settings": {"sd_model": "x"}})
+    assert error.field == "override_settings.sd_model"
+    assert "one of sd_model_checkpoint, samples_format, jpeg_quality" in error.allowed
     error = refused({"override_settings": [1]})
     assert (error.field, error.value, error.allowed) == ("override_settings", [1], "an object")
 
@@ -284,34 +292,19 @@ def test_pictures_that_are_not_one(images: Any, shown: Any) -> None:
     assert (error.field, error.value) == ("init_images", shown)
 
 
-def test_names_for_errors() -> None:
-    assert NAMES == {
-        "num_inference_steps": "steps",
-        "guidance_scale": "cfg_scale",
-        "num_images": "batch_size x n_iter",
-        "strength": "denoising_strength",
-        "image": "init_images",
-        "model": "sd_model_checkpoint",
-        "output_format": "override_settings.samples_format",
-        "high_noise_frac": "refiner_switch_at",
-    }
-
-
 def test_the_schema_has_every_field() -> None:
     params = GenerateParams.model_json_schema()
     item = schema.paths(params)[f"{URL}/img2img"]["post"]
     body = item["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {*OWN, *SAME, *(name for name in NEUTRAL if NEUTRAL[name])}
+    assert set(body["properties"]) == {*OWN, *SAME, *NEUTRAL, *IGNORED, SCRIPTS}
     assert body["required"] == ["init_images"]
     assert body["properties"]["steps"]["type"] == ["integer", "null"]
     assert item["requestBody"]["required"]
     assert not schema.paths(params)[f"{URL}/txt2img"]["post"]["requestBody"]["required"]
     assert body["properties"]["init_images"]["minItems"] == 1
     assert body["properties"]["init_images"]["maxItems"] == 1
-    [pattern] = body["patternProperties"]
-    assert re.search(pattern, "hr_scale")
-    assert not re.search(pattern, "xhr_scale")
-    assert re.fullmatch(IGNORED, "subseed")
+    settings = body["properties"]["override_settings"]
+    assert {"sd_vae", "samples_format", "samples_save"} <= set(settings["properties"])
 
 
 # Answers
@@ -512,7 +505,9 @@ def error(http: TestClient, status: int, path: str, **request: Any) -> dict[str,
     ("body", "field"),
     [
         ({"steps": 201}, "steps"),
-        ({"batch_size": 17}, "batch_size x n_iter"),
+        ({"batch_size": 17}, "batch_size"),
+        ({"n_iter": 17}, "n_iter"),
+        ({"batch_size": 4, "n_iter": 5}, "batch_size x n_iter"),
         ({"enable_hr": 1}, "enable_hr"),
         ({"override_settings": {"samples_format": "gif"}}, "override_settings.samples_format"),
     ],
@@ -556,12 +551,25 @@ def test_no_model_is_loaded_yet(http: TestClient, bed: Bed) -> None:
 
 @pytest.mark.parametrize(
     ("body", "shown"),
-    [([1], "[1]"), ({}, "[]"), ({"a": 1, "sd_model_checkpoint": "fake"}, "['a', 'sd_model")],
+    [
+        ([1], "options: got [1], allowed: an object with sd_model_checkpoint"),
+        ({"a": 1, "sd_model_checkpoint": "fake"}, "a: got 1, allowed: one of sd_model_checkpoint"),
+        ({"samples_format": "jpg"}, "samples_format: got 'jpeg', allowed: png, or another in"),
+        ({"jpeg_quality": 80}, "jpeg_quality: got 80, allowed: nothing; it is one of"),
+        ({"sd_vae": "x.pt"}, "sd_vae: got 'x.pt', allowed: 'Automatic' or"),
+    ],
 )
 def test_options_that_are_refused(http: TestClient, body: Any, shown: str) -> None:
-    detail = error(http, 422, "options", json=body)["detail"]
-    assert detail.startswith(f"options: got {shown}")
-    assert detail.endswith("allowed: sd_model_checkpoint alone")
+    assert error(http, 422, "options", json=body)["detail"].startswith(shown)
+
+
+def test_options_may_be_sent_back(http: TestClient, bed: Bed) -> None:
+    """Clients change one of the options that they got and send all of them."""
+    options = http.get(f"{URL}/options").json()
+    more = {"sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "samples_save": True}
+    for body in (options, options | more, {}, {"sd_model_checkpoint": "fake.safetensors [0a]"}):
+        assert http.post(f"{URL}/options", json=body).status_code == 200, body
+    assert http.get(f"{URL}/options").json() == options
 
 
 def test_options_of_unknown_models_and_broken_bodies(http: TestClient) -> None:
@@ -577,6 +585,12 @@ def test_several_processes_share_no_options(tmp_path: Any) -> None:
         body = {"sd_model_checkpoint": "fake"}
         detail = error(http, 422, "options", json=body)["detail"]
     assert detail.startswith("sd_model_checkpoint: got 'fake', allowed: one of override_settings")
+
+
+def test_a_misspelt_query(http: TestClient) -> None:
+    answer = http.get(f"{URL}/progress?skip_curent_image=true")
+    assert answer.status_code == 422
+    assert "allowed: skip_current_image (the nearest)" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("query", ["", "?skip_current_image=TRUE", "?skip_current_image=0"])

@@ -14,6 +14,7 @@ from sdxl_bento.protocols.http import operations as op
 from sdxl_bento.protocols.http.bodies import FIELD_HEADERS, PICTURE_FIELDS
 from sdxl_bento.protocols.http.envelopes import KServeError, NativeError
 from sdxl_bento.protocols.http.errors import MalformedBody, MalformedRequest, error_body
+from sdxl_bento.protocols.http.native_fields import aliases
 from sdxl_bento.protocols.http.schemas import answer_components, request_components
 from sdxl_bento.protocols.openapi import PROTOCOLS, TAGS, document
 from tests.support import conformity
@@ -148,7 +149,8 @@ def test_a_post_may_come_from_elsewhere() -> None:
 def test_components() -> None:
     assert set(request_components()) == {"GenerateParams", "LoraRef"}
     fields = request_components()["GenerateParams"]["properties"]
-    assert set(fields) == set(GenerateParams.model_fields)
+    assert set(fields) == {*GenerateParams.model_fields, *aliases()}
+    assert fields["steps"]["maximum"] == fields["num_inference_steps"]["maximum"]
     components = answer_components(NativeError)
     assert set(components) == {"NativeError", "ErrorDetail"}
     assert components["NativeError"]["description"] == (NativeError.__doc__ or "")

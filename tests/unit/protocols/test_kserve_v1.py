@@ -26,7 +26,7 @@ PREDICT = "/v1/models/fake:predict"
 
 def asked(body: object, limit: int = 4) -> list[dict[str, Any]]:
     """What each instance sets, without the model."""
-    instances = instances_of(body, "m", limit)
+    instances = [instance.params for instance in instances_of(body, "m", limit)]
     assert {params.model for params in instances} == {"m"}
     return [params.model_dump(exclude_unset=True, exclude={"model"}) for params in instances]
 
@@ -103,7 +103,7 @@ def test_what_all_instances_share() -> None:
         ({"instances": ["a", 5]}, "instances.1", 5, 'an object such as {"prompt": "a red circle"}'),
         ({"inputs": [{"prompt": "a", "model": "b"}]}, "inputs.0.model", "b", MODEL),
         ({"prompt": "a", "model": "b"}, "model", "b", MODEL),
-        ({"instances": ["a"], "parameters": {"model": "b"}}, "model", "b", MODEL),
+        ({"instances": ["a"], "parameters": {"model": "b"}}, "parameters.model", "b", MODEL),
     ],
 )
 def test_refused(body: Any, field: str, value: Any, allowed: str) -> None:

@@ -20,6 +20,7 @@ from sdxl_bento.params import GenerateParams, ResolvedParams
 from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.pictures.publish import Picture
 from sdxl_bento.protocols.http.errors import MalformedBody
+from sdxl_bento.protocols.http.translation import Translation
 from sdxl_bento.protocols.kserve.v2 import schema
 from sdxl_bento.protocols.kserve.v2.answers import output_tensor
 from sdxl_bento.protocols.kserve.v2.fields import (
@@ -370,14 +371,14 @@ LIST = 'a list in JSON, such as [{"name": "striped"}]'
             {"outputs": [{"name": "seed", "parameters": 5}]},
             "outputs.0.parameters",
             5,
-            '{"binary_data": true}',
+            "an object",
         ),
         (
             [prompts("a")],
             {"outputs": [{"name": "seed", "parameters": {"classification": 1}}]},
-            "outputs.0.parameters",
-            {"classification": 1},
-            '{"binary_data": true}',
+            "outputs.0.parameters.classification",
+            1,
+            "one of the fields binary_data",
         ),
         (
             [prompts("a")],
@@ -458,7 +459,9 @@ def test_ids() -> None:
 
 def calls(params: dict[str, Any], output: str, control: CacheControl, count: int = 1) -> Any:
     each = GenerateParams(**({"prompt": "a"} | params))
-    inference = Inference(None, [each] * count, [RequestedOutput(output, True)])
+    inference = Inference(
+        None, [each] * count, [RequestedOutput(output, True)], [Translation()] * count
+    )
     caller: Any = object()
     return _calls(inference, "r", caller, control)
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sdxl_bento import errors
+from sdxl_bento.config import Settings
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.order import Resolved
@@ -38,8 +40,9 @@ from sdxl_bento.protocols.http.errors import (
 from sdxl_bento.protocols.http.event_stream import event
 from sdxl_bento.protocols.http.middleware import ErrorBodies
 from sdxl_bento.protocols.http.progress import events_of, outcome
-from sdxl_bento.protocols.http.validation import parse_params, rename_field
-from sdxl_bento.serving.results import Generation, Progress, Timings
+from sdxl_bento.protocols.http.translation import Rules, Sent
+from sdxl_bento.protocols.http.validation import parse_params
+from sdxl_bento.serving.results import CallWarning, Generation, Progress, Timings
 
 # Answers
 
@@ -69,6 +72,17 @@ def test_headers() -> None:
     some_stored = answer_headers(answer(True, False, ids=("i", None)))
     assert "X-Image-Id" not in some_stored
     assert some_stored["X-Cache"] == "miss"
+
+
+def test_warnings_are_one_line_of_ascii() -> None:
+    assert "X-Warning" not in answer_headers(answer(None))
+    one = CallWarning("prompt_truncated", "prompt", 'not read: "\r\nX-Evil: 1 \\ é"')
+    two = CallWarning("unknown_field", "x", "y" * 2000)
+    warned = replace(answer(None), warnings=(one, two))
+    header = answer_headers(warned)["X-Warning"]
+    assert header.startswith(r'prompt: not read: "\r\nX-Evil: 1 \\ \xe9"; x: yyyy')
+    assert len(header) == 1000
+    assert picture_response(warned).headers["x-warning"] == header
 
 
 @pytest.mark.parametrize(
@@ -129,6 +143,7 @@ def test_fields_from_headers() -> None:
         with pytest.raises(InvalidInput) as caught:
             with_headers({field: 1}, {name.lower(): "soon"})
         assert (caught.value.field, caught.value.value) == (field, "soon")
+        assert caught.value.allowed.endswith(f"; it was sent as the header {name}")
 
 
 def test_json() -> None:
@@ -191,13 +206,11 @@ async def test_reading_a_call() -> None:
     assert (call.request_id, call.wants_json, call.error) == ("r", True, None)
     assert call.fields == {"prompt": "a", "priority": "2"}
     assert (call.protocol, call.cache) == ("native", CacheControl(read=True, write=False))
-    assert call.params() == GenerateParams(prompt="a", priority=2)
+    assert call.headers == {"priority": Sent("priority", "2", header="X-Priority")}
     call = await bodies.read_call(request_of(b"x" * 101), 100)
     assert isinstance(call.error, BodyTooLarge)
     assert (call.wants_json, call.fields) == (False, None)
     assert len(call.request_id) == 24
-    with pytest.raises(BodyTooLarge):
-        call.params()
     call = await bodies.read_call(request_of(b"{}", x_request_id="a b"), 100)
     assert (call.request_id, type(call.error)) == ("invalid", InvalidInput)
 
@@ -208,7 +221,7 @@ def test_the_model_of_a_call() -> None:
     assert Call("r", True, [1], caller).model is None
     validated = GenerateParams(prompt="a", model="b")
     call = Call("r", True, {"model": 5}, caller, validated=validated)
-    assert (call.model, call.params()) == ("b", validated)
+    assert call.model == "b"
 
 
 # Forms
@@ -395,19 +408,6 @@ def test_what_is_logged(
     assert all(bool(each.exc_info) == (level == "ERROR") for each in records)
 
 
-def test_fields_under_the_names_of_the_caller() -> None:
-    names = {"width": "size", "loras": "adapters"}
-    error = rename_field(MalformedBody("width", 3, "more"), names)
-    assert isinstance(error, MalformedBody)
-    assert (error.field, error.value, error.allowed) == ("size", 3, "more")
-    for same in (
-        InvalidInput("height", 3, "more"),
-        errors.Overloaded("full", 1),
-        errors.AdapterMismatch("x", ["k"], "rank"),
-    ):
-        assert rename_field(same, names) is same
-
-
 ENVELOPES = {
     "/ui/x": {"detail": "m"},
     "/ui": {"error": {"type": "t", "message": "m"}},
@@ -568,9 +568,8 @@ def test_options_of_cors() -> None:
         "allow_methods": ["GET", "POST"],
         "allow_headers": ["*"],
     }
-    headers = {"X-Cache", "X-Cut-From", "Retry-After", *answer_headers(answer(None))} - {
-        "Cache-Control"
-    }
+    shown = {"X-Cache", "X-Cut-From", "X-Warning", "Retry-After"}
+    headers = {*shown, *answer_headers(answer(None))} - {"Cache-Control"}
     assert set(EXPOSED) == headers
 
 
@@ -626,6 +625,19 @@ async def test_nothing_happens_for_a_while(monkeypatch: pytest.MonkeyPatch) -> N
     drawer.end.set()
     left = [each async for each in events]
     assert [type(each) for each in left if each is not None] == [Progress, Answer]
+
+
+async def test_nothing_is_said_before_a_call_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sign of life would begin the response with the status 200."""
+    monkeypatch.setattr("sdxl_bento.protocols.http.progress.KEEP_ALIVE_S", 0.001)
+
+    class Slow(Drawer):
+        async def run(self, call: Any, task: str, on_progress: Any) -> Any:
+            await asyncio.sleep(0.05)
+            raise errors.Overloaded("full", 1)
+
+    only: list[Any] = await collect(Slow())
+    assert [type(each) for each in only] == [errors.Overloaded]
 
 
 async def test_closing_the_events_ends_the_call() -> None:
@@ -689,6 +701,20 @@ def test_validation(fields: dict[str, Any], field: str, value: Any, allowed: str
         parse_params({"prompt": "a"} | fields)
     error = caught.value
     assert (error.field, error.value, error.allowed) == (field, value, allowed)
+
+
+def test_the_bounds_of_this_server_are_told() -> None:
+    rules = Rules.of(Settings(max_steps=50, max_images=3), (32, 256))
+    for field, allowed in (
+        ("width", "an integer from 64 to 256, or null"),
+        ("num_images", "an integer from 1 to 3"),
+        ("num_inference_steps", "an integer from 1 to 50"),
+        ("priority", "an integer from -10 to 10"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            parse_params({"prompt": "a", field: 10**6}, rules)
+        assert caught.value.allowed == allowed
+    assert Rules.of(Settings()).bounds["num_images"] == (0, 8)
 
 
 def test_unknown_fields() -> None:

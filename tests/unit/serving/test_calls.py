@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sdxl_bento.diffusion.plan import Job, plan
+from sdxl_bento.engine.admission import QueueLimits
 from sdxl_bento.engine.async_engine import AsyncEngine
 from sdxl_bento.engine.core import Engine
 from sdxl_bento.engine.fake import FakeClock, FakeExecutor, Faults, UnitCost, expected_result
@@ -19,6 +20,7 @@ from sdxl_bento.errors import (
     DeadlineInfeasible,
     InvalidInput,
     NumericalError,
+    Overloaded,
     RequestCancelled,
     RequestFailed,
     RequestNotFound,
@@ -43,8 +45,9 @@ FOREVER = 1e6
 class World:
     """One engine in its thread, and the calls that it draws."""
 
-    def __init__(self, max_running: int = 16, **faults: Any) -> None:
+    def __init__(self, max_running: int = 16, max_queue: int = 64, **faults: Any) -> None:
         self.limits = Limits(max_running=max_running)
+        self.queue_limits = QueueLimits(max_requests=max_queue)
         self.clock = FakeClock(50.0)
         self.executor = FakeExecutor(self.clock, COSTS, Faults(**faults))
         self.engine = AsyncEngine(lambda wake: self.build())
@@ -52,7 +55,7 @@ class World:
         self.progress: list[Progress] = []
 
     def build(self) -> Engine:
-        return Engine(self.executor, self.limits, clock=self.clock)
+        return Engine(self.executor, self.limits, self.queue_limits, clock=self.clock)
 
     async def start(self) -> World:
         self.engine.start()
@@ -193,6 +196,26 @@ async def test_the_first_progress_tells_the_position(world: Open) -> None:
     ]  # fmt: skip
     here.load_adapters()
     await asyncio.gather(first, second)
+
+
+async def test_a_refused_call_reports_no_progress(world: Open) -> None:
+    """Otherwise a stream would have begun, with the status 200, before it is refused."""
+    here = await world(max_running=1, max_queue=1, loads={"first/0": FOREVER})
+    first = asyncio.ensure_future(here.draw("first"))
+    await here.until(running=1)
+    here.progress.clear()
+    for count in (2, 3):  # some pictures of the call, or all but the first, find no place
+        with pytest.raises(Overloaded):
+            await here.draw("second", num_images=count)
+        await here.until(waiting=0)
+        assert here.progress == []
+    here.load_adapters()
+    await first
+    assert [each.stage for each in here.progress][-1] == "decode"
+    here.progress.clear()
+    with pytest.raises(DeadlineInfeasible):  # what a step takes is known now
+        await here.draw("late", slo_ms=1)
+    assert here.progress == []
 
 
 async def test_previews_are_handed_on(world: Open) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
+from typing import Any
 
 import pytest
 import torch
@@ -64,17 +65,27 @@ def test_every_adapter_has_to_be_known() -> None:
          {"num_inference_steps": 31}),
         ({"max_images": 3}, "num_images", {"num_images": 3}, {"num_images": 4}),
         ({"max_pixels": 128 * 64}, "width x height", {"height": 64}, {"height": 96}),
+        ({"max_queue": 2, "max_running": 1}, "num_images", {"num_images": 3}, {"num_images": 4}),
+        ({"max_queue_megapixels": 0.04, "max_running": 1}, "num_images", {"num_images": 3},
+         {"num_images": 4}),
     ],
 )  # fmt: skip
 def test_a_server_may_allow_less_than_the_api(
-    limit: dict[str, int], field: str, fits: dict[str, int], exceeds: dict[str, int]
+    limit: dict[str, Any], field: str, fits: dict[str, int], exceeds: dict[str, int]
 ) -> None:
     plans = planner(loaded(), **limit)
     plans.resolve(order(**fits))
     with pytest.raises(InvalidInput, match=r"at most .* on this server") as caught:
         plans.resolve(order(**exceeds))
     assert caught.value.field == field
-    assert caught.value.allowed == f"at most {next(iter(limit.values()))} on this server"
+    most = {
+        "num_inference_steps": "30",
+        "num_images": "3 of 128 x 128" if "max_running" in limit else "3",
+        "width x height": "8192 pixels",
+    }
+    assert caught.value.allowed == f"at most {most[field]} on this server"
+    shown = "128 x 96" if field == "width x height" else exceeds[field]
+    assert caught.value.value == shown
 
 
 def test_a_picture_that_would_be_drawn_too_large() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sdxl_bento.errors import ModelNotFound, NotReady
+from sdxl_bento.errors import ConfigurationError, ModelNotFound, NotReady
+from sdxl_bento.manifest import SizeLimits
 from sdxl_bento.serving.loaded import Loaded
 from sdxl_bento.serving.registry import ModelRegistry
 
@@ -41,6 +43,33 @@ def test_a_model_answers_to_its_names(asked: str, names: list[str], others: list
         assert models.find(name) is models.name_of(name) is None
         with pytest.raises(ModelNotFound, match="first, sdxl"):
             models.get(name)
+
+
+def test_aliases() -> None:
+    model = loaded("sdxl", "sdxl:latest", "sdxl:v7")
+    other = loaded("turbo", "turbo", "turbo:v1")
+    aliases = [("dall-e-3", "sdxl"), ("dall-e-2", "turbo:v1")]
+    models = ModelRegistry(lambda: "ready", aliases)
+    models.publish({"turbo": other, "sdxl": model})
+    assert models.find("dall-e-3") is models.get("dall-e-3") is models.find("sdxl") is model
+    assert models.name_of("dall-e-2") == "turbo"  # so metrics have the real name
+    assert models.find("dall-e") is None
+    for wrong, reason in (
+        ([("a", "nope")], "a=nope, but there is no model nope; there are turbo, sdxl"),
+        ([("turbo", "sdxl")], "turbo=sdxl, but turbo is the name of a model"),
+    ):
+        with pytest.raises(ConfigurationError, match=reason):
+            ModelRegistry(lambda: "ready", wrong).publish({"turbo": other, "sdxl": model})
+
+
+def test_the_sides_that_any_model_draws() -> None:
+    assert registry().sides() is None
+    models = {}
+    for name, low, high in (("a", 64, 256), ("b", 32, 128)):
+        limits = SizeLimits(multiple=32, min=low, max=high)
+        facts: Any = SimpleNamespace(manifest=SimpleNamespace(size_limits=limits))
+        models[name] = replace(loaded(name, name, f"{name}:1"), facts=facts)
+    assert registry(*models.values()).sides() == (32, 256)
 
 
 def test_whoever_names_no_model_gets_the_first() -> None:

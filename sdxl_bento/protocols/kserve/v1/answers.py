@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from sdxl_bento.drawing import Answer
 from sdxl_bento.pictures.encode import base64_of
 from sdxl_bento.pictures.publish import Picture
+from sdxl_bento.protocols.http.answers import WarningDetail, warnings_json
 from sdxl_bento.protocols.http.schemas import Base64
 
 
@@ -30,6 +31,7 @@ class Prediction(TypedDict):
     prompt: str
     image: PredictedImage
     images: NotRequired[Annotated[list[PredictedImage], Field(min_length=2)]]
+    warnings: NotRequired[list[WarningDetail]]
 
 
 class Predictions(TypedDict):
@@ -54,6 +56,8 @@ def _prediction(answer: Answer) -> Prediction:
     # The protocol has one prediction for each instance, so several pictures are a field of it.
     if len(images) > 1:
         prediction["images"] = images
+    if answer.warnings:
+        prediction["warnings"] = warnings_json(answer)
     return prediction
 
 

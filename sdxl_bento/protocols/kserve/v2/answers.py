@@ -17,12 +17,22 @@ from sdxl_bento.serving.results import ModelSummary
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
 
+class ResultParameters(TypedDict):
+    """What there is to say of a result as a whole. `warnings`: one message on each line.
+
+    A parameter of this protocol is a text, a number or a truth value.
+    """
+
+    warnings: str
+
+
 class InferenceResult(TypedDict):
     """The JSON of the answer to an inference."""
 
     model_name: str
     model_version: str
     id: NotRequired[str]
+    parameters: NotRequired[ResultParameters]
     outputs: list[TensorHeader]
 
 
@@ -101,6 +111,9 @@ def inference_result(
     }
     if inference.id is not None:
         result["id"] = inference.id
+    warnings = [each.message for answer in answers for each in answer.warnings]
+    if warnings:
+        result["parameters"] = {"warnings": "\n".join(warnings)}
     return result, b"".join(raw)
 
 

@@ -6,7 +6,7 @@ Input tensors are fields that differ by row. `parameters` are fields that all ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -14,9 +14,12 @@ import pydantic_core
 
 from sdxl_bento.errors import InvalidInput, shown
 from sdxl_bento.params import GenerateParams
-from sdxl_bento.protocols.http.bodies import read_json, with_headers
+from sdxl_bento.protocols.http.bodies import read_json, sent_as_headers, with_headers
 from sdxl_bento.protocols.http.json_bounds import check_json
+from sdxl_bento.protocols.http.native_fields import aliases, native_fields
+from sdxl_bento.protocols.http.translation import Translation, nearest
 from sdxl_bento.protocols.http.validation import parse_params
+from sdxl_bento.protocols.kserve.v2.envelope import check_envelope
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH, Tensor, read_tensors, split_body
 
 OUTPUTS = {"image": "BYTES", "seed": "INT64", "image_id": "BYTES", "pixels": "UINT8"}
@@ -24,6 +27,7 @@ DEFAULT_OUTPUTS = ("image", "seed", "image_id")  # of a request that names none
 # Triton's priorities are 1, the highest, to 21. Ours are 10, the highest, to -10.
 _TRITON_PRIORITY = 11
 MAX_ID_CHARS = 1000
+MAX_TIMEOUT_US = 3_600_000_000  # as much as the native field `slo_ms` allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,15 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A validated request: the parameters of every row, and the outputs to answer with."""
+    """A validated request: the parameters of every row, and the outputs to answer with.
+
+    `translations` say where the fields of each row come from.
+    """
 
     id: str | None
     rows: list[GenerateParams]
     outputs: list[RequestedOutput]
+    translations: list[Translation] = field(default_factory=list)
 
 
 @cache
@@ -61,25 +69,40 @@ def inputs() -> dict[str, tuple[str, int]]:
     return tensors
 
 
-def read_inference(body: bytes, headers: Mapping[str, str], model: str, limit: int) -> Inference:
-    """Read a request of at most `limit` rows. `model` is the one in the address.
+def read_inference(
+    body: bytes,
+    headers: Mapping[str, str],
+    model: str,
+    limit: int,
+    translation: Translation | None = None,
+) -> Inference:
+    """Read a request.
+
+    Args:
+        body: the JSON, and the raw tensors behind it.
+        headers: of the request.
+        model: the one in the address.
+        limit: the most rows.
+        translation: of the call.
 
     Raises InvalidInput for the first thing that is wrong.
     """
+    translation = translation or Translation()
     header, raw = split_body(body, headers.get(HEADER_LENGTH))
     document = read_json(header)
     if not isinstance(document, Mapping):
         raise InvalidInput("body", document, 'a JSON object with "inputs"')
+    document = check_envelope(document, model, translation)
     parameters = document.get("parameters") or {}
-    if not isinstance(parameters, Mapping):
-        raise InvalidInput("parameters", parameters, "an object")
-    common = with_headers(_native_fields(parameters), headers)
+    in_body = _native_parameters(parameters, translation)
+    common = with_headers(in_body, headers)
+    translation.sent |= sent_as_headers(in_body, headers)
     assert isinstance(common, Mapping)
-    tensors = read_tensors(document.get("inputs"), raw)
-    rows = _rows(tensors, {**common, "model": model}, limit)
-    outputs = _outputs(document.get("outputs"), bool(parameters.get("binary_data_output")))
+    tensors = _renamed(read_tensors(document.get("inputs"), raw), translation)
+    rows, translations = _rows(tensors, {**common, "model": model}, limit, translation)
+    outputs = _outputs(document.get("outputs"), parameters.get("binary_data_output", False))
     _check_consistent(rows, outputs)
-    return Inference(_id(document.get("id")), rows, outputs)
+    return Inference(_id(document.get("id")), rows, outputs, translations)
 
 
 def _id(request_id: object) -> str | None:
@@ -92,24 +115,52 @@ def _id(request_id: object) -> str | None:
     return text
 
 
-def _native_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's parameters as native fields. `timeout` and `priority` are Triton's own."""
-    fields = {name: _decoded(name, value) for name, value in parameters.items()}
-    fields.pop("binary_data_output", None)
-    if "model" in fields:
-        raise InvalidInput("model", fields["model"], "the one in the address alone")
+def _native_parameters(parameters: Mapping[str, Any], translation: Translation) -> dict[str, Any]:
+    """The request's parameters as native fields. `timeout` and `priority` are Triton's own.
+
+    Tensors and parameters are fields of the same kind, so errors name both without a prefix.
+    """
+    if "model" in parameters:
+        raise InvalidInput("model", parameters["model"], "the one in the address alone")
+    decoded = {name: _decoded(name, value) for name, value in parameters.items()}
+    fields = native_fields(decoded, translation, more=("timeout", "binary_data_output"))
+    binary = fields.pop("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise InvalidInput("binary_data_output", binary, "true or false")
     timeout, priority = fields.pop("timeout", None), fields.pop("priority", None)
     if timeout is not None:
         if type(timeout) is not int or timeout < 0:
             raise InvalidInput("timeout", timeout, "microseconds, an integer from 0: no limit")
-        if timeout:
-            fields.setdefault("slo_ms", timeout / 1e3)
+        if timeout > MAX_TIMEOUT_US:
+            allowed = f"microseconds, an integer from 0, which is no limit, to {MAX_TIMEOUT_US}"
+            raise InvalidInput("timeout", timeout, allowed)
+        if timeout and "slo_ms" not in fields:
+            fields["slo_ms"] = timeout / 1e3
+            translation.note("slo_ms", "timeout", timeout, unit=" µs")
     if priority is not None:
         if type(priority) is not int or not 0 <= priority <= 2 * _TRITON_PRIORITY - 1:
             allowed = "an integer from 1, the highest, to 21; 0 is the default, as 11"
             raise InvalidInput("priority", priority, allowed)
         fields["priority"] = _TRITON_PRIORITY - priority if priority else 0
     return fields
+
+
+def _renamed(tensors: Sequence[Tensor], translation: Translation) -> list[Tensor]:
+    """The tensors under native names.
+
+    Raises InvalidInput if one is no field, and if there are two for one field.
+    """
+    named: dict[str, Tensor] = {}
+    for tensor in tensors:
+        native = aliases().get(tensor.name, tensor.name)
+        if native not in inputs():
+            hint = nearest(tensor.name, inputs())
+            translation.unknown("inputs", tensor.name, hint, f"one of {', '.join(inputs())}")
+            continue
+        if native in named:
+            raise InvalidInput("inputs", tensor.name, "each field once")
+        named[native] = replace(tensor, name=native)
+    return list(named.values())
 
 
 def _decoded(name: str, value: Any) -> Any:
@@ -132,7 +183,9 @@ def _list_fields() -> frozenset[str]:
     return frozenset(name for name in plain if plain[name].get("type") == "array")
 
 
-def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], limit: int) -> list[GenerateParams]:
+def _rows(
+    tensors: Sequence[Tensor], common: Mapping[str, Any], limit: int, translation: Translation
+) -> tuple[list[GenerateParams], list[Translation]]:
     """The parameters of every row: its own part of the tensors, and the common parameters."""
     count = next((len(tensor.values) for tensor in tensors if tensor.name == "prompt"), None)
     if count is None and "prompt" not in common:
@@ -141,24 +194,25 @@ def _rows(tensors: Sequence[Tensor], common: Mapping[str, Any], limit: int) -> l
     if not 1 <= count <= limit:
         raise InvalidInput("prompt", f"{count} prompts", f"1 to {limit} in one request")
     rows = [dict(common) for _ in range(count)]
+    parts = [
+        translation.part(suffix=f" (row {index})" if count > 1 else "") for index in range(count)
+    ]
     for tensor in tensors:
-        for row, value in zip(rows, _values(tensor, count), strict=True):
+        for row, part, value in zip(rows, parts, _values(tensor, count), strict=True):
             row[tensor.name] = value
-    places = [f" (row {index})" if count > 1 else "" for index in range(count)]
-    return [_row(fields, place) for fields, place in zip(rows, places, strict=True)]
+            part.note(tensor.name, tensor.name, value)
+    return [_row(fields, part) for fields, part in zip(rows, parts, strict=True)], parts
 
 
-def _row(fields: Mapping[str, Any], place: str) -> GenerateParams:
+def _row(fields: Mapping[str, Any], translation: Translation) -> GenerateParams:
     try:
-        return parse_params(fields)
+        return parse_params(fields, translation.rules)
     except InvalidInput as error:
-        raise InvalidInput(error.field + place, error.value, error.allowed) from None
+        raise translation.told(error) from None
 
 
 def _values(tensor: Tensor, count: int) -> list[Any]:
     """The value of each row in a tensor, which has one for every row or one for all."""
-    if tensor.name not in inputs():
-        raise InvalidInput("inputs", tensor.name, f"one of {', '.join(inputs())}")
     size = inputs()[tensor.name][1]
     if len(tensor.values) not in (size, size * count):
         rows = f"[{count}, {size}]" if size > 1 else f"[{count}] or [{count}, 1]"
@@ -173,17 +227,14 @@ def _values(tensor: Tensor, count: int) -> list[Any]:
 def _outputs(asked: object, binary: bool) -> list[RequestedOutput]:
     if asked is None or asked == []:
         return [RequestedOutput(name, binary) for name in DEFAULT_OUTPUTS]
-    if not isinstance(asked, list):
-        raise InvalidInput("outputs", asked, "a list of objects with a name")
+    assert isinstance(asked, list)  # the envelope was checked
     requested = []
     for index, each in enumerate(asked):
         name = each.get("name") if isinstance(each, Mapping) else each
         if not isinstance(name, str) or name not in OUTPUTS or not isinstance(each, Mapping):
             raise InvalidInput(f"outputs.{index}.name", name, f"one of {', '.join(OUTPUTS)}")
         parameters = each.get("parameters") or {}
-        if not isinstance(parameters, Mapping) or "classification" in parameters:
-            raise InvalidInput(f"outputs.{index}.parameters", parameters, '{"binary_data": true}')
-        requested.append(RequestedOutput(name, bool(parameters.get("binary_data", binary))))
+        requested.append(RequestedOutput(name, parameters.get("binary_data", binary)))
     return requested
 
 

@@ -17,6 +17,7 @@ from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, read_json
 from sdxl_bento.protocols.http.caller import limited
 from sdxl_bento.protocols.http.off_loop import off_loop
+from sdxl_bento.protocols.http.translation import Translation
 from sdxl_bento.protocols.kserve.v2.answers import (
     IndexedModel,
     ModelReady,
@@ -81,7 +82,7 @@ async def _metadata(request: Request) -> Response:
 
 
 async def _index(request: Request) -> Response:
-    only_ready = (await _document(request)).get("ready", False)
+    only_ready = (await _document(request, "ready")).get("ready", False)
     if not isinstance(only_ready, bool):
         raise InvalidInput("ready", only_ready, "true or false")
     return JSONResponse(_indexed_models(api_of(request), only_ready))
@@ -111,8 +112,8 @@ def _indexed_models(api: API, only_ready: bool) -> list[IndexedModel]:
 
 async def _load(request: Request) -> Response:
     generator = api_of(request).generator
-    document = await _document(request)
-    if document.get("parameters"):
+    document = await _document(request, "parameters")
+    if document.get("parameters", {}) not in ({}, None):
         raise InvalidInput("parameters", document["parameters"], _STAY)
     try:
         generator.models.ready(model_of(request))
@@ -123,13 +124,15 @@ async def _load(request: Request) -> Response:
 
 
 async def _unload(request: Request) -> Response:
+    await _document(request, "parameters")
     model = api_of(request).generator.models.ready(model_of(request))
     raise InvalidInput("unload", model.name, _STAY)
 
 
-async def _document(request: Request) -> dict[str, Any]:
+async def _document(request: Request, *known: str) -> dict[str, Any]:
+    """The JSON of a request, whose fields have the `known` names."""
     body = await limited(request, MAX_JSON_BYTES).body()
     document = await off_loop(len(body), read_json, body)
     if not isinstance(document, dict):
         raise InvalidInput("body", document, "a JSON object, or nothing")
-    return document
+    return Translation(api_of(request).rules).known(document, known)

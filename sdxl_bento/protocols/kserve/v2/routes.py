@@ -16,13 +16,15 @@ from starlette.routing import Route
 from sdxl_bento.drawing import Answer
 from sdxl_bento.errors import SDXLError
 from sdxl_bento.pictures.cache import CacheControl
-from sdxl_bento.protocols.http.answers import cache_header
+from sdxl_bento.protocols.http.answers import cache_header, warning_header
 from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
 from sdxl_bento.protocols.http.off_loop import off_loop
-from sdxl_bento.protocols.kserve.instances import draw_all, max_instances
+from sdxl_bento.protocols.http.translation import Translation
+from sdxl_bento.protocols.kserve.cloud_events import refuse_events
+from sdxl_bento.protocols.kserve.instances import check_capacity, draw_all, max_instances
 from sdxl_bento.protocols.kserve.v2.answers import inference_result
 from sdxl_bento.protocols.kserve.v2.fields import Inference, read_inference
 from sdxl_bento.protocols.kserve.v2.tensors import HEADER_LENGTH
@@ -50,13 +52,14 @@ async def _infer(request: Request) -> Response:
     error: SDXLError | None = None
     try:
         request_id = request_id_of(request.headers)
+        translation, most = Translation(api.rules), max_instances(api)
         body, headers = await _body(request), request.headers
-        most = max_instances(api)
         inference = await off_loop(
-            len(body), read_inference, body, headers, model_of(request), most
+            len(body), read_inference, body, headers, model_of(request), most, translation
         )
+        check_capacity(api, "inputs", inference.rows)
     except SDXLError as exc:
-        error = exc
+        inference, error = None, exc
     caller = Caller(request.receive)
     if inference is None:  # it is run all the same, so that it is counted
         call = Call(request_id, True, {"model": model_of(request)}, caller, error, PROTOCOL)
@@ -77,19 +80,20 @@ def _calls(
     """One call for each row."""
     wants_pixels = any(output.name == "pixels" for output in inference.outputs)
     calls = []
-    for index, params in enumerate(inference.rows):
+    rows = zip(inference.rows, inference.translations, strict=True)
+    for index, (params, translation) in enumerate(rows):
         name = request_id if len(inference.rows) == 1 else f"{request_id}.{index}"
         cache = control
         if wants_pixels and params.output_format != "png":
             cache = replace(control, read=False)  # the pixels cannot be read from a lossy file
-        calls.append(
-            Call(name, True, None, caller, protocol=PROTOCOL, cache=cache, validated=params)
-        )
+        call = Call(name, True, None, caller, protocol=PROTOCOL, cache=cache)
+        calls.append(replace(call, validated=params, translation=translation))
     return calls
 
 
 async def _body(request: Request) -> bytes:
     """The body. Its content type is not checked: Triton's client sends none with binary data."""
+    refuse_events(request.headers)
     coding = request.headers.get("content-encoding", "identity")
     if coding != "identity":
         raise UnsupportedBody("Content-Encoding", coding, "identity: nothing compressed")
@@ -102,7 +106,8 @@ def _response(
     model = api.generator.models.ready(answers[0].order.params.model)
     result, raw = inference_result(inference, model, answers)
     header = json.dumps(result).encode()
-    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store", **cache_header(answers)}
+    headers = {"X-Request-Id": request_id, "Cache-Control": "no-store"}
+    headers |= cache_header(answers) | warning_header(answers)
     if not any(output.binary for output in inference.outputs):
         return Response(header, headers=headers, media_type="application/json")
     headers[HEADER_LENGTH] = str(len(header))

@@ -21,9 +21,10 @@ from sdxl_bento.protocols.http.operations import (
     Protocol,
     Schema,
     array_of,
+    closed_object,
     header,
     media,
-    open_object,
+    nullable,
     parameter,
     ref,
     request_body,
@@ -130,24 +131,30 @@ def _inference() -> Schema:
         "shape": array_of({"type": "integer", "minimum": 0}),
         "datatype": {"type": "string", "enum": list(DATATYPES)},
         "data": array_of({"type": ["string", "number", "boolean", "array"]}),
-        "parameters": _NULLABLE_OBJECT,
+        "parameters": nullable(
+            closed_object({"binary_data_size": nullable(INTEGER), "content_type": nullable(STRING)})
+        ),
     }
-    output = open_object({"name": STRING, "parameters": _NULLABLE_OBJECT}, required=["name"])
-    inputs = open_object(tensor, required=["name", "shape", "datatype"])
+    for_output = nullable(closed_object({"binary_data": BOOLEAN}))
+    output = closed_object({"name": STRING, "parameters": for_output}, required=["name"])
+    inputs = closed_object(tensor, required=["name", "shape", "datatype"])
     fields: dict[str, Schema] = {
         "id": STRING,
+        "model_name": nullable(STRING),
         "inputs": array_of(inputs),
         "outputs": {"anyOf": [array_of(output), {"type": "null"}]},
         "parameters": _NULLABLE_OBJECT,
     }
-    return open_object(fields, required=["inputs"])
+    return closed_object(fields, required=["inputs"])
 
 
 def _repository() -> dict[str, Any]:
     reads = (http.MalformedBody, http.BodyTooLarge, errors.InvalidInput)
-    only_ready = media(JSON, open_object({"ready": BOOLEAN}, required=[]))
+    only_ready = media(JSON, closed_object({"ready": BOOLEAN}))
     call = {
-        "body": request_body(media(JSON, OBJECT), required=False),
+        "body": request_body(
+            media(JSON, closed_object({"parameters": _NULLABLE_OBJECT})), required=False
+        ),
         "parameters": [MODEL],
         "fails": (*reads, errors.ModelNotFound, errors.NotReady),
     }
