@@ -69,10 +69,10 @@ def random_order(rng: random.Random, adapters: Sequence[str], most_steps: int = 
         "num_images": rng.choice([1, 1, 1, 2]),
         "loras": [
             {"name": name, "scale": rng.choice([-0.5, 0.5, 1.0, 2.0])}
-            for name in rng.sample(list(adapters), rng.choice([0, 0, 0, 1, 1, 2, 4]))
-        ]
-        if adapters
-        else [],
+            for name in rng.sample(
+                list(adapters), min(len(adapters), rng.choice([0, 0, 0, 1, 1, 2, 4]))
+            )
+        ],
     }
     if guided and rng.random() < 0.3:
         options["negative_prompt"] = rng.choice(COLOURS)
@@ -146,6 +146,12 @@ class Likeness:
         if levels > MOST_LEVELS or db < LEAST_DB:
             self.beyond.append(f"{levels} levels, {db:.1f} dB: {order.task} {order.params!r}")
 
+    def add_all(self, other: Likeness) -> None:
+        self.pictures, self.same = self.pictures + other.pictures, self.same + other.same
+        self.worst_levels = max(self.worst_levels, other.worst_levels)
+        self.worst_db = min(self.worst_db, other.worst_db)
+        self.beyond += other.beyond
+
 
 async def compare(
     generator: Generator, orders: Sequence[Order], rng: random.Random, spread_s: float = 0.1
@@ -187,10 +193,7 @@ async def measure(args: argparse.Namespace, contender: str, console: Console) ->
             one = await compare(generator, orders, rng)
             for line in one.beyond:
                 console.print(f"{contender}, mix {index}: {line}")
-            total.pictures, total.same = total.pictures + one.pictures, total.same + one.same
-            total.worst_levels = max(total.worst_levels, one.worst_levels)
-            total.worst_db = min(total.worst_db, one.worst_db)
-            total.beyond += one.beyond
+            total.add_all(one)
         await generator.stop()
     return {
         "contender": contender,
