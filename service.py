@@ -25,6 +25,7 @@ from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, drain_on_signal, report_load
+from sdxl_bento.serving.memory import give_back
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.serving.packing import RequiredModel, require_models, with_packed_models
 from sdxl_bento.ui.page import PAGES, Page, has_page
@@ -81,7 +82,10 @@ class SDXLService:
         """Start the engine. Its thread loads the models, so that probes are answered meanwhile."""
         self.generator.start()
         drain_on_signal(self.drain)
-        self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
+        self.tasks = [
+            asyncio.create_task(report_load(self.generator, metrics())),
+            asyncio.create_task(give_back(self.settings.memory_trim_s)),
+        ]
         if self.page is not None:
             self.tasks.append(asyncio.create_task(self.page.serve(self.api)))
         if bentoml.server_context.worker_index in (None, 1):

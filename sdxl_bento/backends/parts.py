@@ -35,6 +35,7 @@ class PartOptions:
         cache: a folder to keep what the runtime derives (engines, kernels); it may be read-only,
             and then nothing is kept. None: keep nothing.
         threads: of the CPU; 0 leaves the runtime's own choice.
+        kernels: that OpenVINO keeps for shapes it has met.
     """
 
     info: BackendInfo
@@ -42,6 +43,7 @@ class PartOptions:
     weights: Path
     cache: Path | None = None
     threads: int = 0
+    kernels: int = 512
 
 
 class Part(Protocol):

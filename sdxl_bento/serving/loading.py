@@ -229,6 +229,7 @@ def _load_all(
                 weights=folder / pipeline.path / component,
                 cache=cache,
                 threads=settings.threads,
+                kernels=settings.openvino_kernels,
             )
             parts[part] = runtime(info.backend).load(folder / path, options)
     except BaseException:
