@@ -54,6 +54,9 @@ class CompiledBackend:
         self._adapters = adapters
         self._parts = dict(parts)
         self._eager = EagerBackend(model, adapters, tile_pixels)
+        # ONNX's `DynamicQuantizeLinear` takes one range for all rows together, so these would round
+        # each other's numbers.
+        self._rows_are_independent = (info.backend, info.quantization) != ("onnx", "int8")
         self._layout = SlotLayout(model.base.unet)
         self._slots = SlotTable(self._layout, model.placement.device, model.placement.dtype)
         for role in ("base", "refiner"):
@@ -123,7 +126,7 @@ class CompiledBackend:
     def _run(self, name: str, tensors: Tensors) -> torch.Tensor:
         """Any number of rows, in forwards of as many as the part was built for."""
         part, rows = self._parts[name], len(tensors["sample"])
-        most = max(self._info.rows, default=MOST_ROWS)
+        most = max(self._info.rows, default=MOST_ROWS) if self._rows_are_independent else 1
         if rows <= most:
             return self._padded(part, tensors, rows)
         outputs = []

@@ -122,6 +122,18 @@ def test_rows_are_split_and_filled_up(
     assert torch.equal(output, wanted(inputs)), "each row has its own result, in its place"
 
 
+def test_rows_that_would_share_a_range_of_eight_bits_run_one_by_one() -> None:
+    """A row filled up with copies of itself has its own range still."""
+    bench = Bench(quantization="int8")
+    inputs = bench.inputs(3)
+    assert torch.equal(bench.denoise(inputs), wanted(inputs))
+    assert bench.parts["base/unet"].rows == [1, 1, 1]
+    filled = Bench(quantization="int8", rows=(2, 4))
+    filled.denoise(inputs)
+    calls = filled.parts["base/unet"].calls
+    assert [len(set(call["timestep"].tolist())) for call in calls] == [1, 1, 1]
+
+
 def test_filled_rows_are_copies_of_the_last_one() -> None:
     """So that no input holds a number that none of the requests has."""
     bench = Bench(rows=(4,))
