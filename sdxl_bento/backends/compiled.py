@@ -1,8 +1,8 @@
 """A model whose UNets and VAE decoders were compiled, by whichever runtime.
 
-What all runtimes share is here: rows with adapters run on the graph with slots and all others on the
-plain one, whatever batch they are in; rows are padded to the numbers that a graph was built for and
-split above the most it takes; pictures above a size are decoded in tiles. Parts that were not
+What all runtimes share is here: rows with adapters run on the graph with slots and all others on
+the plain one, whatever batch they are in; rows are padded to the numbers that a graph was built for
+and split above the most it takes; pictures above a size are decoded in tiles. Parts that were not
 compiled run as diffusers wrote them.
 """
 

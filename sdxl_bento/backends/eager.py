@@ -53,7 +53,7 @@ class EagerBackend:
         return torch.cat([self.decode_together(stage, each) for each in latents.split(1)])
 
     def decode_together(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
-        """As `decode`, in one forward: for a decoder whose result does not depend on their number."""
+        """As `decode`, in one forward: for a decoder that does not round by their number."""
         vae = self._model.pipeline(stage).vae
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         vae.use_tiling = latents.shape[-1] * latents.shape[-2] * scale**2 > self._tile_pixels
