@@ -1,10 +1,10 @@
 """Is a picture the same whoever else is being served?
 
-Every mix is a handful of random requests: sizes, samplers, step counts, guidance and its rescaling,
-adapters, the refiner, pictures to start from, several pictures in one call. They are drawn together,
-arriving at random times beside one that is cancelled half way, and each is drawn alone, before or
-after. The two must be the same to the byte, or, where the runtime rounds by the shape of its batch,
-differ by at most two of 255 levels and have a PSNR of at least 50 dB.
+Every mix is a handful of random requests: sizes, samplers, step counts, guidance and its
+rescaling, adapters, the refiner, pictures to start from, several pictures in one call. They are
+drawn together, arriving at random times beside one that is cancelled half way, and each is drawn
+alone, before or after. The two must be the same to the byte, or, where the runtime rounds by the
+shape of its batch, differ by at most two of 255 levels and have a PSNR of at least 50 dB.
 
 Prompts are not cached, so that every picture encodes its own. There are more adapters than an
 exported model brings: variants of its own, up to four in one request.

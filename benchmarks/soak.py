@@ -41,13 +41,13 @@ from sdxl_bento.serving.memory import MIB, budget, resident, trim
 
 ADAPTERS = 12
 TOGETHER = 8  # requests at the same time
-SIDES = range(64, 257, 16)  # pixels
+SIDES = range(64, 257, 32)  # pixels
 UPLOAD = (2400, 1800)  # pixels of a picture that is decoded beside every group of requests
 MOST_GROWTH = 0.10
 
 
 def sized(order: Order, rng: random.Random) -> Order:
-    """The order in another of 169 sizes."""
+    """The order in another of 49 sizes."""
     size = {"width": rng.choice(SIDES), "height": rng.choice(SIDES)}
     return Order(order.task, order.params.model_copy(update=size), order.pictures)
 
