@@ -78,8 +78,9 @@ class CompiledBackend:
         if not plain:
             return slotted
         # The two graphs round differently, so each row takes its own, whatever the others need.
-        by_row = dict(zip(mixed, slotted.split(1), strict=True))
-        by_row |= zip(plain, self._run(name, _rows_of(tensors, plain)).split(1), strict=True)
+        unmixed = self._run(name, _rows_of(tensors, plain))
+        by_row = dict(zip(mixed, torch.split(slotted, 1), strict=True))
+        by_row |= zip(plain, torch.split(unmixed, 1), strict=True)
         return torch.cat([by_row[i] for i in range(len(by_row))])
 
     def decode(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:

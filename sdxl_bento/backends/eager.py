@@ -50,7 +50,7 @@ class EagerBackend:
 
     def decode(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
         # One by one: kernels differ with the number of pictures, in bfloat16 by more than a level.
-        return torch.cat([self.decode_together(stage, each) for each in latents.split(1)])
+        return torch.cat([self.decode_together(stage, each) for each in torch.split(latents, 1)])
 
     def decode_together(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
         """As `decode`, in one forward: for a decoder that does not round by their number."""
