@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         False, description="Decode the pictures of a batch one by one, which saves memory."
     )
     openvino_kernels: int = Field(
-        512,
+        256,
         ge=0,
         description="Number of kernels that OpenVINO keeps for shapes it has met, for each "
         "compiled part. More make it faster if many sizes take turns, and take more memory.",

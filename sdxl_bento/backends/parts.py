@@ -43,7 +43,7 @@ class PartOptions:
     weights: Path
     cache: Path | None = None
     threads: int = 0
-    kernels: int = 512
+    kernels: int = 256
 
 
 class Part(Protocol):
