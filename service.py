@@ -33,6 +33,7 @@ from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, report_load
+from sdxl_bento.serving.memory import give_back
 from sdxl_bento.serving.metrics import metrics
 from sdxl_bento.serving.packing import (
     RequiredModel,
@@ -119,7 +120,10 @@ class SDXLService:
         self.generator.start()
         drain_s = self.settings.drain_s
         Shutdown(self.drain, self.close, within_s=drain_s + GRACE_S).on_signal()
-        self.tasks = [asyncio.create_task(report_load(self.generator, metrics()))]
+        self.tasks = [
+            asyncio.create_task(report_load(self.generator, metrics())),
+            asyncio.create_task(give_back(self.settings.memory_trim_s)),
+        ]
         if self.page is not None:
             self.tasks.append(asyncio.create_task(self.page.serve(self.api)))
         if bentoml.server_context.worker_index in (None, 1):

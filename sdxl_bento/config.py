@@ -132,6 +132,18 @@ class Settings(BaseSettings):
     vae_slicing: Annotated[bool, CHANGES_PIXELS] = Field(
         False, description="Decode the pictures of a batch one by one, which saves memory."
     )
+    openvino_kernels: int = Field(
+        256,
+        ge=0,
+        description="Number of kernels that OpenVINO keeps for shapes it has met, for each "
+        "compiled part. More make it faster if many sizes take turns, and take more memory.",
+    )
+    memory_trim_s: float = Field(
+        10.0,
+        ge=0,
+        description="Every so many seconds, memory that was freed is given back to the operating "
+        "system; 0 never does so.",
+    )
     ageing_s: float = Field(
         30.0,
         gt=0,

@@ -1,13 +1,14 @@
 """A model whose UNets and VAE decoders were compiled, by whichever runtime.
 
-What all runtimes share is here: rows are padded to the numbers that a graph was built for and split
-above the most it takes, adapters are laid into slots, pictures above a size are decoded in tiles.
-Parts that were not compiled run as diffusers wrote them.
+What all runtimes share is here: rows with adapters run on the graph with slots and all others on
+the plain one, whatever batch they are in; rows are padded to the numbers that a graph was built for
+and split above the most it takes; pictures above a size are decoded in tiles. Parts that were not
+compiled run as diffusers wrote them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from sdxl_bento.backends.eager import EagerBackend
 from sdxl_bento.backends.parts import MOST_ROWS, Part
 from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, SlotTable
-from sdxl_bento.diffusion.backend import UNetInputs
+from sdxl_bento.diffusion.backend import Mix, UNetInputs
 from sdxl_bento.engine.request import Stage
 from sdxl_bento.manifest import BackendInfo
 
@@ -53,6 +54,9 @@ class CompiledBackend:
         self._adapters = adapters
         self._parts = dict(parts)
         self._eager = EagerBackend(model, adapters, tile_pixels)
+        # ONNX's `DynamicQuantizeLinear` takes one range for all rows together, so these would round
+        # each other's numbers.
+        self._rows_are_independent = (info.backend, info.quantization) != ("onnx", "int8")
         self._layout = SlotLayout(model.base.unet)
         self._slots = SlotTable(self._layout, model.placement.device, model.placement.dtype)
         for role in ("base", "refiner"):
@@ -66,14 +70,23 @@ class CompiledBackend:
             return self._eager.denoise(stage, inputs)
         tensors = inputs.tensors()
         # Adapters are trained for the base model; the refiner runs as it is.
-        if stage is Stage.BASE and any(inputs.mixes):
-            name = "base/unet_slots"
-            used = {adapter for mix in inputs.mixes for adapter, _ in mix}
-            slots = self._slots.place(inputs.mixes, *self._adapters.factors("unet", used))
-            tensors |= {"slot": slots.slot, "down": slots.down, "up": slots.up}
-        return self._run(name, tensors)
+        mixed = [i for i, mix in enumerate(inputs.mixes) if mix] if stage is Stage.BASE else []
+        if not mixed:
+            return self._run(name, tensors)
+        slotted = self._run_slots(_rows_of(tensors, mixed), [inputs.mixes[i] for i in mixed])
+        plain = [i for i, mix in enumerate(inputs.mixes) if not mix]
+        if not plain:
+            return slotted
+        # The two graphs round differently, so each row takes its own, whatever the others need.
+        unmixed = self._run(name, _rows_of(tensors, plain))
+        by_row = dict(zip(mixed, torch.split(slotted, 1), strict=True))
+        by_row |= zip(plain, torch.split(unmixed, 1), strict=True)
+        return torch.cat([by_row[i] for i in range(len(by_row))])
 
     def decode(self, stage: Stage, latents: torch.Tensor) -> torch.Tensor:
+        role = "refiner" if stage is Stage.REFINE else "base"
+        if f"{role}/vae_decoder" in self._parts:
+            return self._eager.decode_together(stage, latents)
         return self._eager.decode(stage, latents)
 
     def warm_up(self) -> None:
@@ -104,10 +117,17 @@ class CompiledBackend:
         self._parts.clear()
         self._eager.unload()
 
+    def _run_slots(self, tensors: Tensors, mixes: Sequence[Mix]) -> torch.Tensor:
+        """The base UNet for rows that all have adapters."""
+        used = {adapter for mix in mixes for adapter, _ in mix}
+        slots = self._slots.place(mixes, *self._adapters.factors("unet", used))
+        tensors = tensors | {"slot": slots.slot, "down": slots.down, "up": slots.up}
+        return self._run("base/unet_slots", tensors)
+
     def _run(self, name: str, tensors: Tensors) -> torch.Tensor:
         """Any number of rows, in forwards of as many as the part was built for."""
         part, rows = self._parts[name], len(tensors["sample"])
-        most = max(self._info.rows, default=MOST_ROWS)
+        most = max(self._info.rows, default=MOST_ROWS) if self._rows_are_independent else 1
         if rows <= most:
             return self._padded(part, tensors, rows)
         outputs = []
@@ -158,6 +178,15 @@ class CompiledBackend:
             "down": self._zeros(2, RANK_STEP, self._layout.width_down),
             "up": self._zeros(2, RANK_STEP, self._layout.width_up),
         }
+
+
+def _rows_of(tensors: Tensors, rows: Sequence[int]) -> Tensors:
+    """Some rows of a batch, without the copy of an index to the device."""
+    if len(rows) == len(tensors["sample"]):
+        return tensors
+    return {
+        name: torch.cat([value[row : row + 1] for row in rows]) for name, value in tensors.items()
+    }
 
 
 def _stage(role: str) -> Stage:

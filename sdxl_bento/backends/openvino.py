@@ -116,6 +116,9 @@ def settings(core: Any, options: PartOptions, weights: Path) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
         # Several workers would be pinned to the same cores.
         "ENABLE_CPU_PINNING": False,
+        # Kernels are made for each shape of each layer, and OpenVINO would keep 5,000 of them: a
+        # gigabyte for each graph of a tiny UNet, once enough sizes have been asked for.
+        "CPU_RUNTIME_CACHE_CAPACITY": options.kernels,
         # Linear layers whose weights are int8 quantize their inputs in groups; 0: they do not.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP_SIZE if options.info.quantization == "int8" else 0,
     }

@@ -36,6 +36,7 @@ class PartOptions:
             and then nothing is kept. None: keep nothing.
         threads: of the CPU; 0 leaves the runtime's own choice.
         verify: whether files that the runtime has derived earlier are checked before it reads them.
+        kernels: that OpenVINO keeps for shapes it has met.
     """
 
     info: BackendInfo
@@ -44,6 +45,7 @@ class PartOptions:
     cache: Path | None = None
     threads: int = 0
     verify: bool = True
+    kernels: int = 256
 
 
 class Part(Protocol):

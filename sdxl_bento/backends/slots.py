@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sdxl_bento.diffusion.lora.factors import LowRank
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+SHRINK_AFTER = 200  # batches in a row that need no more than half of the tables
 RANK_STEP = 8  # ranks are padded to a multiple, so that graphs see few different shapes
 
 
@@ -82,8 +83,8 @@ class SlotTable:
         # The last used come last. No ready-made cache: a batch's mixes must all stay, and what is
         # kept is a place in tables that grow.
         self._slots: dict[tuple[Mix, str], int] = {}
-        self._down = torch.zeros(1, 0, layout.width_down, device=device, dtype=dtype)
-        self._up = torch.zeros(1, 0, layout.width_up, device=device, dtype=dtype)
+        self._too_large = 0  # batches in a row that needed no more than half
+        self._empty()
 
     def place(
         self,
@@ -100,7 +101,9 @@ class SlotTable:
         """
         keys = {mix: (mix, _identity(mix, fingerprints)) for mix in dict.fromkeys(rows) if mix}
         rank = max((_rank(mix, adapters) for mix in keys), default=1)
-        self._grow(len(keys), -(-rank // RANK_STEP) * RANK_STEP)
+        rank = -(-rank // RANK_STEP) * RANK_STEP
+        self._shrink(len(keys), rank)
+        self._grow(len(keys), rank)
         for key in keys.values():  # first those that stay, so that no newcomer takes their place
             if key in self._slots:
                 self._slots[key] = self._slots.pop(key)
@@ -111,6 +114,27 @@ class SlotTable:
                 self._slots[key] = slot
         index = [self._slots[keys[mix]] if mix else 0 for mix in rows]
         return Slots(torch.tensor(index, device=self._device), self._down, self._up)
+
+    def _empty(self) -> None:
+        self._slots.clear()
+        widths = self._layout.width_down, self._layout.width_up
+        self._down, self._up = (
+            torch.zeros(1, 0, width, device=self._device, dtype=self._dtype) for width in widths
+        )
+
+    def _shrink(self, mixes: int, rank: int) -> None:
+        """Begin anew if it was long ago that the tables had to be so large.
+
+        They take memory, and every row with adapters pays for the largest rank in them.
+        """
+        slots, held = self._down.shape[:2]
+        if 2 * rank > held and 2 * (mixes + 1) > slots:
+            self._too_large = 0
+            return
+        self._too_large += 1
+        if self._too_large > SHRINK_AFTER:
+            self._too_large = 0
+            self._empty()
 
     def _grow(self, mixes: int, rank: int) -> None:
         """Make room for so many mixes of that rank; what lies in the tables stays."""

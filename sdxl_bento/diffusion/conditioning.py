@@ -141,24 +141,26 @@ class Conditioner:
     def _encode_all(self, wanted: Iterable[Text]) -> dict[Text, Encoded]:
         cached = {text: self.cache.get(text) for text in wanted}
         encoded = {text: entry for text, entry in cached.items() if entry is not None}
-        for stage in (Stage.BASE, Stage.REFINE):
-            missing = [text for text in cached if text not in encoded and text.stage is stage]
-            if missing:
-                encoded.update(zip(missing, self._encode(stage, missing), strict=True))
+        encoded |= {text: self._encode(text) for text in cached if text not in encoded}
         for text, entry in encoded.items():
             self.cache.put(text, entry)
         return encoded
 
-    def _encode(self, stage: Stage, texts: Sequence[Text]) -> list[Encoded]:
-        pipeline = self._model.pipeline(stage)
+    def _encode(self, text: Text) -> Encoded:
+        """One prompt by itself.
+
+        Kernels differ in the last bits with the number of prompts, and what is encoded here is kept
+        for later requests, so it must not depend on which prompts came together.
+        """
+        pipeline = self._model.pipeline(text.stage)
         hidden: list[torch.Tensor] = []
         pooled = torch.empty(0)
         names = ("text_encoder", "text_encoder_2")[-len(pipeline.text_encoders) :]
-        for i, (tokenizer, encoder) in enumerate(
-            zip(pipeline.tokenizers, pipeline.text_encoders, strict=True)
+        for name, tokenizer, encoder, prompt in zip(
+            names, pipeline.tokenizers, pipeline.text_encoders, text.prompts, strict=True
         ):
-            ids = _tokenize(tokenizer, [text.prompts[i] for text in texts])
-            with self._adapters.applied(names[i], [text.mix for text in texts]):
+            ids = _tokenize(tokenizer, [prompt])
+            with self._adapters.applied(name, [text.mix]):
                 output = encoder(
                     to_device(ids, self._model.placement.device), output_hidden_states=True
                 )
@@ -166,9 +168,7 @@ class Conditioner:
             pooled = output[0]  # the last encoder's: the projected, pooled embedding
         dtype = self._model.placement.dtype
         embeddings = torch.cat(hidden, dim=-1).to(dtype)
-        return [
-            Encoded(e.clone(), p.clone()) for e, p in zip(embeddings, pooled.to(dtype), strict=True)
-        ]
+        return Encoded(embeddings[0].clone(), pooled.to(dtype)[0].clone())
 
     def _assemble(self, job: Job, stage: Stage, entries: Sequence[Encoded]) -> Conditioning:
         """Rows of one request: negative then positive with guidance, else positive alone."""

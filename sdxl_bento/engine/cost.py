@@ -9,6 +9,7 @@ from sdxl_bento.engine.request import BatchKey, Cost, Request, Stage
 
 SMOOTHING = 0.2  # weight of the newest observation
 HICCUP = 4.0  # an observation counts as at most this many times the previous estimate
+KEPT_KEYS = 1024  # sizes can be asked for without end; the one not seen for the longest goes
 DRIFT = 0.05  # relative change of a cell from which on its estimates are computed anew
 
 
@@ -22,12 +23,13 @@ class CostTable:
 
     def __init__(self) -> None:
         self.epoch = 0
+        # The last observed come last.
         self._cells: dict[BatchKey, dict[int, float]] = {}
         self._estimates: dict[BatchKey, dict[int, float]] = {}  # of this epoch
 
     def observe(self, key: BatchKey, rows: int, seconds: float) -> None:
         """Correct the table by one measured unit."""
-        cells = self._cells.setdefault(key, {})
+        cells = self._cells_of(key)
         old = cells.get(rows)
         if not old:
             cells[rows] = seconds
@@ -91,9 +93,17 @@ class CostTable:
                 int(str(cell["height"])),
                 int(str(cell["width"])),
             )
-            cells = self._cells.setdefault(key, {})
+            cells = self._cells_of(key)
             cells[int(str(cell["rows"]))] = float(str(cell["seconds"]))
             self._new_epoch(key)
+
+    def _cells_of(self, key: BatchKey) -> dict[int, float]:
+        cells = self._cells[key] = self._cells.pop(key, {})
+        if len(self._cells) > KEPT_KEYS:
+            oldest = next(iter(self._cells))
+            del self._cells[oldest]
+            self._estimates.pop(oldest, None)
+        return cells
 
     def _new_epoch(self, key: BatchKey) -> None:
         """The cells of `key` have changed, so drop what was computed from them."""

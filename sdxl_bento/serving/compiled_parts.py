@@ -138,6 +138,7 @@ def _load_all(
                 weights=_weights(folder, manifest, part),
                 cache=cache,
                 threads=settings.threads,
+                kernels=settings.openvino_kernels,
                 verify=check.checks_caches,
             )
             parts[part] = runtime(info.backend).load(folder / path, options)

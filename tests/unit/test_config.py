@@ -79,7 +79,7 @@ NO_PIXELS = {
     "model", "models", "device", "dtype", "threads", "backend", "allow_fallback", "verify",
     "lora_dir", "lora_cache_mb", "lora_pinned", "max_batch_rows", "max_batch_pixels", "max_running",
     "max_queue", "max_queue_megapixels", "max_pixels", "max_steps", "max_images",
-    "decode_processes", "decode_timeout_s",
+    "decode_processes", "decode_timeout_s", "openvino_kernels", "memory_trim_s",
     "prompt_cache_mb", "ageing_s", "timeout_s", "drain_s", "store", "store_ttl_s", "store_max_mb",
     "store_timeout_s", "embed_metadata", "result_cache", "png_level", "batch_max_size",
     "batch_max_latency_ms", "workers", "ui", "cors_origins", "receive_timeout_s",

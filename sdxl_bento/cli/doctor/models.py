@@ -13,7 +13,8 @@ from sdxl_bento.cli.terminal import size_text
 from sdxl_bento.config import Settings, bentoml_home
 from sdxl_bento.errors import ConfigurationError, ModelNotFound
 from sdxl_bento.integrity import damage
-from sdxl_bento.manifest import Manifest, PipelineInfo
+from sdxl_bento.manifest import BackendInfo, Manifest, PipelineInfo
+from sdxl_bento.serving.memory import budget
 
 EMBEDDED = "python -m export embedded"
 
@@ -117,14 +118,17 @@ def _fits(tag: str, manifest: Manifest, settings: Settings) -> Iterator[Finding]
         yield problem(tag, f"SDXL_BACKEND is {wanted!r}, and the model has: {have}", mend)
         return
     again = f"python -m export … --name {manifest.name} --target auto, on this machine"
-    chosen = None
+    chosen: BackendInfo | None = None
     for info in allowed:
         reason = misfit(info, placement, settings.dtype)
         if reason:
             yield warning(tag, f"{info.label} does not fit: {reason}", again)
         else:
-            chosen = chosen or info.label
-            yield good(tag, f"{info.label} fits{', and is used' if chosen == info.label else ''}")
+            chosen = chosen or info
+            yield good(tag, f"{info.label} fits{', and is used' if chosen is info else ''}")
+    if placement.mode == "cpu":
+        held = size_text(budget(manifest, settings, chosen))
+        yield note(tag, f"its server may hold {held} of memory between requests")
     if chosen is not None:
         return
     if allowed and not settings.allow_fallback:

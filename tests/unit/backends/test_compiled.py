@@ -122,6 +122,18 @@ def test_rows_are_split_and_filled_up(
     assert torch.equal(output, wanted(inputs)), "each row has its own result, in its place"
 
 
+def test_rows_that_would_share_a_range_of_eight_bits_run_one_by_one() -> None:
+    """A row filled up with copies of itself has its own range still."""
+    bench = Bench(quantization="int8")
+    inputs = bench.inputs(3)
+    assert torch.equal(bench.denoise(inputs), wanted(inputs))
+    assert bench.parts["base/unet"].rows == [1, 1, 1]
+    filled = Bench(quantization="int8", rows=(2, 4))
+    filled.denoise(inputs)
+    calls = filled.parts["base/unet"].calls
+    assert [len(set(call["timestep"].tolist())) for call in calls] == [1, 1, 1]
+
+
 def test_filled_rows_are_copies_of_the_last_one() -> None:
     """So that no input holds a number that none of the requests has."""
     bench = Bench(rows=(4,))
@@ -135,16 +147,32 @@ def test_filled_rows_are_copies_of_the_last_one() -> None:
 
 def test_adapters_go_by_slots_and_the_tables_are_whole_in_every_forward() -> None:
     bench = Bench(rows=(2,))
-    inputs = bench.inputs(3, [mix(a=1.0), (), mix(b=0.5)])
+    inputs = bench.inputs(3, [mix(a=1.0), mix(a=1.0), mix(b=0.5)])
     output = bench.denoise(inputs)
     part = bench.parts["base/unet_slots"]
     assert bench.parts["base/unet"].calls == []
     assert bench.pool.asked == [("unet", {"a", "b"})]
-    assert [call["slot"].tolist() for call in part.calls] == [[1, 0], [2, 2]]
+    assert [call["slot"].tolist() for call in part.calls] == [[1, 1], [2, 2]]
     layout = bench.backend._layout
     assert part.shapes("down") == [(3, RANK_STEP, layout.width_down)] * 2
     assert part.shapes("up") == [(3, RANK_STEP, layout.width_up)] * 2
     assert torch.equal(output, wanted(inputs))
+
+
+@pytest.mark.parametrize("mixed", [(0,), (4,), (1, 3), (0, 1, 2, 3)])
+def test_a_rows_graph_is_its_own_whatever_the_others_need(mixed: tuple[int, ...]) -> None:
+    bench = Bench()
+    mixes = [mix(a=1.0 + row) if row in mixed else () for row in range(5)]
+    inputs = bench.inputs(5, mixes)
+    output = bench.denoise(inputs)
+    for name, rows in (
+        ("base/unet_slots", list(mixed)),
+        ("base/unet", [row for row in range(5) if row not in mixed]),
+    ):
+        [call] = bench.parts[name].calls
+        for key, tensor in inputs.tensors().items():
+            assert torch.equal(call[key], tensor[rows]), (name, key)
+    assert torch.equal(output, wanted(inputs)), "each row has its own result, in its place"
 
 
 def test_without_adapters_the_plain_part_runs() -> None:
@@ -210,7 +238,7 @@ def test_warm_up_gives_inputs_as_requests_do() -> None:
     bench.backend.warm_up()
     inputs = bench.inputs(2)
     bench.denoise(inputs)
-    bench.denoise(replace(inputs, mixes=[mix(a=1.0), ()]))
+    bench.denoise(replace(inputs, mixes=[mix(a=1.0)] * 2))
     for part in bench.parts.values():
         blank, real = part.calls[1], part.calls[-1]
         assert {name: (x.shape, x.dtype) for name, x in blank.items()} == {

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, SlotTable, SlottedLayers
+from sdxl_bento.backends.slots import (
+    RANK_STEP,
+    SHRINK_AFTER,
+    SlotLayout,
+    SlotTable,
+    SlottedLayers,
+)
 from sdxl_bento.diffusion.lora.layers import Mix
 from sdxl_bento.diffusion.lora.pool import LoraPool
 from tests.support import loras
@@ -111,6 +117,23 @@ def test_tables_grow_in_steps_and_keep_what_they_hold(pool: LoraPool, table: Slo
     assert grown.slot.tolist() == [1, 2, 3]
     assert grown.down.shape[:2] == (5, 2 * RANK_STEP)
     assert not grown.down[0].any()
+
+
+def test_tables_that_are_larger_than_they_need_be_shrink_again(
+    pool: LoraPool, table: SlotTable
+) -> None:
+    large = [mix(a=1.0), mix(a=1.0, b=1.0, c=1.0), mix(c=0.5)]
+    place(table, pool, large)
+    for _ in range(SHRINK_AFTER):
+        assert place(table, pool, [mix(b=1.0)]).down.shape[:2] == (5, 2 * RANK_STEP)
+    place(table, pool, large)
+    for _ in range(SHRINK_AFTER):
+        place(table, pool, [mix(b=1.0)])
+    small = place(table, pool, [mix(b=1.0)])
+    assert small.down.shape[:2] == (2, RANK_STEP)
+    fresh = place(SlotTable(table._layout, table._device, table._dtype), pool, [mix(b=1.0)])
+    for name in ("slot", "down", "up"):
+        assert torch.equal(getattr(small, name), getattr(fresh, name)), name
 
 
 def test_an_adapter_whose_file_has_changed_is_laid_anew(pool: LoraPool, table: SlotTable) -> None:

@@ -119,8 +119,23 @@ def test_a_backend_that_fits(home: Path) -> None:
     )
     store_model(home, "tiny", backends=[ONNX, here])
     found = list(models.backends(Settings(model="tiny", device="cpu")))
-    assert [each.status for each in found] == ["warning", "good"]
+    assert [each.status for each in found] == ["warning", "good", "note"]
     assert found[1].message == "onnx-cpu-fp32 fits, and is used"
+
+
+def test_how_much_memory_a_model_may_hold(home: Path) -> None:
+    openvino = BackendInfo(
+        backend="openvino", device="cpu", dtype="bf16",
+        versions={"openvino": version("openvino")}, artifacts={"base/unet": "a"},
+    )  # fmt: skip
+    store_model(home, "tiny", backends=[openvino])
+    few, many = (
+        Settings(model="tiny", device="cpu", openvino_kernels=kernels) for kernels in (0, 4096)
+    )
+    [text] = [e.message for e in models.backends(few) if "between requests" in e.message]
+    assert text == "its server may hold 801 MB of memory between requests"
+    [text] = [e.message for e in models.backends(many) if "between requests" in e.message]
+    assert text == "its server may hold 2.95 GB of memory between requests"
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

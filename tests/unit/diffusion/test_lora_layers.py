@@ -186,6 +186,22 @@ def test_half_precision_layers(dtype: torch.dtype) -> None:
         assert (got - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+def test_in_bfloat16_a_row_is_the_same_beside_any_others() -> None:
+    """To the bit, for a difference in one layer's last bit is a level or more of the picture."""
+    layers = {"conv3": nn.Conv2d(128, 64, 3, padding=1).to(torch.bfloat16)}
+    network = nn.ModuleDict(layers).requires_grad_(False)
+    loaded = adapters(layers)
+    rows = [A, A, BOTH, (), NEGATIVE, BOTH]
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(6, 128, 16, 16, generator=generator).bfloat16()
+        with compose(network, loaded, rows).active():
+            together = layers["conv3"](x)
+        for i, mixed in enumerate(rows):
+            with compose(network, loaded, [mixed]).active():
+                assert torch.equal(layers["conv3"](x[i : i + 1])[0], together[i]), (seed, i)
+
+
 def test_channels_last() -> None:
     network, layer = model(), LAYERS["conv3"]
     x = input_of("conv3", 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdxl_bento.engine.cost import HICCUP, SMOOTHING, CostTable
+from sdxl_bento.engine.cost import HICCUP, KEPT_KEYS, SMOOTHING, CostTable
 from sdxl_bento.engine.request import BatchKey, Phase, Request, Stage
 
 BASE = BatchKey("m", Stage.BASE, 1024, 1024)
@@ -99,3 +99,15 @@ def test_a_profile_survives_the_way_out_and_in() -> None:
     again.load(cost.dump())
     assert again.dump() == cost.dump()
     assert again.unit(BASE, 3) == cost.unit(BASE, 3)
+
+
+def test_sizes_without_end_do_not_fill_the_memory() -> None:
+    cost = CostTable()
+    often = BatchKey("m", Stage.BASE, 8, 8)
+    for side in range(1, 2 * KEPT_KEYS):
+        cost.observe(BatchKey("m", Stage.BASE, 8 * side, 8), 1, float(side))
+        cost.observe(often, 1, 1.0)
+    kept = {cell["height"] for cell in cost.dump()}
+    assert len(kept) == KEPT_KEYS
+    assert {8, 8 * (2 * KEPT_KEYS - 1)} <= kept, "the one that is always used, and the newest"
+    assert 16 not in kept

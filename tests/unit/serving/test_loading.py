@@ -81,7 +81,7 @@ def test_each_part_is_loaded_with_the_weights_of_its_component(
     runtime: FakeRuntime, tmp_path: Path
 ) -> None:
     export(tmp_path, built())
-    chosen = choose(tmp_path, Settings(threads=3))
+    chosen = choose(tmp_path, Settings(threads=3, openvino_kernels=7))
     assert chosen.info == built()
     assert list(chosen.parts) == ["base/unet", "base/vae_decoder", "refiner/unet"]
     options = {path.relative_to(tmp_path).as_posix(): given for path, given in runtime.loaded}
@@ -93,6 +93,7 @@ def test_each_part_is_loaded_with_the_weights_of_its_component(
     }
     for given in options.values():
         assert (given.info, given.device, given.threads) == (built(), CPU.device, 3)
+        assert given.kernels == 7
         assert given.cache == tmp_path / "cache"
     assert (tmp_path / "cache").is_dir()
 
