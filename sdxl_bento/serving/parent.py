@@ -62,7 +62,8 @@ def replace_dead_workers_at_once() -> None:
 
             def _look_soon(self) -> None:
                 now = time.monotonic()
-                delay, self._next_look = max(self._next_look - now, 0), now + _REST_S
+                delay = max(self._next_look - now, 0)
+                self._next_look = now + delay + _REST_S
                 self.loop.call_later(delay, self._look_after_workers)
 
             def _look_after_workers(self) -> None:
