@@ -11,8 +11,8 @@ from sdxl_bento.errors import StoreUnavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXTS = ("StorageFull", "InsufficientStorage", "QuotaExceeded")  # of S3's servers
-_TRIES = 8  # other threads may take the room that one has made
-_FRUITLESS = 2
+_FRUITLESS = 2  # so many rounds after which nobody could write
+_MOST_ROUNDS = 20
 _REST_S = 30.0
 
 
@@ -42,9 +42,7 @@ class Room:
         self._remove_oldest = remove_oldest
         self._clock = clock
         self._lock = threading.Lock()
-        self._rounds = 0
-        self._fruitless = 0  # rounds in a row after which nothing could be written
-        self._written = self._written_before = 0
+        self._written = 0
         self._resting_until = float("-inf")
 
     def write(self, write: Callable[[], None], size: int) -> None:
@@ -53,34 +51,36 @@ class Room:
         Raises:
             StoreUnavailable: they could not be written.
         """
-        for _ in range(_TRIES):
-            rounds = self._rounds
-            try:
-                write()
-            except StoreUnavailable as error:
-                if not is_full(error.__cause__) or not self._make(size, rounds):
-                    raise
-            else:
-                self._written += 1
-                return
-        write()
+        try:
+            self._try(write)
+        except StoreUnavailable as error:
+            self._require_sense(error)
+            with self._lock:  # one after the other, so that they don't take each other's room
+                self._make_room_and(write, size)
 
-    def _make(self, size: int, rounds: int) -> bool:
-        """Whether there is more room now than when `rounds` was the number of removals."""
-        with self._lock:
-            if self._rounds != rounds:  # another thread has just made room for all
-                return True
-            now = self._clock()
-            if now < self._resting_until:
-                return False
-            if self._rounds and self._written == self._written_before:
-                self._fruitless += 1
-            else:
-                self._fruitless = 0
-            if self._fruitless >= _FRUITLESS:
-                self._resting_until, self._fruitless = now + _REST_S, 0
-                return False
-            self._written_before = self._written
-            made = self._remove_oldest(size)
-            self._rounds += made
-            return made
+    def _make_room_and(self, write: Callable[[], None], size: int) -> None:
+        fruitless, written = 0, -1
+        for _ in range(_MOST_ROUNDS):
+            try:
+                self._try(write)  # at first, because another thread may have made room meanwhile
+                return
+            except StoreUnavailable as error:
+                self._require_sense(error)
+                # What newcomers have written since the last round shows that there was room.
+                fruitless = fruitless + 1 if self._written == written else 0
+                if fruitless == _FRUITLESS:
+                    self._resting_until = self._clock() + _REST_S
+                    raise
+                if not self._remove_oldest(size):
+                    raise
+                written = self._written
+        self._try(write)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        write()
+        self._written += 1
+
+    def _require_sense(self, error: StoreUnavailable) -> None:
+        """Raise the error unless it makes sense to make room."""
+        if not is_full(error.__cause__) or self._clock() < self._resting_until:
+            raise error

@@ -260,11 +260,14 @@ class ImageStore(StoreFiles):
         return damaged
 
     def _remove_oldest(self, size: int) -> bool:
-        """Remove pictures at once, an eighth of all bytes and at least `size`; whether any were."""
+        """Remove pictures at once, so that there is room for several of `size` bytes.
+
+        Returns whether there were any: an eighth of all bytes, or up to a quarter in a small store.
+        """
         with self._translated_errors():
             stored = self._list()
             total = sum(files.size for files in stored.values())
-            target = max(total - max(total // _SHARE, size), 0)
+            target = total - max(total // _SHARE, min(4 * size, total // 4))
             evicted = superfluous(stored, target, self._expired)
             self._remove([path for image_id in evicted for path in stored[image_id].metadata])
             self._remove([path for image_id in evicted for path in stored[image_id].picture])

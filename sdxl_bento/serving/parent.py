@@ -13,12 +13,14 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 from sdxl_bento.config import supervisor_pid
 
 logger = logging.getLogger(f"bentoml.{__name__}")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LOOK_EVERY_S = 0.5
+_AGAIN_S = 0.2
 _REST_S = 3.0  # at least, between two replacements: a worker may die as soon as it starts
 
 
@@ -52,6 +54,7 @@ def replace_dead_workers_at_once() -> None:
             def initialize(self) -> None:
                 super().initialize()
                 self._next_look = time.monotonic()
+                self._managing = False
                 signal.signal(signal.SIGCHLD, self._child_has_ended)
 
             def _child_has_ended(self, *_: object) -> None:
@@ -59,12 +62,23 @@ def replace_dead_workers_at_once() -> None:
 
             def _look_soon(self) -> None:
                 now = time.monotonic()
-                delay, self._next_look = max(self._next_look - now, 0), now + _REST_S
+                delay = max(self._next_look - now, 0)
+                self._next_look = now + delay + _REST_S
                 self.loop.call_later(delay, self._look_after_workers)
 
-            async def _look_after_workers(self) -> None:
-                if self._exclusive_running_command is None and not self._restarting:
-                    await self.manage_watchers()
+            def _look_after_workers(self) -> None:
+                if self.manage_watchers() is None and not self._stopping:
+                    self.loop.call_later(_AGAIN_S, self._look_after_workers)
+
+            def manage_watchers(self) -> Any:
+                # circus makes this exclude all other commands, and drops those that come meanwhile:
+                # SIGTERM would be lost. Here, it only gives way to them.
+                if self._managing or self._restarting or self._exclusive_running_command:
+                    return None
+                self._managing = True
+                done = super().manage_watchers.__wrapped__(self)
+                done.add_done_callback(lambda _: setattr(self, "_managing", False))
+                return done
 
         circus.Arbiter = PromptArbiter  # type: ignore[misc]
     except (ImportError, AttributeError) as error:

@@ -102,7 +102,7 @@ def test_fields_left_out(faked: Server) -> None:
 def test_no_pictures_on_request(api: WebUIApi) -> None:
     answer = api.txt2img(**RED, send_images=False)
     assert answer.images == []
-    assert len(answer.info["image_ids"][0]) == 22
+    assert len(answer.info["image_ids"][0]) == 28
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_headers(http: httpx.Client) -> None:
     assert answer.headers["x-request-id"] == "mine-1"
     assert answer.headers["x-seed"] == "5"
     assert answer.headers["x-model"] == "fake"
-    assert len(answer.headers["x-image-id"]) == 22
+    assert len(answer.headers["x-image-id"]) == 28
     stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
     assert stages == ["queue", "encode", "base", "refine", "decode", "total"]
     assert http.post("/generate", json=GENERATE).headers["x-request-id"] != "mine-1"

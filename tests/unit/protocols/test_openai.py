@@ -440,7 +440,7 @@ def test_a_stream(http: TestClient, bed: Bed, monkeypatch: pytest.MonkeyPatch) -
         "output_tokens_details": {"text_tokens": 0, "image_tokens": 64},
         "total_tokens": 218,
     }
-    assert all(len(each["image_id"]) == 22 for each in data[2:])
+    assert all(len(each["image_id"]) == 28 for each in data[2:])
 
 
 def test_a_stream_of_an_edit(http: TestClient) -> None:
