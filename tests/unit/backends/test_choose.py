@@ -14,7 +14,8 @@ from sdxl_bento.config import DeviceMode, Settings
 from sdxl_bento.diffusion.model import Placement
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import BackendInfo, Manifest
-from sdxl_bento.serving import loading
+from sdxl_bento.serving import compiled_parts, loading
+from sdxl_bento.serving.verification import Verification
 
 HERE = {"openvino": "2026.4.1", "onnxruntime": "1.31.1"}
 BUILT = BackendInfo(
@@ -55,12 +56,21 @@ class Runtime:
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     runtime = Runtime()
     monkeypatch.setattr(choose, "runtime", lambda _: runtime)
-    monkeypatch.setattr(loading, "runtime", lambda _: runtime)
+    monkeypatch.setattr(compiled_parts, "runtime", lambda _: runtime)
     return runtime
 
 
 def placement(mode: DeviceMode = "cpu") -> Placement:
     return Placement(torch.device("cpu"), torch.float32, mode)
+
+
+def loaded(folder: Path, settings: Settings) -> tuple[BackendInfo | None, dict[str, Any]]:
+    """The backend that the service takes, with its parts; files are not compared."""
+    manifest = Manifest.load(folder)
+    check = Verification("off").of(folder, manifest)
+    chosen = compiled_parts.load_parts(folder, manifest, settings, placement(), check)
+    compiled_parts.log_misfits(manifest.name, chosen)
+    return chosen.info, dict(chosen.parts)
 
 
 def changed(**changes: object) -> BackendInfo:
@@ -135,7 +145,7 @@ def test_a_backend_that_the_model_has_not_is_refused_with_those_it_has(folder: P
 def test_the_service_takes_the_one_that_fits_and_says_why_not_the_other(
     runtime: Runtime, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    info, parts = loading.load_parts(folder, Settings(), placement())
+    info, parts = loaded(folder, Settings())
     assert info == BUILT
     assert list(parts) == ["base/unet"]
     assert runtime.loaded == [folder / BUILT.artifacts["base/unet"]]
@@ -147,7 +157,7 @@ def test_eager_is_what_is_left(
     runtime: Runtime, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime.missing = "openvino"
-    assert loading.load_parts(folder, Settings(), placement()) == (None, {})
+    assert loaded(folder, Settings()) == (None, {})
     assert "openvino is not installed; eager runs instead" in caplog.text
 
 
@@ -156,11 +166,11 @@ def test_without_fallback_the_start_is_refused_with_every_reason(
 ) -> None:
     runtime.missing = "openvino"
     with pytest.raises(ConfigurationError, match=r"cuda:9\.0.*openvino is not installed"):
-        loading.load_parts(folder, Settings(allow_fallback=False), placement())
+        loaded(folder, Settings(allow_fallback=False))
 
 
 def test_eager_by_wish_asks_no_runtime(folder: Path) -> None:
-    assert loading.load_parts(folder, Settings(backend="eager"), placement()) == (None, {})
+    assert loaded(folder, Settings(backend="eager")) == (None, {})
 
 
 def test_a_part_that_cannot_be_loaded_lets_go_of_the_others(
@@ -169,6 +179,6 @@ def test_a_part_that_cannot_be_loaded_lets_go_of_the_others(
     two = {"base/unet": "compiled/unet.xml", "base/vae_decoder": "compiled/vae.xml"}
     manifest_of(folder, changed(artifacts=two)).save(folder)
     runtime.broken = "vae"
-    assert loading.load_parts(folder, Settings(), placement()) == (None, {})
+    assert loaded(folder, Settings()) == (None, {})
     assert (len(runtime.loaded), runtime.unloaded) == (1, 1)
     assert "vae.xml is cut short" in caplog.text
