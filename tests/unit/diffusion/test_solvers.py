@@ -196,7 +196,8 @@ def test_sample_prediction_is_refused() -> None:
     [
         (SDXL, "euler"),
         ({"_class_name": "LCMScheduler"}, "lcm"),
-        ({"_class_name": "UniPCMultistepScheduler"}, "euler"),
+        ({"_class_name": "UniPCMultistepScheduler"}, "dpmpp_2m"),  # the nearest
+        ({"_class_name": "PNDMScheduler"}, "euler"),
         (
             {
                 "_class_name": "DPMSolverMultistepScheduler",
