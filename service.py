@@ -18,6 +18,7 @@ from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.pictures.location import check_store, open_store
 from sdxl_bento.pictures.publish import Pictures
 from sdxl_bento.protocols.http.api import API
+from sdxl_bento.protocols.http.backstop import replace_timeouts
 from sdxl_bento.protocols.http.bodies import Call
 from sdxl_bento.protocols.http.connections import (
     Connections,
@@ -195,6 +196,7 @@ if SETTINGS.cors_origins:
     SDXLService.add_asgi_middleware(CORSMiddleware, **cors_options(SETTINGS.cors_origins))
 SDXLService.add_asgi_middleware(CrossOriginProtection, trusted=SETTINGS.cors_origins)
 SDXLService.models.extend(RequiredModel(tag) for tag in SETTINGS.model_tags)
+replace_timeouts()
 guard_connections(
     Connections(
         SETTINGS.receive_timeout_s,

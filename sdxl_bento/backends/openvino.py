@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from sdxl_bento.backends.derived import derived_files
 from sdxl_bento.backends.parts import Part, PartOptions, register
+from sdxl_bento.backends.signal_stack import signal_stack_kept
 from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ConfigurationError
 
@@ -66,9 +67,10 @@ class OpenVinoPart:
         cache = chosen.get("CACHE_DIR")
         try:
             with (
+                signal_stack_kept(),
                 derived_files(Path(cache), verify=options.verify)
                 if cache is not None
-                else nullcontext()
+                else nullcontext(),
             ):
                 model = core.read_model(path, weights)
                 self._compiled: Any = core.compile_model(model, "CPU", chosen)
@@ -95,7 +97,11 @@ class OpenVinoPart:
         return output
 
     def unload(self) -> None:
-        self._request = self._compiled = None
+        with signal_stack_kept():
+            self._request = self._compiled = None
+
+    def __del__(self) -> None:
+        self.unload()
 
 
 def settings(core: Any, options: PartOptions, weights: Path) -> dict[str, Any]:

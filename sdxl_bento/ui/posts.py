@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, read_json
-from sdxl_bento.protocols.http.caller import limited
+from sdxl_bento.protocols.http.caller import limited, whole_body
 from sdxl_bento.protocols.http.errors import MalformedBody, MalformedRequest
 from sdxl_bento.protocols.http.multipart import BrokenForm, boundary_of, parts_of
 from sdxl_bento.protocols.http.off_loop import off_loop
@@ -17,7 +18,7 @@ from sdxl_bento.protocols.http.off_loop import off_loop
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 MAX_BODY = MAX_UPLOAD_BYTES + (1 << 20)  # an upload and the form around it
-_PIECE = 256 << 10
+_PIECE = 32 << 10
 
 
 async def checked(scope: Scope, receive: Receive, is_upload: bool) -> tuple[Scope, Receive]:
@@ -26,7 +27,7 @@ async def checked(scope: Scope, receive: Receive, is_upload: bool) -> tuple[Scop
     Raises BodyTooLarge, MalformedBody, or InvalidInput for a number that is too long.
     """
     request = limited(Request(scope, receive), MAX_BODY if is_upload else MAX_JSON_BYTES)
-    body = await request.body()
+    body = await whole_body(request)
     if not is_upload:
         await off_loop(len(body), read_json, body)
         return scope, _again(body, receive)
@@ -52,6 +53,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
         nonlocal place, complete
         if complete:
             return await receive()
+        await asyncio.sleep(0)
         piece = body[place : place + _PIECE]
         place += _PIECE
         complete = place >= len(body)

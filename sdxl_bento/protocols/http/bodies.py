@@ -11,7 +11,7 @@ from starlette.requests import Request
 from sdxl_bento.errors import InvalidInput, SDXLError
 from sdxl_bento.params import GenerateParams
 from sdxl_bento.pictures.cache import CacheControl
-from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
+from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of, whole_body
 from sdxl_bento.protocols.http.errors import MalformedBody, UnsupportedBody
 from sdxl_bento.protocols.http.forms import read_multipart, read_urlencoded
 from sdxl_bento.protocols.http.json_bounds import check_json
@@ -99,7 +99,7 @@ async def read_fields(request: Request) -> object:
         return await read_multipart(request, MAX_JSON_BYTES)
     if kind not in ("application/json", "application/x-www-form-urlencoded"):
         raise UnsupportedBody("Content-Type", kind, "application/json or multipart/form-data")
-    body = (await request.body()).strip()
+    body = (await whole_body(request)).strip()
     # `curl -d` labels JSON as a form unless told otherwise. No form begins with a brace.
     is_json = kind == "application/json" or body.startswith(b"{")
     return await off_loop(len(body), read_json if is_json else read_urlencoded, body)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from sdxl_bento.errors import InvalidInput
 from sdxl_bento.params import GenerateParams
+from sdxl_bento.protocols.http.caller import whole_body
 from sdxl_bento.protocols.http.errors import BodyTooLarge, MalformedBody
 from sdxl_bento.protocols.http.json_bounds import check_json
 from sdxl_bento.protocols.http.multipart import (
@@ -37,7 +38,7 @@ _TEXTS = frozenset(
 
 async def read_multipart(request: Request, max_part_size: int) -> dict[str, object]:
     """The fields of a multipart form, files as bytes. Raises MalformedBody."""
-    body = await request.body()
+    body = await whole_body(request)
     kind = request.headers.get("content-type", "")
     return await off_loop(len(body), _multipart, body, kind, max_part_size)
 

@@ -17,6 +17,7 @@ MAX_FILES = 16  # no call uses more than one, but the error about that is the pr
 MAX_FIELDS = 64
 MAX_HEADER_BYTES = 2048  # of one part
 MAX_BOUNDARY_BYTES = 70  # RFC 2046, 5.1.1
+_STEP = 1 << 20
 
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"content-disposition[ \t]*:", re.IGNORECASE)
@@ -62,18 +63,28 @@ def parts_of(body: bytes, boundary: bytes, max_field_bytes: int) -> list[Part]:
 def _spans(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
     """Begin and end of every part with its headers."""
     opening = delimiter[2:]
-    begin = 0 if body.startswith(opening) else body.find(delimiter) + 2
+    begin = 0 if body.startswith(opening) else _find(body, delimiter, 0) + 2
     if begin == 1:
         raise BrokenForm("the boundary of the Content-Type before every part")
     place = begin + len(opening)
     while body[place : place + 2] != b"--":
         if body[place : place + 2] != b"\r\n":
             raise BrokenForm("a line's end behind every boundary")
-        end = body.find(delimiter, place)
+        end = _find(body, delimiter, place)
         if end < 0:
             raise BrokenForm("the boundary and two dashes at its end")
         yield place + 2, end
         place = end + len(delimiter)
+
+
+def _find(body: bytes, delimiter: bytes, place: int) -> int:
+    """`body.find`, in steps, because a search holds Python's lock."""
+    while place < len(body):
+        found = body.find(delimiter, place, place + _STEP + len(delimiter))
+        if found >= 0:
+            return found
+        place += _STEP
+    return -1
 
 
 def _part(body: bytes, begin: int, end: int) -> Part:

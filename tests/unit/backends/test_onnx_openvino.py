@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from export.model.graphs import Graph, UNetRows, slot_example, unet_example
 from sdxl_bento.backends import onnx as by_onnx
 from sdxl_bento.backends import openvino as by_openvino
 from sdxl_bento.backends.parts import Part, PartOptions
+from sdxl_bento.backends.signal_stack import signal_stack
 from sdxl_bento.errors import ConfigurationError
 from sdxl_bento.manifest import BackendInfo, Quantization
 from tests.support.small_unet import CPU, compile_options, small_graph, small_unet
@@ -375,3 +377,17 @@ def test_openvino_reports_nothing_to_its_makers() -> None:
         "assert 'stub' in telemetry_utils.tm.__name__, telemetry_utils.tm"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack of signal handlers is Linux's")
+def test_openvino_leaves_the_stack_of_signal_handlers_alone(
+    all_compiled: dict[str, Compiled],
+) -> None:
+    """Freed in the order of their loading, two parts would leave one that has been freed."""
+    before = signal_stack()
+    first, second = (all_compiled["openvino"].load() for _ in range(2))
+    assert signal_stack() == before
+    first.unload()
+    del second  # which lets go of its model as well
+    gc.collect()
+    assert signal_stack() == before

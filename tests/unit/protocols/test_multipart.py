@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sdxl_bento.protocols.http import multipart
 from sdxl_bento.protocols.http.multipart import BrokenForm, Part, boundary_of, parts_of
 
 HEAD = b'Content-Disposition: form-data; name="a"'
@@ -59,3 +60,11 @@ def test_boundaries() -> None:
     ):
         with pytest.raises(BrokenForm, match="a boundary of 1 to 70 characters"):
             boundary_of(wrong)
+
+
+@pytest.mark.parametrize("before", range(-6, 3))
+def test_a_boundary_may_be_anywhere(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multipart, "_STEP", 64)
+    begin = b"--B\r\n" + HEAD + b"\r\n\r\n"
+    data = b"x" * (5 * 64 + 7 - len(begin) % 64 + before)
+    assert parts_of(begin + data + b"\r\n--B--", b"B", 999) == [Part("a", data, False)]

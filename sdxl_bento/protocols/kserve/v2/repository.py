@@ -15,7 +15,7 @@ from starlette.routing import Route
 from sdxl_bento.errors import EngineDead, InvalidInput, ModelNotFound, NotReady
 from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_JSON_BYTES, read_json
-from sdxl_bento.protocols.http.caller import limited
+from sdxl_bento.protocols.http.caller import limited, whole_body
 from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.http.translation import Translation
 from sdxl_bento.protocols.kserve.v2.answers import (
@@ -131,7 +131,7 @@ async def _unload(request: Request) -> Response:
 
 async def _document(request: Request, *known: str) -> dict[str, Any]:
     """The JSON of a request, whose fields have the `known` names."""
-    body = await limited(request, MAX_JSON_BYTES).body()
+    body = await whole_body(limited(request, MAX_JSON_BYTES))
     document = await off_loop(len(body), read_json, body)
     if not isinstance(document, dict):
         raise InvalidInput("body", document, "a JSON object, or nothing")

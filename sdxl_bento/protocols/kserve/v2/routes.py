@@ -19,7 +19,7 @@ from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.protocols.http.answers import cache_header, warning_header
 from sdxl_bento.protocols.http.api import API, api_of
 from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
-from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of
+from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of, whole_body
 from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
 from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.http.translation import Translation
@@ -97,7 +97,7 @@ async def _body(request: Request) -> bytes:
     coding = request.headers.get("content-encoding", "identity")
     if coding != "identity":
         raise UnsupportedBody("Content-Encoding", coding, "identity: nothing compressed")
-    return await limited(request, MAX_BATCH_BYTES).body()
+    return await whole_body(limited(request, MAX_BATCH_BYTES))
 
 
 def _response(
