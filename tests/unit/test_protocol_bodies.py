@@ -85,5 +85,5 @@ INSTANCES = objects(
 @given(INSTANCES | JSON)
 def test_v1(body: Any) -> None:
     with contextlib.suppress(InvalidInput):
-        for params in instances_of(body, "m", 4):
-            assert params.model == "m"
+        for instance in instances_of(body, "m", 4):
+            assert instance.params.model == "m"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.model import layout
+from sdxl_bento import layout
 from sdxl_bento.diffusion.schedules import default_sampler, make_scheduler, scheduler_note
 from sdxl_bento.sampler_names import (
     A1111_SAMPLERS,

@@ -56,6 +56,15 @@ class Engine:
     def name_of(self, asked: object) -> str:
         return "m"
 
+    def sides(self) -> None:
+        return None
+
+    def warnings(self, order: Resolved) -> tuple[()]:
+        return ()
+
+    async def look_up_adapters(self, order: Order) -> None:
+        pass
+
     def resolve(self, order: Order) -> Resolved:
         params, image = order.params, order.image
         size = image.size if image is not None else (params.width or 16, params.height or 16)

@@ -97,7 +97,7 @@ def test_a_picture_that_would_be_drawn_too_large() -> None:
     assert (caught.value.field, caught.value.value) == ("image", "127x65")
     with pytest.raises(InvalidInput) as caught:
         plans.resolve(order("img2img", source, width=128, height=64))
-    assert (caught.value.field, caught.value.value) == ("width x height", 128 * 64)
+    assert (caught.value.field, caught.value.value) == ("width x height", "128 x 64")
 
 
 def test_the_job_is_of_the_orders_model() -> None:
