@@ -114,8 +114,12 @@ def _write_probes(
 
     path = f"compiled/{info.label}/{PROBES}"
     outputs = {part: output.contiguous() for part, (_, output) in kept.items()}
-    (folder / path).write_bytes(save(outputs))
-    return {"probes": {part: probe for part, (probe, _) in kept.items()}, "probe_outputs": path}
+    size = (folder / path).write_bytes(save(outputs))
+    return {
+        "probes": {part: probe for part, (probe, _) in kept.items()},
+        "probe_outputs": path,
+        "bytes": info.bytes + size,
+    }
 
 
 def step_ms(info: BackendInfo, manifest: Manifest, folder: Path, device: torch.device) -> float:

@@ -150,6 +150,7 @@ def _run(options: Options, progress: Progress, workspace: Workspace) -> Result:
     content = plan.name, plan.sha256, plan.dtype
     if not options.force and (tag := bento.find(*content, has_targets)):
         return Result(tag, created=False)
+    plan = _with_checked_loras(plan, progress)
     with bento.staging() as scratch:
         folder = scratch / "model"
         folder.mkdir()
@@ -189,7 +190,7 @@ def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
             refiner=second,
             loras=loras,
             sha256="",
-            notes=(*source.notes, *_notes(source, base, options), *check_loras(loras, base)),
+            notes=(*source.notes, *_notes(source, base, options)),
             dtype=options.dtype or base.dtype,
             variant=options.variant or base.variant,
         )
@@ -197,6 +198,17 @@ def _plan(options: Options, progress: Progress, workspace: Workspace) -> _Plan:
         digests |= {f"{part.role}/#": _choices(part, options.dtype) for part in plan.pipelines}
         digests["variant/#"] = plan.variant
         return replace(plan, sha256=weights.combined_digest(digests))
+
+
+def _with_checked_loras(plan: _Plan, progress: Progress) -> _Plan:
+    """The plan with what is to be known of its adapters, which takes torch to find out."""
+    if not plan.loras:
+        return plan
+    with progress.stage("Check the adapters"):
+        notes = check_loras(plan.loras, plan.base)
+    for note in notes:
+        progress.say(f"Note: {note}")
+    return replace(plan, notes=(*plan.notes, *notes))
 
 
 def _notes(source: LocalSource, base: Pipeline, options: Options) -> list[str]:
