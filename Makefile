@@ -30,7 +30,7 @@ serve: $(VENV)/.runtime ## export the embedded model, compiled, if need be; serv
 	@exec $(BIN)/bentoml serve . --port $(PORT) $(ARGS)
 
 # A process for each core; a file's tests stay together, in the order of their folders.
-WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 4
+WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: $(VENV)/.dev ## run the tests; ARGS go to pytest
 	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)

@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sdxl_bento.backends.derived import derived_files
 from sdxl_bento.backends.parts import Part, PartOptions, register
-from sdxl_bento.backends.signal_stack import signal_stack_kept
 from sdxl_bento.engine.executor import DeviceOutOfMemory
 from sdxl_bento.errors import ConfigurationError
 
@@ -52,7 +52,7 @@ class OpenVinoPart:
     """One graph, and one request of it: a part is called by one thread at a time."""
 
     def __init__(self, path: Path, options: PartOptions) -> None:
-        ov = import_openvino()
+        core = the_core()
         if options.device.type != "cpu":
             raise ConfigurationError(
                 f"backend openvino runs on the CPU, SDXL_DEVICE is {options.device}; "
@@ -62,21 +62,19 @@ class OpenVinoPart:
         for file in (path, weights):
             if not file.is_file():
                 raise ConfigurationError(f"{file}: no such file; export the model again")
-        core = ov.Core()
         chosen = settings(core, options, weights)
-        cache = chosen.get("CACHE_DIR")
+        folder = chosen.get("CACHE_DIR")
         try:
             with (
-                signal_stack_kept(),
-                derived_files(Path(cache), verify=options.verify)
-                if cache is not None
+                derived_files(Path(folder), verify=options.verify)
+                if folder is not None
                 else nullcontext(),
             ):
                 model = core.read_model(path, weights)
                 self._compiled: Any = core.compile_model(model, "CPU", chosen)
+                self._request: Any = self._compiled.create_infer_request()
         except RuntimeError as error:
             raise ConfigurationError(f"{path}: OpenVINO cannot load it: {error}") from error
-        self._request: Any = self._compiled.create_infer_request()
         self._dtypes = {port.any_name: _torch_dtype(port) for port in self._compiled.inputs}
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -97,11 +95,22 @@ class OpenVinoPart:
         return output
 
     def unload(self) -> None:
-        with signal_stack_kept():
-            self._request = self._compiled = None
+        self._request = self._compiled = None
 
-    def __del__(self) -> None:
-        self.unload()
+
+@cache
+def the_core() -> Any:
+    """OpenVINO's core, one for the whole process.
+
+    Its plugin for the CPU gives the thread that has made it another stack for signal handlers
+    (sigaltstack(2)), and puts the one of before back at its end. Of two plugins that end in the
+    order in which they were made, the stack of the first would be left to the thread after it was
+    freed, and the next signal would end the process: Ctrl-C during an export, for example.
+
+    Raises:
+        ConfigurationError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()
 
 
 def settings(core: Any, options: PartOptions, weights: Path) -> dict[str, Any]:
@@ -128,9 +137,8 @@ def settings(core: Any, options: PartOptions, weights: Path) -> dict[str, Any]:
         # Linear layers whose weights are int8 quantize their inputs in groups; 0: they do not.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP_SIZE if options.info.quantization == "int8" else 0,
     }
-    cache = options.cache
-    if cache is not None and os.access(cache, os.W_OK):
-        chosen["CACHE_DIR"] = str(cache)
+    if options.cache is not None and os.access(options.cache, os.W_OK):
+        chosen["CACHE_DIR"] = str(options.cache)
         # Graphs without weights: those are read from the file that the graphs share, where the
         # cache would hold a copy in float32 for each graph.
         chosen |= {"CACHE_MODE": "OPTIMIZE_SIZE", "WEIGHTS_PATH": str(weights)}

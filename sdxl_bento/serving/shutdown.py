@@ -41,6 +41,7 @@ class Shutdown:
         self._close = close
         self._within_s = within_s
         self._signalled = threading.Event()
+        self._disarmed = threading.Event()
         self._interrupted = False
         self._task: asyncio.Task[None] | None = None
         self._previous: dict[int, object] = {}
@@ -56,6 +57,11 @@ class Shutdown:
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         threading.Thread(target=self._end_by_force, name="sdxl-end", daemon=True).start()
+
+    def disarm(self) -> None:
+        """Let the process go on, even if the signal has come: nothing is ended by force."""
+        self._disarmed.set()
+        self._signalled.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted and number == signal.SIGINT:
@@ -99,6 +105,7 @@ class Shutdown:
 
     def _end_by_force(self) -> None:
         self._signalled.wait()
-        time.sleep(self._within_s)
+        if self._disarmed.wait(self._within_s):
+            return
         logger.error("the process did not end within %g s, and is ended by force", self._within_s)
         os._exit(1)

@@ -14,6 +14,8 @@ import pytest
 from sdxl_bento.serving import shutdown
 from sdxl_bento.serving.shutdown import Shutdown
 
+INSTALLED: list[Shutdown] = []
+
 
 class Uvicorn:
     """What uvicorn's server has that matters here."""
@@ -54,10 +56,13 @@ def server() -> Iterator[Uvicorn]:
     yield made
     for number, handler in before.items():
         signal.signal(number, handler)
+    while INSTALLED:  # or they would end the process of the tests, later on
+        INSTALLED.pop().disarm()
 
 
 def installed(steps: Steps, within_s: float = 600) -> Shutdown:
     made = Shutdown(steps.drain, steps.close, within_s)
+    INSTALLED.append(made)
     made.on_signal()
     return made
 
@@ -134,6 +139,20 @@ async def test_a_signal_that_was_ignored_stays_so(server: Uvicorn) -> None:
     steps.drained.set()
     signal.raise_signal(signal.SIGTERM)
     await until(lambda: "close" in steps.begun)
+
+
+async def test_the_process_is_spared_once_it_is_disarmed(
+    server: Uvicorn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    steps = Steps()
+    steps.drained.set()
+    made = installed(steps, within_s=0.05)
+    signal.raise_signal(signal.SIGTERM)
+    made.disarm()
+    await asyncio.sleep(0.15)
+    assert not ended
 
 
 async def test_what_hangs_is_ended_by_force(
