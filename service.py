@@ -32,6 +32,7 @@ from sdxl_bento.protocols.http.middleware import Failures
 from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
+from sdxl_bento.serving.capacity import Capacity
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, report_load
 from sdxl_bento.serving.memory import give_back
@@ -165,7 +166,7 @@ class SDXLService:
     @bentoml.api(
         input_spec=BatchBody,
         batchable=True,
-        max_batch_size=SETTINGS.batch_max_size,
+        max_batch_size=min(SETTINGS.batch_max_size, Capacity.of(SETTINGS).pictures),
         max_latency_ms=SETTINGS.batch_max_latency_ms,
     )
     async def generate_batch(self, calls: list[Call]) -> list[dict[str, Any]]:
