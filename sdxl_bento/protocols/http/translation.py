@@ -168,8 +168,8 @@ class Translation:
         if isinstance(error, DeadlineInfeasible):
             if sent is None:
                 return error
-            value = readable(str(sent.value).strip(), _MAX_NUMBER)  # the log repeats it
-            return error.at(name, f"{value}{sent.unit}", sent.remark)
+            told = readable(str(sent.value).strip(), _MAX_NUMBER)  # the log repeats it
+            return error.at(name, f"{told}{sent.unit}", sent.remark)
         if isinstance(error, NotFound):
             if isinstance(error, ModelNotFound) and sent is None:
                 return error  # the address names it, or nobody
