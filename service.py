@@ -32,10 +32,12 @@ from sdxl_bento.protocols.http.middleware import Failures
 from sdxl_bento.protocols.native.fields import BatchBody, GenerateBody, ImageBody
 from sdxl_bento.protocols.native.routes import draw, draw_batch
 from sdxl_bento.protocols.native.stream import stream
+from sdxl_bento.serving.capacity import Capacity
 from sdxl_bento.serving.generator import Generator
 from sdxl_bento.serving.lifecycle import announce, report_load
 from sdxl_bento.serving.memory import give_back
 from sdxl_bento.serving.metrics import metrics
+from sdxl_bento.serving.metrics_folder import use_own_folder_in_command
 from sdxl_bento.serving.packing import (
     RequiredModel,
     check_aliases,
@@ -48,8 +50,9 @@ from sdxl_bento.serving.shutdown import GRACE_S, Shutdown
 from sdxl_bento.ui.page import PAGES, Page, has_page
 
 try:
-    # So early, because BentoML then removes the metrics of any server that uses the same folder.
+    # So early, because BentoML looks for the folder of its metrics right after this.
     require_free_port_of_command()
+    use_own_folder_in_command()
     SETTINGS = load_settings()
 except ConfigurationError as error:
     raise BentoMLConfigException(str(error)) from None
@@ -165,7 +168,7 @@ class SDXLService:
     @bentoml.api(
         input_spec=BatchBody,
         batchable=True,
-        max_batch_size=SETTINGS.batch_max_size,
+        max_batch_size=min(SETTINGS.batch_max_size, Capacity.of(SETTINGS).pictures),
         max_latency_ms=SETTINGS.batch_max_latency_ms,
     )
     async def generate_batch(self, calls: list[Call]) -> list[dict[str, Any]]:

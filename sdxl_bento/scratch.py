@@ -21,7 +21,7 @@ logger = logging.getLogger(f"bentoml.{__name__}")
 
 LOCK = ".in-use"
 _PREFIX = "sdxl-bento-"
-_RANDOM = re.compile(rf"{_PREFIX}(ui|onnx|optimum)-\w+")
+_RANDOM = re.compile(rf"{_PREFIX}(ui|onnx|optimum|metrics)-\w+")
 _OLD_S = 24 * 3600.0  # folders of earlier versions have no lock; a day later nobody uses them
 _locks: list[int] = []  # stay open until the process ends
 

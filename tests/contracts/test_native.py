@@ -236,6 +236,14 @@ def test_another_kind_of_body(http: httpx.Client) -> None:
 def test_errors_before_our_code_look_alike(http: httpx.Client) -> None:
     assert error_of(http.get("/nowhere"), 404)["type"] == "not_found"
     assert error_of(http.get("/generate"), 405)["type"] == "method_not_allowed"
+    for path, pointer in (
+        ("/txt2img", "; POST /generate draws from a prompt"),
+        ("/generat", "; the nearest is /generate"),
+        ("/sampler", "; the nearest is /samplers"),
+        ("/nowhere", ""),
+    ):
+        message = error_of(http.post(path, json={}), 404)["message"]
+        assert message.startswith(f"no route POST {path}{pointer}")
 
 
 def test_a_page_of_another_site_may_look_and_not_send(http: httpx.Client) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sdxl_bento.errors import InvalidInput
-from sdxl_bento.protocols.a1111.prompt_syntax import without_loras
+from sdxl_bento.protocols.a1111.prompt_syntax import tags_in, without_loras
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,10 @@ def test_tags_that_mean_nothing_here(tag: str) -> None:
     with pytest.raises(InvalidInput, match="<lora:name:weight>") as caught:
         without_loras(f"a circle {tag}")
     assert (caught.value.field, caught.value.value) == ("prompt", tag)
+
+
+def test_tags_of_a_prompt_that_is_refused_are_not_searched_for() -> None:
+    long = "<lora:a>" * 2001
+    assert without_loras(long) == (long, [])
+    assert tags_in(long) == []
+    assert tags_in(long[:-8]) == ["<lora:a>"] * 2000

@@ -18,6 +18,7 @@ from sdxl_bento.protocols.a1111.neutral import (
     PLACEHOLDER,
     check_neutral,
     check_scripts,
+    without_example,
 )
 from sdxl_bento.protocols.a1111.prompt_syntax import tags_in, without_loras
 from sdxl_bento.protocols.a1111.samplers import sampler_of
@@ -67,7 +68,7 @@ def to_native(
     translation = translation or Translation()
     if not isinstance(body, Mapping):
         return body
-    body = {name: value for name, value in body.items() if value is not None}
+    body = {name: value for name, value in without_example(body).items() if value is not None}
     body = _known(body, translation)
     if task == "generate" and body.get("init_images"):
         raise InvalidInput("init_images", UNREPEATED, "nothing; img2img redraws a picture")

@@ -41,6 +41,18 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "enable_refiner": (False,),
     "distilled_cfg_scale": (3.5,),
 }
+# What the API page's example has in fields of the features above, as it has `true` and 0 wherever
+# the schema has no default. In a copy of that example they are left out.
+EXAMPLE: Mapping[str, object] = {
+    "restore_faces": True,
+    "tiling": True,
+    "s_noise": 0,
+    "initial_noise_multiplier": 0,
+    "mask": PLACEHOLDER,
+    "latent_mask": PLACEHOLDER,
+}
+# Fields whose placeholder nobody writes by intention.
+_MARKS = ("firstpass_image", "script_name", "infotext", "hr_upscaler", "sampler_name", "mask")
 # Fields about the files of AUTOMATIC1111's interface, or details of the features above, which have
 # no effect without them. Without a refiner, noise or a mask, neither have their details.
 IGNORED = frozenset(
@@ -106,6 +118,19 @@ IGNORED_SETTINGS = frozenset(
         *("code_former_weight", "forge_inference_memory", "forge_unet_storage_dtype"),
     )
 )
+
+
+def without_example(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body without what it has only because it is a copy of the API page's example."""
+    if not any(body.get(name) == PLACEHOLDER for name in _MARKS):
+        return dict(body)
+    return {
+        name: value
+        for name, value in body.items()
+        if name not in EXAMPLE
+        or value != EXAMPLE[name]
+        or isinstance(value, bool) != isinstance(EXAMPLE[name], bool)
+    }
 
 
 def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:

@@ -26,7 +26,7 @@ def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
 
 def tags_in(prompt: str) -> list[str]:
     """The tags of a prompt as they are written, one for each adapter of `without_loras`."""
-    return [match[0] for match in _TAG.finditer(prompt)]
+    return [] if len(prompt) > _MOST_CHARS else [match[0] for match in _TAG.finditer(prompt)]
 
 
 def _lora(match: re.Match[str]) -> dict[str, Any]:

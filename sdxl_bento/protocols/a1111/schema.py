@@ -169,6 +169,8 @@ def _fields(native: Schema) -> dict[str, Schema]:
         fields.NOISE: {**NUMBER, "description": "1, or any with a sampler without noise."},
     }
     off = {name: _enum(values) for name, values in neutral.NEUTRAL.items()}
+    for name, value in neutral.EXAMPLE.items():
+        off[name] = _enum((*neutral.NEUTRAL[name], value))
     return {name: nullable(each) for name, each in (off | own).items()}
 
 

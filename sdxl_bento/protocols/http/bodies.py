@@ -94,6 +94,7 @@ async def read_call(request: Request, max_bytes: int) -> Call:
 
 async def read_fields(request: Request) -> object:
     """Decode a body by its content type: JSON or a form. Raises InvalidInput or a subclass."""
+    refuse_compressed(request.headers)
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await read_multipart(request, MAX_JSON_BYTES)
@@ -103,6 +104,13 @@ async def read_fields(request: Request) -> object:
     # `curl -d` labels JSON as a form unless told otherwise. No form begins with a brace.
     is_json = kind == "application/json" or body.startswith(b"{")
     return await off_loop(len(body), read_json if is_json else read_urlencoded, body)
+
+
+def refuse_compressed(headers: Mapping[str, str]) -> None:
+    """Raises UnsupportedBody for a compressed body, which could grow when it is unpacked."""
+    coding = headers.get("content-encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        raise UnsupportedBody("Content-Encoding", coding, "identity: nothing compressed")
 
 
 def cache_control(headers: Mapping[str, str]) -> CacheControl:

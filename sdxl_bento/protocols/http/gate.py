@@ -85,7 +85,7 @@ class Gate:
             return
         incoming = self._memory.begin()
         try:
-            answer = ErrorBodies(partial(self._answer, incoming))
+            answer = ErrorBodies(partial(self._answer, incoming), self._labels.plain)
             await answer(scope, receive, _lingering(incoming, receive, send))
         except CallerLeft:
             return

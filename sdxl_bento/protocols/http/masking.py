@@ -47,6 +47,11 @@ class Labels:
             elif isinstance(route, Route):
                 self._plain.add(route.path)
 
+    @property
+    def plain(self) -> frozenset[str]:
+        """The addresses of the routes without parameters."""
+        return frozenset(self._plain)
+
     def of(self, path: str) -> str:
         """The template of the first route that the path matches, or `OTHER`."""
         if path in self._plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from sdxl_bento.protocols.http.errors import (
     error_response,
     logged,
 )
+from sdxl_bento.protocols.http.no_route import no_route
 
 # The `type` of errors that were not raised by this package, by their status.
 _TYPES = {
@@ -30,15 +32,23 @@ _TYPES = {
     503: "unavailable",
     504: "timeout_error",
 }
+_NO_ROUTE = b"Not Found"  # all that Starlette's router answers
 # Statuses that tell a client to come again. BentoML's own answers do not say when.
 _RETRIED = (429, 503)
 
 
 class ErrorBodies:
-    """ASGI middleware that gives every error, also BentoML's and Starlette's, its route's body."""
+    """ASGI middleware that gives every error, also BentoML's and Starlette's, its route's body.
 
-    def __init__(self, app: ASGIApp) -> None:
+    An address that nobody knows does not reach our app, so BentoML's answer gets its message here.
+
+    Args:
+        known: the addresses to point to.
+    """
+
+    def __init__(self, app: ASGIApp, known: Collection[str] = ()) -> None:
         self.app = app
+        self._known = known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +68,10 @@ class ErrorBodies:
                 return
             chunks.append(message.get("body", b""))
             if not message.get("more_body", False):
-                await _send_error(send, start, b"".join(chunks), request_id, scope["path"])
+                body = b"".join(chunks)
+                if start["status"] == 404 and body == _NO_ROUTE:
+                    body = no_route(scope["method"], scope["path"], self._known).encode()
+                await _send_error(send, start, body, request_id, scope["path"])
 
         await self.app(scope, receive, reshape)
 

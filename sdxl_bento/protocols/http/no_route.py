@@ -63,9 +63,12 @@ async def no_such_route(request: Request, error: Exception) -> Response:
         detail = {"detail": f"{request.method} is not allowed here"}
         return JSONResponse(detail, 405, headers=error.headers)
     paths = [route.path for route in request.app.routes if isinstance(route, Route)]
-    hint = pointer(request.method, request.url.path, (*paths, *NATIVE))
-    shown = request.url.path[:_SHOWN]
-    return JSONResponse({"detail": f"no route {request.method} {shown}{hint}"}, 404)
+    return JSONResponse({"detail": no_route(request.method, request.url.path, paths)}, 404)
+
+
+def no_route(method: str, path: str, known: Iterable[str]) -> str:
+    """The message about an address that there is not. `known` are the addresses that there are."""
+    return f"no route {method} {path[:_SHOWN]}{pointer(method, path, (*known, *NATIVE))}"
 
 
 def pointer(method: str, path: str, known: Iterable[str]) -> str:

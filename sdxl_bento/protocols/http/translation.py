@@ -20,6 +20,7 @@ from sdxl_bento.errors import (
     InvalidInput,
     ModelNotFound,
     NotFound,
+    readable,
 )
 from sdxl_bento.fields import wires
 from sdxl_bento.params import GenerateParams
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 UNSAID = object()  # in place of a value that errors don't repeat, because it is a file
 _MAX_WARNINGS = 8  # about the unknown fields of a call, which may be any number
 _MAX_SHOWN = 100  # characters of an unknown field's name
+_MAX_NUMBER = 32  # characters of a time that was sent as text, which may be of any length
 _MAX_NAME = 64  # a longer name is no typing error, and comparing it takes long
 
 
@@ -166,7 +168,8 @@ class Translation:
         if isinstance(error, DeadlineInfeasible):
             if sent is None:
                 return error
-            return error.at(name, f"{sent.value}{sent.unit}", sent.remark)
+            told = readable(str(sent.value).strip(), _MAX_NUMBER)  # the log repeats it
+            return error.at(name, f"{told}{sent.unit}", sent.remark)
         if isinstance(error, NotFound):
             if isinstance(error, ModelNotFound) and sent is None:
                 return error  # the address names it, or nobody

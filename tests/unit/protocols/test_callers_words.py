@@ -72,6 +72,8 @@ CASES: list[tuple[str, dict[str, Any], int, str]] = [
     (GENERATE, {"prompt": "a", "width": 104, "height": 96}, 422, "width x height: got '104 x 96'"),
     (GENERATE, {"prompt": "a", "slo_ms": 0.5}, 503, "slo_ms: 0.5 ms cannot be met, it would take "
                                                     "43 ms"),
+    (GENERATE, {"prompt": "a", "slo_ms": f" 0.{'1' * 60}\n"}, 503,
+     f"slo_ms: 0.{'1' * 29}… ms cannot be met, it"),
     (GENERATE, {"prompt": "a", "steps": 5, "num_inference_steps": 5}, 422,
      "steps: got 5, allowed: one of steps and num_inference_steps, not both"),
     # OpenAI
@@ -106,7 +108,7 @@ CASES: list[tuple[str, dict[str, Any], int, str]] = [
     (V2, {"inputs": [*inputs("a", "b")["inputs"], tensor("width", 64, 65)]}, 422,
      "width (row 1): got 65"),
     (V2, {"inputs": [*inputs("a", "b")["inputs"], tensor("steps", 5, 31)]}, 422,
-     "num_inference_steps (row 1): got 31"),
+     "steps (row 1): got 31"),
     # AUTOMATIC1111
     (A1111, {"prompt": "a", "steps": 31}, 422, "steps: got 31, allowed: at most 30"),
     (A1111, {"prompt": "a", "width": 65}, 422, "width: got 65, allowed: a multiple of 8"),
@@ -179,3 +181,12 @@ def test_paths_inside_of_a_field() -> None:
         assert str(told).startswith(f"{field}: got {value!r}, allowed: ")
     for same in (ModelNotFound("m"), TimeoutError("late"), InvalidInput("f", 1, "less")):
         assert Translation().told(same) is same
+
+
+def test_a_compressed_body_is_refused_as_such(http: TestClient) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    paths = (GENERATE, OPENAI, A1111, V1, V2, "/generate_batch", "/img2img", "/v1/images/edits")
+    for path in paths:
+        answer = http.post(path, content=b"\x1f\x8b", headers=headers)
+        assert answer.status_code == 415, path
+        assert message(answer.json()).startswith("Content-Encoding: got 'gzip'"), path

@@ -30,13 +30,14 @@ DEFAULTS: dict[str, Any] = {
     "sampler_index": "Euler", "script_name": None, "script_args": [], "send_images": True,
     "save_images": False, "alwayson_scripts": {}, "infotext": None,
 }  # fmt: skip
-# The example of AUTOMATIC1111's API page: "string" wherever there is a text.
+# The example of AUTOMATIC1111's API page: "string" wherever there is a text, true or 0 wherever the
+# schema has no default.
 EXAMPLE = DEFAULTS | {
     "styles": ["string"], "sampler_name": "string", "scheduler": "string",
     "refiner_checkpoint": "string", "refiner_switch_at": 0, "firstpass_image": "string",
     "hr_upscaler": "string", "hr_checkpoint_name": "string", "hr_sampler_name": "string",
     "hr_scheduler": "string", "force_task_id": "string", "script_name": "string", "s_noise": 0,
-    "denoising_strength": 0, "restore_faces": False, "tiling": False, "infotext": "string",
+    "denoising_strength": 0, "restore_faces": True, "tiling": True, "infotext": "string",
     "override_settings": {"sd_model_checkpoint": "string"},
 }  # fmt: skip
 OFF = {
@@ -47,6 +48,9 @@ OFF = {
 BODIES: list[tuple[str, dict[str, Any]]] = [
     (TXT2IMG, DEFAULTS),
     (TXT2IMG, EXAMPLE),
+    (TXT2IMG, EXAMPLE | {"sampler_name": "Euler a", "styles": []}),
+    (IMG2IMG, EXAMPLE | {"init_images": [png_base64()], "mask": "string", "latent_mask": "string",
+                         "initial_noise_multiplier": 0, "denoising_strength": 0.75}),
     (TXT2IMG, {"alwayson_scripts": OFF}),
     (TXT2IMG, {"seed": "-1", "clip_skip": 1, "hr_additional_modules": []}),
     (TXT2IMG, {"override_settings": {
@@ -96,6 +100,9 @@ def test_accepted_as_they_stand(http: TestClient, path: str, body: dict[str, Any
         ({"styles": ["photo"]}, "styles"),
         ({"s_noise": 0, "sampler_name": "Euler a"}, "s_noise"),
         ({"s_min_uncond": 0.5}, "s_min_uncond"),
+        ({"restore_faces": True}, "restore_faces"),
+        (EXAMPLE | {"s_noise": 0.5, "sampler_name": "Euler a"}, "s_noise"),
+        (EXAMPLE | {"enable_hr": True}, "enable_hr"),
         ({"override_settings": {"filter_nsfw": True}}, "override_settings.filter_nsfw"),
         ({"override_settings": {"sd_vae": "x.safetensors"}}, "override_settings.sd_vae"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 3}},

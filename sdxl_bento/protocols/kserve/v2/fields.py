@@ -6,7 +6,7 @@ Input tensors are fields that differ by row. `parameters` are fields that all ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -98,7 +98,7 @@ def read_inference(
     common = with_headers(in_body, headers)
     translation.sent |= sent_as_headers(in_body, headers)
     assert isinstance(common, Mapping)
-    tensors = _renamed(read_tensors(document.get("inputs"), raw), translation)
+    tensors = _by_field(read_tensors(document.get("inputs"), raw), translation)
     rows, translations = _rows(tensors, {**common, "model": model}, limit, translation)
     outputs = _outputs(document.get("outputs"), parameters.get("binary_data_output", False))
     _check_consistent(rows, outputs)
@@ -145,8 +145,8 @@ def _native_parameters(parameters: Mapping[str, Any], translation: Translation) 
     return fields
 
 
-def _renamed(tensors: Sequence[Tensor], translation: Translation) -> list[Tensor]:
-    """The tensors under native names.
+def _by_field(tensors: Sequence[Tensor], translation: Translation) -> dict[str, Tensor]:
+    """Native field → its tensor, which keeps the caller's name.
 
     Raises InvalidInput if one is no field, and if there are two for one field.
     """
@@ -159,8 +159,8 @@ def _renamed(tensors: Sequence[Tensor], translation: Translation) -> list[Tensor
             continue
         if native in named:
             raise InvalidInput("inputs", tensor.name, "each field once")
-        named[native] = replace(tensor, name=native)
-    return list(named.values())
+        named[native] = tensor
+    return named
 
 
 def _decoded(name: str, value: Any) -> Any:
@@ -184,12 +184,14 @@ def _list_fields() -> frozenset[str]:
 
 
 def _rows(
-    tensors: Sequence[Tensor], common: Mapping[str, Any], limit: int, translation: Translation
+    tensors: Mapping[str, Tensor], common: Mapping[str, Any], limit: int, translation: Translation
 ) -> tuple[list[GenerateParams], list[Translation]]:
     """The parameters of every row: its own part of the tensors, and the common parameters."""
-    count = next((len(tensor.values) for tensor in tensors if tensor.name == "prompt"), None)
+    count = len(tensors["prompt"].values) if "prompt" in tensors else None
     if count is None and "prompt" not in common:
-        raise InvalidInput("inputs", [tensor.name for tensor in tensors], "prompt among them")
+        raise InvalidInput(
+            "inputs", [tensor.name for tensor in tensors.values()], "prompt among them"
+        )
     count = 1 if count is None else count
     if not 1 <= count <= limit:
         raise InvalidInput("prompt", f"{count} prompts", f"1 to {limit} in one request")
@@ -197,10 +199,10 @@ def _rows(
     parts = [
         translation.part(suffix=f" (row {index})" if count > 1 else "") for index in range(count)
     ]
-    for tensor in tensors:
-        for row, part, value in zip(rows, parts, _values(tensor, count), strict=True):
-            row[tensor.name] = value
-            part.note(tensor.name, tensor.name, value)
+    for native, tensor in tensors.items():
+        for row, part, value in zip(rows, parts, _values(native, tensor, count), strict=True):
+            row[native] = value
+            part.note(native, tensor.name, value)
     return [_row(fields, part) for fields, part in zip(rows, parts, strict=True)], parts
 
 
@@ -211,9 +213,9 @@ def _row(fields: Mapping[str, Any], translation: Translation) -> GenerateParams:
         raise translation.told(error) from None
 
 
-def _values(tensor: Tensor, count: int) -> list[Any]:
-    """The value of each row in a tensor, which has one for every row or one for all."""
-    size = inputs()[tensor.name][1]
+def _values(native: str, tensor: Tensor, count: int) -> list[Any]:
+    """The value of each row in a field's tensor, which has one for every row or one for all."""
+    size = inputs()[native][1]
     if len(tensor.values) not in (size, size * count):
         rows = f"[{count}, {size}]" if size > 1 else f"[{count}] or [{count}, 1]"
         alone = f"[1, {size}]" if size > 1 else "[1]"
@@ -221,7 +223,7 @@ def _values(tensor: Tensor, count: int) -> list[Any]:
     flat = tensor.values * (size * count // len(tensor.values))
     if size > 1:
         return [flat[i : i + size] for i in range(0, len(flat), size)]
-    return [_decoded(tensor.name, value) for value in flat]
+    return [_decoded(native, value) for value in flat]
 
 
 def _outputs(asked: object, binary: bool) -> list[RequestedOutput]:

@@ -18,9 +18,9 @@ from sdxl_bento.errors import SDXLError
 from sdxl_bento.pictures.cache import CacheControl
 from sdxl_bento.protocols.http.answers import cache_header, warning_header
 from sdxl_bento.protocols.http.api import API, api_of
-from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control
+from sdxl_bento.protocols.http.bodies import MAX_BATCH_BYTES, Call, cache_control, refuse_compressed
 from sdxl_bento.protocols.http.caller import Caller, limited, request_id_of, whole_body
-from sdxl_bento.protocols.http.errors import UnsupportedBody, error_response, logged
+from sdxl_bento.protocols.http.errors import error_response, logged
 from sdxl_bento.protocols.http.off_loop import off_loop
 from sdxl_bento.protocols.http.translation import Translation
 from sdxl_bento.protocols.kserve.cloud_events import refuse_events
@@ -94,9 +94,7 @@ def _calls(
 async def _body(request: Request) -> bytes:
     """The body. Its content type is not checked: Triton's client sends none with binary data."""
     refuse_events(request.headers)
-    coding = request.headers.get("content-encoding", "identity")
-    if coding != "identity":
-        raise UnsupportedBody("Content-Encoding", coding, "identity: nothing compressed")
+    refuse_compressed(request.headers)
     return await whole_body(limited(request, MAX_BATCH_BYTES))
 
 
