@@ -43,11 +43,16 @@ class StoreFiles:
         self._write(self._probe, b"probe")
         self._files.rm_file(f"{self._root}/{self._probe}")
 
-    def _read(self, image_id: str, suffix: str) -> bytes:
-        """The content of one of a picture's files. Raises ImageNotFound."""
+    def _read(self, image_id: str, suffix: str, most: int) -> bytes:
+        """The content of one of a picture's files. Raises ImageNotFound.
+
+        Of a damaged file that is larger than `most` bytes, not much more than these are read.
+        """
+        # An object store refuses a range of an empty object, and its objects cannot be endless.
+        end = most + 1 if self._has_folders else None
         with self._translated_errors():
             try:
-                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}")
+                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}", end=end)
             except (FileNotFoundError, IsADirectoryError):
                 raise ImageNotFound(image_id) from None
         return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_what_is_damaged_is_absent_counted_and_removed(
     store.sweep()
     assert not list(tmp_path.rglob(f"{damaged}*"))
     assert store.get(whole).data == DATA
+
+
+@pytest.mark.parametrize("suffix", ["png", "json"])
+def test_a_file_without_end_is_not_read_to_it(
+    store: ImageStore, tmp_path: Path, suffix: str
+) -> None:
+    damaged = store.put(DATA, "png", {}, KEY)
+    os.truncate(tmp_path / f"{damaged}.{suffix}", 1 << 40)
+    with pytest.raises(ImageNotFound):
+        store.get(damaged)
+    assert store.get_result(KEY, "png") is None
+    store.sweep()
+    assert not list(tmp_path.rglob(f"{damaged}*"))
 
 
 def test_what_is_whole_again_stays(store: ImageStore, tmp_path: Path) -> None:
