@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,9 @@ from sdxl_bento.pictures.names import is_result
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+# What tells of one file, and nothing of the file system: a bad sector, its owner, a broken link.
+_OF_ONE_FILE = frozenset((errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP))
 
 
 class StoreFiles:
@@ -55,6 +59,11 @@ class StoreFiles:
                 data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}", end=end)
             except (FileNotFoundError, IsADirectoryError):
                 raise ImageNotFound(image_id) from None
+            except OSError as error:
+                # Whoever asks for this picture again and again must not cut others off the store.
+                if not self._has_folders or error.errno not in _OF_ONE_FILE:
+                    raise
+                raise ImageNotFound(image_id, hint="its file cannot be read") from error
         return data
 
     def _write(self, name: str, data: bytes) -> None:

@@ -98,6 +98,20 @@ def test_a_file_without_end_is_not_read_to_it(
     assert not list(tmp_path.rglob(f"{damaged}*"))
 
 
+def test_a_file_that_cannot_be_read_is_absent_and_stays(store: ImageStore, tmp_path: Path) -> None:
+    """The store as a whole works, so others must not be told that it does not."""
+    unreadable = store.put(DATA, "png", {}, KEY)
+    file, kept = tmp_path / f"{unreadable}.png", tmp_path / "kept"
+    file.rename(kept)
+    file.symlink_to(file)
+    with pytest.raises(ImageNotFound, match="cannot be read"):
+        store.get(unreadable)
+    assert store.get_result(KEY, "png") is None
+    store.sweep()
+    kept.replace(file)
+    assert store.get(unreadable).data == DATA
+
+
 def test_what_is_whole_again_stays(store: ImageStore, tmp_path: Path) -> None:
     """A note may have been read while another process was still writing it."""
     image_id = store.put(DATA, "png", {})
