@@ -26,7 +26,7 @@ logger = logging.getLogger(f"bentoml.{__name__}")
 
 MAX_HEAD_BYTES = 64 << 10
 # Bytes of one read from a connection.
-_SHORT_READ, _LONG_READ = 2 << 10, 256 << 10
+_SHORT_READ, _LONG_READ = 2 << 10, 32 << 10
 # Of the addresses that keep an eye on the server, whoever else there is.
 _PROBES = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -158,8 +158,10 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         It takes each chunk of a body, each header and each request on its own, and a chunk can be
         one byte. A body whose length was declared is one piece, however long it is.
         """
-        is_whole = not self.waits_for_head and all(
-            name != b"transfer-encoding" for name, _ in self.cycle.scope["headers"]
+        is_whole = (
+            not self.waits_for_head
+            and self.cycle.more_body
+            and all(name != b"transfer-encoding" for name, _ in self.cycle.scope["headers"])
         )
         if hasattr(self.transport, "max_size"):  # asyncio's; uvloop has none
             self.transport.max_size = _LONG_READ if is_whole else _SHORT_READ
