@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdxl_bento.config import Settings
@@ -24,7 +24,7 @@ from sdxl_bento.protocols.http.errors import error_response
 from sdxl_bento.protocols.http.gate import Gate
 from sdxl_bento.protocols.http.incoming import BodyMemory
 from sdxl_bento.protocols.http.masking import Labels
-from sdxl_bento.protocols.http.no_route import no_such_route
+from sdxl_bento.protocols.http.no_route import Elsewhere, no_such_route
 from sdxl_bento.protocols.kserve.v1 import routes as kserve_v1
 from sdxl_bento.protocols.kserve.v2 import repository
 from sdxl_bento.protocols.kserve.v2 import routes as kserve_v2
@@ -51,7 +51,7 @@ _OF_BENTOML = ("/livez", "/readyz", "/healthz", "/metrics", "/schema.json")
 
 def web_app() -> Starlette:
     """The app. Set `state.api` and `state.page` before its first request. `page` may be None."""
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/", _front_page, name="page"),
         Mount("/ui", _gradio_page, name="ui"),
         Route("/docs", _api_page, name="docs"),
@@ -63,6 +63,7 @@ def web_app() -> Starlette:
         *openai.routes(),
         *a1111.routes(),
     ]
+    routes.append(Elsewhere(tuple(routes)))
     handlers = {SDXLError: _failed, 404: no_such_route, 405: no_such_route}
     return Starlette(routes=routes, exception_handlers=handlers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,9 @@ from sdxl_bento.pictures.names import is_result
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+# What tells of one file, and nothing of the file system: a bad sector, its owner, a broken link.
+_OF_ONE_FILE = frozenset((errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP))
 
 
 class StoreFiles:
@@ -43,13 +47,23 @@ class StoreFiles:
         self._write(self._probe, b"probe")
         self._files.rm_file(f"{self._root}/{self._probe}")
 
-    def _read(self, image_id: str, suffix: str) -> bytes:
-        """The content of one of a picture's files. Raises ImageNotFound."""
+    def _read(self, image_id: str, suffix: str, most: int) -> bytes:
+        """The content of one of a picture's files. Raises ImageNotFound.
+
+        Of a damaged file that is larger than `most` bytes, not much more than these are read.
+        """
+        # An object store refuses a range of an empty object, and its objects cannot be endless.
+        end = most + 1 if self._has_folders else None
         with self._translated_errors():
             try:
-                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}")
+                data: bytes = self._files.cat_file(f"{self._root}/{image_id}.{suffix}", end=end)
             except (FileNotFoundError, IsADirectoryError):
                 raise ImageNotFound(image_id) from None
+            except OSError as error:
+                # Whoever asks for this picture again and again must not cut others off the store.
+                if not self._has_folders or error.errno not in _OF_ONE_FILE:
+                    raise
+                raise ImageNotFound(image_id, hint="its file cannot be read") from error
         return data
 
     def _write(self, name: str, data: bytes) -> None:

@@ -12,6 +12,8 @@ from sdxl_bento.params import OutputFormat
 from sdxl_bento.pictures.encode import MEDIA_TYPES
 from sdxl_bento.pictures.names import has_lifetime
 
+MAX_BYTES = 2 << 20  # of a note; four prompts of the longest take a fifth of it
+
 
 class Damaged(Exception):
     """A note, or the picture beside it, is not what was stored."""
@@ -88,6 +90,7 @@ class Note:
             and isinstance(output_format, str)
             and output_format in MEDIA_TYPES
             and isinstance(size, int)
+            and size >= 0
             and isinstance(metadata, dict)
         ):
             raise Damaged("its fields are not those of this picture")

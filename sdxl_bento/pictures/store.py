@@ -35,7 +35,7 @@ from sdxl_bento.pictures.names import (
     lifetime_of,
     new_id,
 )
-from sdxl_bento.pictures.notes import Damaged, Note
+from sdxl_bento.pictures.notes import MAX_BYTES, Damaged, Note
 from sdxl_bento.pictures.reasons import Rarely
 from sdxl_bento.pictures.room import Room
 from sdxl_bento.pictures.sweeping import Sweeper
@@ -223,12 +223,16 @@ class ImageStore(StoreFiles):
             lifetime = f"it was kept for {self._lifetime(image_id):g} seconds"
             raise ImageNotFound(image_id, hint=lifetime)
         with self._damage_noted(image_id):
-            return Note.read(self._read(image_id, METADATA_SUFFIX), image_id)
+            return self._read_note(image_id)
+
+    def _read_note(self, image_id: str) -> Note:
+        """The note in its file. Raises ImageNotFound, Damaged."""
+        return Note.read(self._read(image_id, METADATA_SUFFIX, MAX_BYTES), image_id)
 
     def _read_by(self, note: Note) -> StoredImage:
         """The picture of a note. Raises ImageNotFound."""
         with self._damage_noted(note.image_id):
-            data = self._read(note.image_id, note.output_format)
+            data = self._read(note.image_id, note.output_format, note.size)
             note.check(data)
         return StoredImage(note.image_id, data, note.output_format, note.metadata)
 
@@ -253,8 +257,8 @@ class ImageStore(StoreFiles):
         damaged = set()
         for image_id in found.intersection(stored):
             try:
-                note = Note.read(self._read(image_id, METADATA_SUFFIX), image_id)
-                note.check(self._read(image_id, note.output_format))
+                note = self._read_note(image_id)
+                note.check(self._read(image_id, note.output_format, note.size))
             except (Damaged, ImageNotFound):
                 damaged.add(image_id)
         return damaged

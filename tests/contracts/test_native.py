@@ -246,6 +246,31 @@ def test_errors_before_our_code_look_alike(http: httpx.Client) -> None:
         assert message.startswith(f"no route POST {path}{pointer}")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "pointer"),
+    [
+        ("POST", "/txt2img", "POST /generate"),
+        ("GET", "/sampler", "the nearest is /samplers"),
+        ("POST", "/sdapi/v1/extra-single-image", "no upscalers"),
+        ("POST", "/v2/models/fake/generate", "/infer"),
+    ],
+)
+def test_addresses_of_other_servers(
+    http: httpx.Client, method: str, path: str, pointer: str
+) -> None:
+    answer = http.request(method, path)
+    assert answer.status_code == 404
+    assert pointer in answer.text
+
+
+def test_addresses_that_are_nearly_right(http: httpx.Client) -> None:
+    for method, path in (("GET", "/generate"), ("POST", "/samplers"), ("PUT", "/livez")):
+        assert http.request(method, path).status_code == 405, path
+    for path in ("/generate/", "/samplers/", "/ui"):
+        assert http.post(path, json=GENERATE).has_redirect_location, path
+    assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
+
+
 def test_a_page_of_another_site_may_look_and_not_send(http: httpx.Client) -> None:
     page = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
     for path, form in (("/generate", {"prompt": "quick"}), ("/cancel/x", {})):

@@ -15,8 +15,9 @@ from typing import Any
 from sdxl_bento.errors import AdapterMismatch
 
 CONFIG = "lora_adapter_metadata"
-# PEFT's patterns are regular expressions, and some that anyone can write take for ever.
-_MOST_CHARS, _MOST_REPEATS = 300, 4
+# PEFT's patterns are regular expressions, and some that anyone can write take for ever. Meanwhile
+# the whole process stands still, because matching holds Python's lock.
+_MOST_PATTERNS, _MOST_BRANCHING, _MOST_CHARS, _MOST_BRANCHES = 4096, 32, 300, 4
 _REPEATED_GROUP = re.compile(r"\)\s*[*+?{]")
 
 
@@ -49,9 +50,12 @@ class AlphaConfig:
     def _target(self, config: Mapping[str, Any], target: str, value: object) -> _Target:
         alpha = self._number(f"{target}.lora_alpha", value)
         key = f"{target}.alpha_pattern"
+        sent = self._object(key, config.get(key))
+        if len(sent) > _MOST_PATTERNS or sum(map(bool, map(_branches, sent))) > _MOST_BRANCHING:
+            raise self._refusal(key, f"{len(sent)} patterns", "a short list of regular expressions")
         patterns = {
             self._pattern(key, pattern): self._number(f"{key}.{pattern}", each)
-            for pattern, each in self._object(key, config.get(key)).items()
+            for pattern, each in sent.items()
         }
         stabilised = config.get(f"{target}.use_rslora") or False
         if not isinstance(stabilised, bool):
@@ -75,14 +79,13 @@ class AlphaConfig:
         return number
 
     def _pattern(self, key: str, pattern: str) -> re.Pattern[str]:
-        repeats = sum(pattern.count(sign) for sign in "*+{")
-        slow = _REPEATED_GROUP.search(pattern) or repeats > _MOST_REPEATS
+        slow = _REPEATED_GROUP.search(pattern) or _branches(pattern) > _MOST_BRANCHES
         try:
             if not slow and len(pattern) <= _MOST_CHARS:
                 return re.compile(rf"(.*\.)?({pattern})$")
         except (re.error, RecursionError, OverflowError):
             pass
-        raise self._refusal(key, pattern, "a short regular expression that repeats no group")
+        raise self._refusal(key, pattern, "a short and simple regular expression")
 
     def _refusal(self, key: str, value: object, wanted: str) -> AdapterMismatch:
         shown = f"{value!r:.60}"
@@ -99,6 +102,16 @@ class _Target:
         alpha = next(matching, self._alpha)
         # Rank-stabilised LoRA, arXiv 2312.03732.
         return alpha / (math.sqrt(rank) if self._stabilised else rank)
+
+
+def _branches(pattern: str) -> int:
+    """How many signs of a pattern make its matching try several ways, whose numbers multiply.
+
+    The alternatives of a single group only add up, as in `(to_q|to_k|to_v)`.
+    """
+    pattern = pattern.replace("(?:", "(")
+    repeats = sum(pattern.count(sign) for sign in "*+?{")
+    return repeats + pattern.count("|") if repeats or pattern.count("(") > 1 else 0
 
 
 def _parsed(name: str, text: str | None) -> object:

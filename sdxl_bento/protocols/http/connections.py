@@ -25,6 +25,8 @@ from sdxl_bento.protocols.http.middleware import ErrorBodies
 logger = logging.getLogger(f"bentoml.{__name__}")
 
 MAX_HEAD_BYTES = 64 << 10
+# Bytes of one read from a connection.
+_SHORT_READ, _LONG_READ = 2 << 10, 32 << 10
 # Of the addresses that keep an eye on the server, whoever else there is.
 _PROBES = frozenset(("/livez", "/readyz", "/healthz", "/metrics"))
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -121,6 +123,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.heard = self.loop.time()
         self._start_timer()
         end_if_not_read(transport, self.bounds.timeout_s)
+        self._read_in_steps()
         if not self.bounds.add(self):
             self.bounds.count("connections")
             self.app = refusing(self.app)
@@ -138,6 +141,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             logger.warning("a connection is closed: %s", type(error).__name__)
             self.transport.abort()
             return
+        self._read_in_steps()
         if not self.waits_for_head:
             self._stop_timer()
             self._head_bytes = 0
@@ -147,6 +151,20 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.turn_away(_LARGE)
         elif self._head_timer is None:
             self._start_timer()
+
+    def _read_in_steps(self) -> None:
+        """Let one read hold no more than the parser goes through quickly.
+
+        It takes each chunk of a body, each header and each request on its own, and a chunk can be
+        one byte. A body whose length was declared is one piece, however long it is.
+        """
+        is_whole = (
+            not self.waits_for_head
+            and self.cycle.more_body
+            and all(name != b"transfer-encoding" for name, _ in self.cycle.scope["headers"])
+        )
+        if hasattr(self.transport, "max_size"):  # asyncio's; uvloop has none
+            self.transport.max_size = _LONG_READ if is_whole else _SHORT_READ
 
     def turn_away(self, answer: bytes) -> None:
         """Close the connection, with an answer if the client reads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import random
 import re
@@ -251,6 +252,11 @@ def test_every_type_of_numbers(targets: Targets, tmp_path: Path, dtype: torch.dt
 CONFIG = "lora_adapter_metadata"
 
 
+def _patterns(*patterns: str) -> str:
+    """The header of a file with these patterns."""
+    return json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": dict.fromkeys(patterns, 4)})
+
+
 @pytest.mark.parametrize(
     ("header", "key"),
     [
@@ -268,6 +274,10 @@ CONFIG = "lora_adapter_metadata"
         ('{"unet.lora_alpha": 4, "unet.alpha_pattern": ["to_q"]}', "unet.alpha_pattern"),
         ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"(": 4}}', "unet.alpha_pattern"),
         ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"(a+)+": 4}}', "unet.alpha_pattern"),
+        (_patterns("(.|.)" * 30 + "!"), "unet.alpha_pattern"),
+        (_patterns(".??" * 60 + "!"), "unet.alpha_pattern"),
+        (_patterns(*(f"{n}.*" for n in range(33))), "unet.alpha_pattern"),
+        (_patterns(*map(str, range(4097))), "unet.alpha_pattern"),
         ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"to_q": null}}', "unet.alpha_pattern.to_q"),
         ('{"unet.lora_alpha": 4, "unet.use_rslora": "no"}', "unet.use_rslora"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,33 @@ def test_what_is_damaged_is_absent_counted_and_removed(
     store.sweep()
     assert not list(tmp_path.rglob(f"{damaged}*"))
     assert store.get(whole).data == DATA
+
+
+@pytest.mark.parametrize("suffix", ["png", "json"])
+def test_a_file_without_end_is_not_read_to_it(
+    store: ImageStore, tmp_path: Path, suffix: str
+) -> None:
+    damaged = store.put(DATA, "png", {}, KEY)
+    os.truncate(tmp_path / f"{damaged}.{suffix}", 1 << 40)
+    with pytest.raises(ImageNotFound):
+        store.get(damaged)
+    assert store.get_result(KEY, "png") is None
+    store.sweep()
+    assert not list(tmp_path.rglob(f"{damaged}*"))
+
+
+def test_a_file_that_cannot_be_read_is_absent_and_stays(store: ImageStore, tmp_path: Path) -> None:
+    """The store as a whole works, so others must not be told that it does not."""
+    unreadable = store.put(DATA, "png", {}, KEY)
+    file, kept = tmp_path / f"{unreadable}.png", tmp_path / "kept"
+    file.rename(kept)
+    file.symlink_to(file)
+    with pytest.raises(ImageNotFound, match="cannot be read"):
+        store.get(unreadable)
+    assert store.get_result(KEY, "png") is None
+    store.sweep()
+    kept.replace(file)
+    assert store.get(unreadable).data == DATA
 
 
 def test_what_is_whole_again_stays(store: ImageStore, tmp_path: Path) -> None:

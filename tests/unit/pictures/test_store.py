@@ -202,8 +202,8 @@ def test_what_is_being_read_stays(opened: Opener, clock: Clock) -> None:
     image_id = put(reader, b"precious")
     read, sweeping = reader._read, threading.Thread(target=sweeper.sweep, args=(30,))
 
-    def sweep_meanwhile(name: str, kind: str) -> bytes:
-        data = read(name, kind)
+    def sweep_meanwhile(name: str, kind: str, most: int) -> bytes:
+        data = read(name, kind, most)
         if kind == "json":
             clock.now += 60
             put(sweeper, b"x" * 9000)

@@ -180,3 +180,25 @@ async def test_a_parser_that_fails_ends_its_connection(caplog: pytest.LogCapture
         assert (await answer(reader)).startswith((b"HTTP/1.1 400", b""))
         assert await status(connect) == 200
     assert "Traceback" not in caplog.text
+
+
+async def test_bodies_in_chunks_are_parsed_in_short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    parse = connections.AutoHTTPProtocol.data_received
+
+    def noted(self: Any, data: bytes) -> None:
+        steps.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(connections.AutoHTTPProtocol, "data_received", noted)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\n"
+    whole = head + b"Content-Length: 1000000\r\n\r\n" + b"x" * 1_000_000
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 2000 + b"0\r\n\r\n"
+    async with served(timeout_s=5) as connect:
+        reader, writer = await connect(whole)
+        await reader.readuntil(b"ok")
+        assert max(steps) > 10_000
+        steps.clear()
+        writer.write(chunked)
+        await reader.readuntil(b"ok")
+        assert max(steps) <= 2048
