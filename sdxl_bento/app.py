@@ -24,7 +24,7 @@ from sdxl_bento.protocols.http.errors import error_response
 from sdxl_bento.protocols.http.gate import Gate
 from sdxl_bento.protocols.http.incoming import BodyMemory
 from sdxl_bento.protocols.http.masking import Labels
-from sdxl_bento.protocols.http.no_route import Elsewhere, no_such_route
+from sdxl_bento.protocols.http.no_route import no_such_route
 from sdxl_bento.protocols.kserve.v1 import routes as kserve_v1
 from sdxl_bento.protocols.kserve.v2 import repository
 from sdxl_bento.protocols.kserve.v2 import routes as kserve_v2
@@ -63,7 +63,6 @@ def web_app() -> Starlette:
         *openai.routes(),
         *a1111.routes(),
     ]
-    routes.append(Elsewhere(tuple(routes)))
     handlers = {SDXLError: _failed, 404: no_such_route, 405: no_such_route}
     return Starlette(routes=routes, exception_handlers=handlers)
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match, NoMatchFound, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route
 
 # The addresses that BentoML serves, for this app to point to.
 NATIVE = ("/generate", "/generate/stream", "/generate_batch", "/img2img", "/refine")
@@ -53,40 +51,6 @@ _VERB = re.compile(r"/v1/models/[^/]+:(?!predict\Z)(?P<verb>\w+)")
 _UNVERSIONED = re.compile(r"/images/(generations|edits)")  # which look like ids of pictures
 _SHOWN = 100
 _SIMILAR = 0.75
-
-
-class Elsewhere(BaseRoute):
-    """The last route of the app: every address that no route has.
-
-    BentoML hands an app only those requests that one of its routes matches, and would answer the
-    others itself. The match is a partial one, so that a route of BentoML with another method comes
-    first. An address that lacks a slash at its end, or has one too many, is left to be redirected.
-    """
-
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes = routes
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match a request partially, unless it will be redirected."""
-        if scope["type"] != "http" or self._is_redirected(scope):
-            return Match.NONE, {}
-        return Match.PARTIAL, {}
-
-    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
-        """Raise NoMatchFound: these addresses have no name."""
-        raise NoMatchFound(name, path_params)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raise the exception that `no_such_route` answers."""
-        raise HTTPException(404)
-
-    def _is_redirected(self, scope: Scope) -> bool:
-        path = scope["path"]
-        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        if other in NATIVE:
-            return True
-        there = {**scope, "path": other}
-        return any(route.matches(there)[0] != Match.NONE for route in self._routes)
 
 
 async def no_such_route(request: Request, error: Exception) -> Response:
