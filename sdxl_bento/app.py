@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdxl_bento.config import Settings
@@ -51,7 +51,7 @@ _OF_BENTOML = ("/livez", "/readyz", "/healthz", "/metrics", "/schema.json")
 
 def web_app() -> Starlette:
     """The app. Set `state.api` and `state.page` before its first request. `page` may be None."""
-    routes: list[BaseRoute] = [
+    routes = [
         Route("/", _front_page, name="page"),
         Mount("/ui", _gradio_page, name="ui"),
         Route("/docs", _api_page, name="docs"),

@@ -205,8 +205,8 @@ class ArtifactMismatch(ConfigurationError):
 
 def readable(text: str, limit: int = 200) -> str:
     """`text` in one line of at most `limit` characters, with escapes for what cannot be shown."""
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
-    return shown if len(shown) <= limit and len(text) <= limit else shown[: limit - 1] + "…"
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:limit])
+    return line if len(line) <= limit and len(text) <= limit else line[: limit - 1] + "…"
 
 
 def _copy(error: E) -> E:

@@ -9,10 +9,17 @@ import time
 import httpx
 import pytest
 
+from benchmarks.attacks import ATTACKS, Site
+from benchmarks.attacks.attack import run
 from tests.contracts.conftest import until_idle
 from tests.support.server import Server
 
 MARK = "Mk7Zq"
+# The kinds of `benchmarks.abuse` that need no model, no measured costs, and no half minute.
+QUICK = (
+    *("numbers", "headers", "nesting", "tensors", "too-large", "unknown-fields", "bombs"),
+    *("unknown-paths", "never-fitting"),
+)
 
 
 def sent(server: Server, data: bytes, timeout_s: float = 10) -> bytes:
@@ -58,6 +65,14 @@ def test_each_is_answered(faked: Server, data: bytes, status: int) -> None:
     answer = sent(faked, data)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
     assert httpx.get(f"{faked.url}/livez").status_code == 200
+
+
+@pytest.mark.parametrize("kind", QUICK)
+async def test_each_kind_of_abuse_is_held(faked: Server, kind: str) -> None:
+    async with httpx.AsyncClient(base_url=faked.url, timeout=60) as http:
+        result = await run(ATTACKS[kind], Site(faked.url, "fake", http), seconds=0.2, seed=1)
+    assert result.tried >= ATTACKS[kind].clients
+    assert result.held == result.tried, result.surprises
 
 
 def test_a_large_body_is_refused_before_it_is_sent(faked: Server) -> None:
