@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from sdxl_bento.backends.eager import EagerBackend
+from sdxl_bento.backends.examples import draw_example
 from sdxl_bento.backends.parts import MOST_ROWS, Part
 from sdxl_bento.backends.slots import RANK_STEP, SlotLayout, SlotTable
 from sdxl_bento.diffusion.backend import Mix, UNetInputs
 from sdxl_bento.engine.request import Stage
-from sdxl_bento.manifest import BackendInfo
+from sdxl_bento.manifest import BackendInfo, Role
 
 if TYPE_CHECKING:
     from sdxl_bento.diffusion.lora.pool import LoraPool
@@ -99,14 +100,15 @@ class CompiledBackend:
         scale = manifest.base.vae_scale_factor
         sizes = self._info.sizes or (manifest.base,)
         for name, part in self._parts.items():
-            pipeline = self._model.pipeline(_stage(name.partition("/")[0]))
+            role: Role = "refiner" if name.startswith("refiner/") else "base"
+            config = self._model.pipeline(_stage(role)).unet.config
             for size in sizes:
                 cells = size.height // scale, size.width // scale
                 if name.endswith("vae_decoder"):
                     part({"latents": self._zeros(1, manifest.base.latent_channels, *cells)})
                     continue
                 for rows in self._info.rows or (1, 2):
-                    blank = self._blank(pipeline, rows, *cells)
+                    blank = self._blank(role, config, rows, *cells)
                     if name.endswith("slots"):
                         blank |= self._blank_slots(rows)
                     part(blank)
@@ -157,20 +159,11 @@ class CompiledBackend:
             shape, device=self._model.placement.device, dtype=self._model.placement.dtype
         )
 
-    def _blank(self, pipeline: Any, rows: int, height: int, width: int) -> Tensors:
-        config = pipeline.unet.config
-        cross = config.cross_attention_dim
-        ids = 5 if pipeline.info.requires_aesthetics_score else 6
-        pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
-        return {
-            "sample": self._zeros(rows, config.in_channels, height, width),
-            "timestep": self._zeros(rows).float(),
-            "encoder_hidden_states": self._zeros(
-                rows, 77, cross if isinstance(cross, int) else cross[0]
-            ),
-            "text_embeds": self._zeros(rows, pooled),
-            "time_ids": self._zeros(rows, ids),
-        }
+    def _blank(self, role: Role, config: Any, rows: int, height: int, width: int) -> Tensors:
+        """Zeros in the shapes of a UNet's inputs."""
+        example = draw_example(role, config, rows, height, width)
+        blank = {name: self._zeros(*tensor.shape) for name, tensor in example.items()}
+        return blank | {"timestep": blank["timestep"].float()}
 
     def _blank_slots(self, rows: int) -> Tensors:
         return {
